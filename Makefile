@@ -1,0 +1,38 @@
+# The front door: `make demo` shows what Ratoon does, `make test` tests all of it.
+# Both set up what they need, and are quick the second time.
+
+.PHONY: help setup demo test test-fast soak lint bench clean
+.DEFAULT_GOAL := help
+
+PYTHON_IN_VENV := .venv/bin/python
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
+
+setup:  ## install what is needed from Debian and PyPI; makes .venv
+	@scripts/setup.sh
+
+demo: setup  ## build a chain of snapshots, fork from each, probe and measure
+	@$(PYTHON_IN_VENV) -m ratoon.bench.demo
+
+test: setup lint  ## everything: style, types, fast tests, real virtual machines
+	@$(PYTHON_IN_VENV) -m pytest
+
+test-fast: setup  ## the tests without virtual machines
+	@$(PYTHON_IN_VENV) -m pytest -m 'not vm'
+
+soak: setup  ## the long runs, of which `make test` takes a seeded slice
+	@$(PYTHON_IN_VENV) -m pytest --soak tests/faults tests/model
+
+lint: setup  ## formatter, linter and type checker
+	@.venv/bin/ruff format --check --quiet .
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/mypy --no-error-summary
+	@MYPYPATH=tests/vm .venv/bin/mypy --no-error-summary tests/vm/conftest.py
+
+bench: setup  ## the demo with more rounds; every sample as CSV
+	@$(PYTHON_IN_VENV) -m ratoon.bench.demo --rounds 40 --csv build/bench.csv
+
+clean:  ## remove what was built in the checkout; the cache outside stays
+	rm -rf build dist .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

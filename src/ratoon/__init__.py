@@ -1,0 +1,20 @@
+"""Ratoon forks microVMs: snapshot once, fork in milliseconds, stack diff snapshots into chains."""
+
+from ratoon.errors import CommandFailed, RatoonError
+from ratoon.guest.channel import ExecResult
+from ratoon.sandbox.capture import Branched
+from ratoon.sandbox.engine import Built, Engine
+from ratoon.sandbox.sandbox import Sandbox
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Branched",
+    "Built",
+    "CommandFailed",
+    "Engine",
+    "ExecResult",
+    "RatoonError",
+    "Sandbox",
+    "__version__",
+]

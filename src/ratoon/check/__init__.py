@@ -1,0 +1,1 @@
+"""Checking a store: what is damaged, what is litter, and what can be repaired."""

@@ -1,0 +1,113 @@
+"""Are the images of a store what they were when they were made, and does anybody need them?"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ratoon.check.findings import Finding, Kind, unreadable
+from ratoon.check.inventory import Surveyed, identity_of
+from ratoon.check.litter import image_lock
+from ratoon.check.structure import Head
+from ratoon.errors import RatoonError
+from ratoon.memory.digests import PAGE_SIZE, memory_root, zero_array
+from ratoon.memory.image import ImageStore
+from ratoon.snapshot.snapshot import MANIFEST, Snapshot, load_snapshot
+from ratoon.snapshot.store import Store
+
+
+@dataclass
+class Images:
+    """What was found of images; `sound` are those whose stamps hold, with the chains they show."""
+
+    findings: list[Finding] = field(default_factory=list)
+    in_use: list[Path] = field(default_factory=list)
+    sound: list[tuple[Path, Head]] = field(default_factory=list)
+
+
+def list_images(store: Store) -> list[Path]:
+    """The images and the stamps of images, by name."""
+    return sorted([*store.images.glob("[!.]*.ram"), *store.images.glob("[!.]*.json")])
+
+
+def check_images(
+    store: Store,
+    listed: Sequence[Path],
+    surveyed: Sequence[Surveyed],
+    heads: Mapping[str, Head],
+    *,
+    all_known: bool,
+) -> Images:
+    """Check the stamps of the images `listed` before the snapshots were `surveyed`.
+
+    Where not `all_known`, because a manifest cannot be read, no image is called unused.
+    """
+    images = Images()
+    needed = _needed_roots(store, surveyed)
+    for path in listed:
+        with image_lock(store, path.stem) as free:
+            if not free:
+                images.in_use.append(path)
+            elif path.suffix == ".ram":
+                _check_image(store, path, heads, needed, all_known, images)
+            elif path.exists() and not path.with_suffix(".ram").exists():
+                what = "the stamp of an image that is gone"
+                images.findings.append(Finding.of(Kind.LITTER, path, what))
+    return images
+
+
+def _check_image(
+    store: Store,
+    path: Path,
+    heads: Mapping[str, Head],
+    needed: Mapping[str, str],
+    all_known: bool,
+    images: Images,
+) -> None:
+    root = path.stem
+    identity = identity_of(path)
+    try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            kind, what = Kind.ORPHAN, "not a regular file"
+        elif not path.with_suffix(".json").exists():
+            kind, what = Kind.LITTER, "an image whose making was interrupted: it has no stamp"
+        else:
+            head = heads.get(root) or _zero_head(root, found.st_size)
+            ram_pages = head.ram_pages if head else found.st_size // PAGE_SIZE
+            if ImageStore(store.images).find(root, ram_pages):
+                if head:
+                    images.sound.append((path, head))
+                if (head and not head.files) or root in needed or not all_known:
+                    return
+                kind, what = Kind.UNUSED_IMAGE, "no snapshot has this memory"
+            else:
+                kind, what = Kind.IMAGE, "it was changed since it was made from checked pages"
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        kind, what = Kind.IMAGE, unreadable(error)
+    if identity_of(path) == identity:
+        images.findings.append(Finding.of(kind, path, what, snapshot=needed.get(root)))
+
+
+def _zero_head(root: str, size: int) -> Head | None:
+    """All-zero RAM, from which bases are booted, is the head of no layers."""
+    ram_pages = size // PAGE_SIZE
+    if memory_root(zero_array(ram_pages)) != root:
+        return None
+    return Head("", (), ram_pages)
+
+
+def _needed_roots(store: Store, surveyed: Sequence[Surveyed]) -> dict[str, str]:
+    """Roots whose images may be mapped, and the tag of a snapshot that has each."""
+    snapshots: list[Snapshot] = [entry.snapshot for entry in surveyed]
+    for manifest in store.sandboxes.glob(f"*/*/{MANIFEST}"):  # twins, maybe of deleted snapshots
+        with suppress(RatoonError, OSError):
+            snapshots.append(load_snapshot(manifest.parent))
+    return {
+        layer.memory_root: layer.tag for snapshot in snapshots for layer in snapshot.manifest.layers
+    }

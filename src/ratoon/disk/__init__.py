@@ -1,0 +1,1 @@
+"""Disk layers: qcow2 overlays whose headers name no other file."""

@@ -1,0 +1,134 @@
+"""Every error that Ratoon raises on purpose, as one tree.
+
+::
+
+    RatoonError                    exit 1, HTTP 500
+    ├── InvalidInput               exit 2, HTTP 400   a name, size or option that cannot be right
+    ├── NotFound                   exit 3, HTTP 404   no such snapshot, sandbox, image
+    ├── Conflict                   exit 4, HTTP 409   the store's state forbids it
+    │   ├── AlreadyExists
+    │   ├── InFlight                                  someone is making it at this moment
+    │   ├── HasDependents
+    │   └── Incompatible                              made by another QEMU, CPU or format version
+    ├── Corrupt                    exit 5, HTTP 409   bytes are not what their digest says
+    │   └── ChainMismatch                             a link names another parent than it has
+    ├── CannotRestore              exit 1, HTTP 500   nothing is left to repair a file from
+    ├── HostError                  exit 1, HTTP 500   the host lacks something: a program, space
+    │   └── UnreadableDisk                            no ext4 file system, or a damaged one
+    ├── MachineError               exit 1, HTTP 500   QEMU refused or failed
+    │   ├── MachineDied                               the process is gone; carries its log's tail
+    │   └── BootTimeout
+    └── GuestError                 exit 1, HTTP 500   the agent in the guest refused or failed
+        ├── GuestTimeout                              the agent did not answer in time
+        └── CommandFailed                             a command that had to succeed did not
+
+The messages are for the person at the prompt: what failed, which thing, and what to do next.
+`exit_code` and `http_status` are the only mapping to the outside; nothing else translates errors.
+"""
+
+from __future__ import annotations
+
+
+class RatoonError(Exception):
+    """Something failed that Ratoon can explain."""
+
+    exit_code = 1
+    http_status = 500
+
+
+class InvalidInput(RatoonError):
+    exit_code = 2
+    http_status = 400
+
+
+class NotFound(RatoonError):
+    exit_code = 3
+    http_status = 404
+
+
+class Conflict(RatoonError):
+    exit_code = 4
+    http_status = 409
+
+
+class AlreadyExists(Conflict):
+    pass
+
+
+class InFlight(Conflict):
+    pass
+
+
+class HasDependents(Conflict):
+    """Deleting it would be a surprise: `dependents` (tags) were made from it."""
+
+    def __init__(self, tag: str, dependents: list[str]) -> None:
+        self.tag = tag
+        self.dependents = dependents
+        names = ", ".join(dependents)
+        super().__init__(
+            f"snapshot {tag} has dependents: {names}; delete them with it (--cascade), "
+            "or it alone (--force): they stay whole"
+        )
+
+
+class Incompatible(Conflict):
+    pass
+
+
+class Corrupt(RatoonError):
+    exit_code = 5
+    http_status = 409
+
+
+class ChainMismatch(Corrupt):
+    """A link is on another parent than its own: `expected` and `found` are memory roots."""
+
+    def __init__(self, link: str, expected: str, found: str) -> None:
+        self.expected = expected
+        self.found = found
+        super().__init__(
+            f"chain link {link} must have memory root {expected}, but its layers give {found}: "
+            "the chain does not fit together"
+        )
+
+
+class CannotRestore(RatoonError):
+    """There is not enough left of a file to make it again."""
+
+
+class HostError(RatoonError):
+    pass
+
+
+class UnreadableDisk(HostError):
+    """What the guest made of its disk: the disk itself is what its digest says."""
+
+
+class MachineError(RatoonError):
+    pass
+
+
+class MachineDied(MachineError):
+    """QEMU is gone. `log_tail` is the end of what it and the guest's console wrote."""
+
+    def __init__(self, what: str, log_tail: str = "") -> None:
+        self.log_tail = log_tail
+        tail = f"\n--- end of its log ---\n{log_tail}" if log_tail else ""
+        super().__init__(f"{what}{tail}")
+
+
+class BootTimeout(MachineError):
+    pass
+
+
+class GuestError(RatoonError):
+    pass
+
+
+class GuestTimeout(GuestError):
+    pass
+
+
+class CommandFailed(GuestError):
+    pass

@@ -1,0 +1,48 @@
+#!/bin/busybox sh
+# The guest's first program: drivers, mounts, then the agent takes over as process 1.
+export PATH=/bin
+/bin/busybox mkdir -p /proc /sys /dev /sysroot
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sysfs /sys
+/bin/busybox mount -t devtmpfs devtmpfs /dev
+for module in $(/bin/busybox cat /modules/order); do
+    /bin/busybox insmod "/modules/$module" || echo "ratoon: cannot load $module"
+done
+tries=0
+until [ -b /dev/vda ] || [ $tries -ge 500 ]; do
+    /bin/busybox sleep 0.01
+    tries=$((tries + 1))
+done
+/bin/busybox mount -t ext4 -o noatime /dev/vda /sysroot || echo "ratoon: cannot mount the root disk"
+/bin/busybox mount -t cgroup2 cgroup2 /sys/fs/cgroup
+/bin/busybox mkdir /sys/fs/cgroup/sandbox /sys/fs/cgroup/agent
+cd /sysroot
+/bin/busybox mkdir -p proc sys dev run tmp etc
+/bin/busybox mount -t proc proc proc
+/bin/busybox mount -t sysfs sysfs sys
+/bin/busybox mount -t devtmpfs devtmpfs dev
+/bin/busybox mkdir -p dev/pts dev/shm
+/bin/busybox mount -t devpts -o mode=620,ptmxmode=666 devpts dev/pts
+/bin/busybox mount -t tmpfs -o mode=1777 tmpfs dev/shm
+/bin/busybox mount -t tmpfs -o mode=755 tmpfs run
+/bin/busybox mount -t tmpfs -o mode=1777 tmpfs tmp
+/bin/busybox mkdir -p run/ratoon
+: >run/ratoon/machine-id
+: >run/ratoon/instance-id
+[ -e etc/machine-id ] || : >etc/machine-id
+/bin/busybox mount --bind run/ratoon/machine-id etc/machine-id
+/bin/busybox ln -sf /proc/self/fd dev/fd
+/bin/busybox ln -sf /proc/self/fd/0 dev/stdin
+/bin/busybox ln -sf /proc/self/fd/1 dev/stdout
+/bin/busybox ln -sf /proc/self/fd/2 dev/stderr
+cd /
+# What the kernel does by itself from time to time runs in every fork too, where it is translated
+# anew and dirties pages: no neighbour discovery, no compaction in advance.
+echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6
+echo 0 >/proc/sys/vm/compaction_proactiveness
+/bin/busybox ip link set lo up
+/bin/busybox ip link set eth0 up 2>/dev/null &&
+    /bin/busybox ip addr add 10.0.2.15/24 dev eth0 &&
+    /bin/busybox ip route add default via 10.0.2.2
+# -I -S: nothing of the environment, no site packages; -B: pages stay clean.
+exec /usr/bin/python3.11 -I -S -B -c 'import sys; sys.path.insert(0, "/ratoon"); import agent.__main__ as a; a.main()'

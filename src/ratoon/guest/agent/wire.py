@@ -1,0 +1,147 @@
+"""The frames that host and guest exchange; this one file runs on both sides.
+
+A frame is ``length u32 | stream u32 | kind u8 | payload``, big-endian. Streams are numbered by the
+host and run side by side; every stream begins with a REQUEST and ends with a REPLY.
+
+The channel is part of a snapshot, half a frame included, so whoever connects first sends MARKER and
+a fresh 16-byte nonce. The agent forgets what it was reading and writing, answers MARKER and the
+same nonce, and both begin at a frame's boundary again; the host discards all up to that answer.
+
+MARKER cannot occur in a stream of frames: all its bytes are >= 0x80, while the first byte of a
+header (lengths are small) and its last (kinds are small) are below, so it cannot touch a header;
+and `encode` cuts a payload that contains it in two.
+"""
+
+from __future__ import annotations
+
+import struct
+
+#: The protocol's version: a host and an agent of different ones do not talk.
+VERSION = 1
+
+MARKER = bytes.fromhex("f1e2d3c4b5a697889f8e9dacbbcad9e8")
+NONCE_BYTES = 16
+SYNC_BYTES = len(MARKER) + NONCE_BYTES
+MAX_PAYLOAD = 64 * 1024
+
+#: PART is the beginning of a message too large for one frame; a frame of its real kind ends it.
+PART = 0
+REQUEST, STDIN, STDIN_END, CANCEL, REBIRTH = 1, 2, 3, 4, 5
+REPLY, STDOUT, STDERR, STDIN_TAKEN = 16, 17, 18, 19
+KINDS = frozenset(
+    (PART, REQUEST, STDIN, STDIN_END, CANCEL, REBIRTH, REPLY, STDOUT, STDERR, STDIN_TAKEN)
+)
+#: Those whose payload is a message, whole at the receiver; the others are pieces of a byte stream.
+MESSAGES = frozenset((REQUEST, REPLY))
+MAX_MESSAGE = 4 * 1024 * 1024
+
+#: Bytes of stdin the host may have under way in one stream; STDIN_TAKEN (u32 payload) returns them.
+STDIN_WINDOW = 256 * 1024
+
+HEADER = struct.Struct(">IIB")
+#: REBIRTH's payload: wall clock in ns, machine-id, entropy; the rest is the instance's name, which
+#: becomes the hostname too. Packed, not JSON: it is on the path of every fork, and under emulation
+#: each line of code that runs for the first time is paid for.
+REBIRTH_FIELDS = struct.Struct(">q32s64s")
+
+
+class ProtocolError(Exception):
+    """The peer sent what is no frame."""
+
+
+def encode(stream: int, kind: int, payload: bytes = b"") -> bytes:
+    """The frames that carry `payload`, of any length; at least one."""
+    unfinished = PART if kind in MESSAGES else kind
+    out = []
+    start = 0
+    while True:
+        end = min(start + MAX_PAYLOAD, len(payload))
+        marker = payload.find(MARKER, start, end)
+        if marker >= 0:
+            end = marker + 1
+        out.append(HEADER.pack(end - start, stream, unfinished if end < len(payload) else kind))
+        out.append(payload[start:end])
+        start = end
+        if start >= len(payload):
+            return b"".join(out)
+
+
+class Decoder:
+    """Cuts a byte stream into frames and finds the MARKER.
+
+    Holds at most a chunk, a frame, and the message under way.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        # The last bytes that were consumed as frames: a MARKER may begin in what a half frame ate.
+        self._tail = b""
+        self._awaiting_nonce = False
+        # A message whose end is still to come, and its stream; nothing comes between its frames.
+        self._message = bytearray()
+        self._message_stream = 0
+
+    def feed(self, data: bytes) -> None:
+        self._buffer += data
+
+    def sync(self) -> bytes | None:
+        """Drop all up to the last MARKER and its nonce, and return the nonce; None without one."""
+        window = self._tail + self._buffer
+        at = window.rfind(MARKER)
+        self._awaiting_nonce = at >= 0 and len(window) < at + SYNC_BYTES
+        if self._awaiting_nonce:
+            self._buffer, self._tail = bytearray(window[at:]), b""
+        if at < 0 or self._awaiting_nonce:
+            return None
+        nonce = bytes(window[at + len(MARKER) : at + SYNC_BYTES])
+        self._buffer = bytearray(window[at + SYNC_BYTES :])
+        # Of an older, half MARKER the "nonce" may be the beginning of the one that counts.
+        self._tail = nonce
+        self._message.clear()
+        return nonce
+
+    def frames(self) -> list[tuple[int, int, bytes]]:
+        """What has arrived whole, as (stream, kind, payload); call `sync` first."""
+        out: list[tuple[int, int, bytes]] = []
+        if self._awaiting_nonce:
+            return out
+        buffer = self._buffer
+        at = 0
+        while len(buffer) - at >= HEADER.size:
+            length, stream, kind = HEADER.unpack_from(buffer, at)
+            if length > MAX_PAYLOAD or kind not in KINDS:
+                if MARKER.startswith(buffer[at : at + SYNC_BYTES]):
+                    break  # the rest of it is still under way
+                raise ProtocolError(f"no frame: length {length}, kind {kind}")
+            end = at + HEADER.size + length
+            if len(buffer) < end:
+                break
+            payload = bytes(buffer[at + HEADER.size : end])
+            at = end
+            if kind == PART or self._message:
+                self._join(stream, kind, payload)
+                if kind == PART:
+                    continue
+                payload = bytes(self._message)
+                self._message.clear()
+            out.append((stream, kind, payload))
+        if at:
+            self._tail = (self._tail + buffer[:at])[-(SYNC_BYTES - 1) :]
+            del buffer[:at]
+        return out
+
+    def discard(self) -> None:
+        """Forget all but what may be the beginning of a MARKER and its nonce."""
+        self._tail = (self._tail + self._buffer)[-(SYNC_BYTES - 1) :]
+        self._buffer.clear()
+        self._message.clear()
+
+    def _join(self, stream: int, kind: int, payload: bytes) -> None:
+        if self._message and (stream != self._message_stream or kind not in (PART, *MESSAGES)):
+            raise ProtocolError(f"a frame of kind {kind} in the middle of a message")
+        if kind == PART and not payload:
+            raise ProtocolError("a part of nothing")
+        self._message_stream = stream
+        self._message += payload
+        if len(self._message) > MAX_MESSAGE:
+            raise ProtocolError(f"a message of more than {MAX_MESSAGE} bytes")

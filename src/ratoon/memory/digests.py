@@ -1,0 +1,78 @@
+"""Pages and their BLAKE3 digests; arrays of digests and the memory root over them.
+
+A digest array holds the digest of every page of a guest's RAM: uint8, shape (ram_pages, 32). Its
+own BLAKE3 is the **memory root**, the identity of that RAM's content.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+#: Bytes in a page, whatever the host's or the guest's large pages are.
+PAGE_SIZE = 4096
+#: Bytes in a digest.
+DIGEST_SIZE = 32
+#: The digest of a page of zeros.
+ZERO_DIGEST = blake3(bytes(PAGE_SIZE)).digest()
+
+_ZERO_ROW = np.frombuffer(ZERO_DIGEST, np.uint8).reshape(1, DIGEST_SIZE)
+
+
+@lru_cache(maxsize=4)
+def zero_array(ram_pages: int) -> NDArray[np.uint8]:
+    """The digest array of all-zero RAM; shared, so read-only."""
+    array = np.empty((ram_pages, DIGEST_SIZE), np.uint8)
+    array[:] = _ZERO_ROW
+    array.flags.writeable = False
+    return array
+
+
+def memory_root(array: NDArray[np.uint8]) -> str:
+    """The memory root of a digest array: the BLAKE3 of its bytes, in hex."""
+    return blake3(array.data, max_threads=blake3.AUTO).hexdigest()
+
+
+def hash_pages(pages: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The digests of `pages`, shape (n, 4096), C-contiguous: uint8, shape (n, 32)."""
+    digests = np.empty((len(pages), DIGEST_SIZE), np.uint8)
+    digests[:] = _ZERO_ROW
+    rows = np.flatnonzero(pages.view(np.uint64).any(axis=1))
+    data = pages.reshape(-1).data
+    hashed = b"".join(
+        [blake3(data[at : at + PAGE_SIZE]).digest() for at in (rows * PAGE_SIZE).tolist()]
+    )
+    digests[rows] = np.frombuffer(hashed, np.uint8).reshape(-1, DIGEST_SIZE)
+    return digests
+
+
+def digests_differ(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Row by row, whether two C-contiguous (n, 32) digest arrays differ: bool, shape (n,).
+
+    `right` may be one row, shape (1, 32).
+    """
+    words = left.view(np.uint64) != right.view(np.uint64)
+    # The four answers of a row at once, 7 times faster than any().
+    differ: NDArray[np.bool_] = words.view(np.uint32)[:, 0] != 0
+    return differ
+
+
+def are_stored(digests: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which of the (n, 32) digests belong to pages that are not all zero: bool, shape (n,)."""
+    return digests_differ(digests, _ZERO_ROW)
+
+
+def select_changed(
+    numbers: NDArray[np.uint64], pages: NDArray[np.uint8], parent: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint8], NDArray[np.int64]]:
+    """Of `pages`, shape (n, 4096), those that differ from the parent's page of the same number.
+
+    `numbers`, shape (n,), are their page numbers, `parent` is the parent's digest array. Returns
+    the numbers (k,), digests (k, 32) and rows in `pages` (k,) of what differs, in the same order.
+    """
+    digests = hash_pages(pages)
+    rows = np.flatnonzero(digests_differ(digests, parent[numbers.astype(np.int64)]))
+    return numbers[rows], digests[rows], rows

@@ -1,0 +1,29 @@
+"""Why an agent cannot be reached: most often because its machine is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from ratoon.errors import GuestError, GuestTimeout, MachineDied
+from ratoon.vmm.driver import Machine
+
+#: Seconds: the channel of a machine that dies is closed a moment before its process is gone.
+MOMENT = 0.5
+
+
+@asynccontextmanager
+async def blamed(machine: Machine, what: str) -> AsyncIterator[None]:
+    """Turn a GuestError into MachineDied, which says `what`, where the death is its cause."""
+    try:
+        yield
+    except GuestTimeout:
+        raise
+    except GuestError as error:
+        try:
+            async with asyncio.timeout(MOMENT):
+                log_end = await machine.wait_died()
+        except TimeoutError:
+            raise error from None
+        raise MachineDied(what, log_end) from None

@@ -1,0 +1,29 @@
+"""How long each stage of a fork or a branch took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stages:
+    """Milliseconds by stage, in the order in which the stages ran; a stage may run in parts."""
+
+    def __init__(self) -> None:
+        self.ms: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = (time.perf_counter() - start) * 1e3
+            self.ms[name] = round(self.ms.get(name, 0.0) + elapsed, 3)
+
+    @property
+    def total_ms(self) -> float:
+        """Milliseconds since this object was made, what lies between stages included."""
+        return round((time.perf_counter() - self._began) * 1e3, 3)

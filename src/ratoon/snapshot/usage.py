@@ -1,0 +1,188 @@
+"""Disk usage: what each snapshot, image and sandbox takes, and what it shares with others.
+
+Every inode counts once, by its blocks: so holes count nothing, and neither do further names. Data
+that several inodes share (reflinks) counts once too, by its place on the device. To each byte
+belong those that hold it; who is its only holder would free it by going.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ratoon.errors import NotFound
+from ratoon.snapshot.extents import shared_extents
+from ratoon.snapshot.manifest import check_tag
+from ratoon.snapshot.snapshot import Snapshot
+from ratoon.snapshot.store import Store
+
+#: Holds what has names, or shared data, outside the store.
+_OUTSIDE = "outside"
+_BLOCK = 512  # of st_blocks, on every file system
+
+#: How many bytes have exactly these holders.
+Charges = Mapping[frozenset[str], int]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """In bytes: `own` is what would become free if this alone were deleted, `shared` the rest."""
+
+    own: int
+    shared: int
+
+    @property
+    def total(self) -> int:
+        return self.own + self.shared
+
+
+@dataclass(frozen=True)
+class StoreUsage:
+    """The usage of everything in a store; `total` is in bytes, each counted once.
+
+    `snapshots` by tag, each with its image, which goes with it unless another snapshot has the same
+    memory; `images` by memory root and `sandboxes` by id, each of itself; `other`: staging,
+    templates and the store's own files.
+    """
+
+    total: int
+    snapshots: Mapping[str, Usage]
+    images: Mapping[str, Usage]
+    sandboxes: Mapping[str, Usage]
+    other: Usage
+
+
+@dataclass
+class _Inode:
+    """One inode, any of its names in the store, and all who have a name for it there."""
+
+    status: os.stat_result
+    path: Path
+    names: int = 0
+    holders: set[str] = field(default_factory=set)
+
+    def all_holders(self) -> frozenset[str]:
+        has_others = stat.S_ISREG(self.status.st_mode) and self.status.st_nlink > self.names
+        return frozenset(self.holders | ({_OUTSIDE} if has_others else set()))
+
+    def shared_extents(self) -> list[tuple[int, int]]:
+        if not stat.S_ISREG(self.status.st_mode) or not self.status.st_blocks:
+            return []
+        try:
+            return shared_extents(self.path)
+        except FileNotFoundError:
+            return []
+
+
+def usage(store: Store) -> StoreUsage:
+    """The usage of all that a store has. What vanishes meanwhile is left out."""
+    charges = _charge(_inodes(store.home))
+    names = {name for group in charges for name in group}
+
+    def each(kind: str) -> dict[str, Usage]:
+        of_kind = sorted(name for name in names if name.startswith(f"{kind}/"))
+        return {name.partition("/")[2]: _usage(charges, {name}, {name}) for name in of_kind}
+
+    roots = {
+        entry.manifest.tag: f"image/{entry.manifest.memory_root}"
+        for entry in store.list()
+        if isinstance(entry, Snapshot)
+    }
+    heads = Counter(roots.values())
+    snapshots = {}
+    for tag in each("snapshot"):
+        image = roots.get(tag, "")
+        alone = {f"snapshot/{tag}", *([image] if heads[image] == 1 else [])}
+        snapshots[tag] = _usage(charges, {f"snapshot/{tag}", image}, alone)
+    return StoreUsage(
+        total=sum(charges.values()),
+        snapshots=snapshots,
+        images=each("image"),
+        sandboxes=each("sandbox"),
+        other=_usage(charges, {"other"}, {"other"}),
+    )
+
+
+def snapshot_usage(store: Store, tag: str) -> Usage:
+    """The usage of one snapshot; for that, all of the store must be looked at. NotFound."""
+    check_tag(tag)
+    found = usage(store).snapshots.get(tag)
+    if found is None:
+        store.get(tag)
+        raise NotFound(f"snapshot {tag} was deleted meanwhile")
+    return found
+
+
+def _usage(charges: Charges, holds: set[str], alone: set[str]) -> Usage:
+    """Of what any of `holds` holds: what only `alone` do, and the rest."""
+    total = sum(size for holders, size in charges.items() if holders & holds)
+    own = sum(size for holders, size in charges.items() if holders <= alone)
+    return Usage(own, total - own)
+
+
+def _inodes(home: Path) -> Iterable[_Inode]:
+    """Every file and directory below `home`."""
+    found: dict[tuple[int, int], _Inode] = {}
+    pending = [(home, "other")]
+    while pending:
+        path, holder = pending.pop()
+        try:
+            status = path.lstat()
+            below = [*path.iterdir()] if stat.S_ISDIR(status.st_mode) else []
+        except FileNotFoundError:  # deleted meanwhile
+            continue
+        inode = found.setdefault((status.st_dev, status.st_ino), _Inode(status, path))
+        inode.names += 1
+        inode.holders.add(holder)
+        pending += [(name, _holder(name.relative_to(home))) for name in below]
+    return found.values()
+
+
+def _holder(path: Path) -> str:
+    """Whose a path relative to the store's directory is."""
+    match path.parts:
+        case ("snapshots", tag, *_):
+            return f"snapshot/{tag}"
+        case ("sandboxes", sandbox, *_):
+            return f"sandbox/{sandbox}"
+        case ("images", name) if not name.startswith("."):
+            return f"image/{path.stem}"
+    return "other"
+
+
+def _charge(inodes: Iterable[_Inode]) -> Charges:
+    charges: Counter[frozenset[str]] = Counter()
+    #: By device: where a shared extent begins (1) or ends (-1), and of which holders.
+    edges: defaultdict[int, list[tuple[int, int, frozenset[str]]]] = defaultdict(list)
+    for inode in inodes:
+        holders = inode.all_holders()
+        private = inode.status.st_blocks * _BLOCK
+        for start, end in inode.shared_extents():
+            private -= end - start
+            edges[inode.status.st_dev] += [(start, 1, holders), (end, -1, holders)]
+        charges[holders] += max(private, 0)
+    for of_device in edges.values():
+        for size, groups in _sweep(of_device):
+            charges[frozenset().union(*groups)] += size
+    return charges
+
+
+def _sweep(
+    edges: list[tuple[int, int, frozenset[str]]],
+) -> Iterator[tuple[int, list[frozenset[str]]]]:
+    """The length of each stretch of the device, and the holders of each that refers to it."""
+    referring: Counter[frozenset[str]] = Counter()
+    before = 0
+    for at, step, holders in sorted(edges, key=lambda edge: edge[:2]):
+        if at > before and (count := referring.total()):
+            # It is shared, so a single reference means that the other is not in the store.
+            outside = [frozenset([_OUTSIDE])] if count == 1 else []
+            yield at - before, [*referring, *outside]
+        before = at
+        referring[holders] += step
+        if not referring[holders]:
+            del referring[holders]

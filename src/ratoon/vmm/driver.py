@@ -1,0 +1,97 @@
+"""What every virtual machine monitor must be able to do for Ratoon.
+
+A driver starts one VM in a process of its own, either booting a kernel or waiting to be given a
+saved device state, and can pause it, save it, and put a new overlay on its disk while it lives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+Accelerator = Literal["tcg", "kvm"]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The machine as the guest sees it; a device state fits only the hardware it came from."""
+
+    ram_bytes: int
+    vcpus: int
+    accelerator: Accelerator
+
+
+@dataclass(frozen=True)
+class Boot:
+    """A cold start: the kernel, its initramfs and its command line."""
+
+    kernel: Path
+    initramfs: Path
+    command_line: str
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Everything that a machine is started from.
+
+    `memory` is mapped privately: it is never written to. `disks` are read-only layers, base first;
+    `overlay` is the writable one on top, whose header names no backing file. Without `boot` the
+    machine waits, paused, for `load_state`. The process inherits `descriptors` under their numbers,
+    so `memory` may name one of them as /proc/self/fd/N.
+    """
+
+    name: str
+    hardware: Hardware
+    memory: Path
+    disks: tuple[Path, ...]
+    overlay: Path
+    log: Path
+    runtime: Path
+    boot: Boot | None = None
+    descriptors: tuple[int, ...] = ()
+
+
+class Machine(Protocol):
+    """One virtual machine. Every method raises MachineDied if its process is gone."""
+
+    @property
+    def pid(self) -> int:
+        """The process whose memory holds the guest's RAM as a private mapping."""
+
+    @property
+    def agent_socket(self) -> Path:
+        """The unix socket of the guest's agent port."""
+
+    async def load_state(self, state: bytes) -> None:
+        """Give a machine that waits its device state; it is paused afterwards."""
+
+    async def resume(self) -> None:
+        """Let the guest run."""
+
+    async def pause(self) -> None:
+        """Stop the guest; RAM, devices and disk stand still afterwards."""
+
+    async def save_state(self) -> bytes:
+        """The device state of a paused machine, RAM and disks left out."""
+
+    async def add_overlay(self, overlay: Path) -> None:
+        """Make an empty overlay known, to be switched to later; the guest may run."""
+
+    async def switch_overlay(self) -> None:
+        """Freeze the disk's writable layer and write to the added overlay from now on."""
+
+    async def drop_overlay(self) -> None:
+        """Forget an added overlay that was not switched to."""
+
+    async def undo_overlay(self) -> None:
+        """Write the overlay's content back into the layer below, and go on with that one.
+
+        Only right after `switch_overlay`, while nobody else has come to rely on the frozen layer.
+        """
+
+    async def wait_died(self) -> str:
+        """Return once the process is gone, with the end of its log."""
+
+    async def kill(self) -> None:
+        """End the process and wait until it is gone; safe to repeat."""

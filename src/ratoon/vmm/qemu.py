@@ -1,0 +1,260 @@
+"""The QEMU driver: one process a machine, spoken to over QMP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import ExecuteError, QMPClient, QMPError
+
+from ratoon.errors import HostError, MachineDied, MachineError
+from ratoon.vmm import command
+from ratoon.vmm.driver import Launch
+
+# What goes wrong in a conversation is raised as an error of ours; it need not be logged as well.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+LOG_TAIL_BYTES = 2000
+#: Seconds that QEMU may take for one command; the longest by far is loading a device state.
+COMMAND_TIMEOUT = 60
+
+
+@cache
+def qemu_version() -> str:
+    """QEMU's version, as `7.2.22`."""
+    try:
+        output = subprocess.run(
+            [command.BINARY, "--version"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise HostError(
+            f"{command.BINARY} does not run ({error}); `make setup` installs it"
+        ) from None
+    match = re.search(r"version (\d+\.\d+\.\d+)", output)
+    if match is None:
+        raise HostError(f"{command.BINARY} states no version: {output[:100]}")
+    return match[1]
+
+
+def log_tail(log: Path) -> str:
+    """The end of what QEMU and the guest's console wrote."""
+    parts = []
+    for path in (command.console_log(log), log):
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+            parts.append(file.read().decode(errors="replace").strip())
+    return "\n".join(part for part in parts if part)
+
+
+class QemuMachine:
+    """A QEMU process. Made by `start`; implements `driver.Machine`.
+
+    The process dies with the thread that started it (PR_SET_PDEATHSIG), whatever way that goes.
+    """
+
+    def __init__(self, launch: Launch, process: subprocess.Popen[bytes]) -> None:
+        self._launch = launch
+        self._process = process
+        self._qmp = QMPClient(launch.name)
+        self._died = asyncio.get_running_loop().create_future()
+        self._disconnecting = asyncio.Lock()  # QMPClient cannot be asked twice at once
+        self._overlays = 1
+        self._active: str | None = command.FIRST_OVERLAY
+        self._below: str | None = None
+        self._added: str | None = None
+        self._watch()
+
+    @classmethod
+    async def start(cls, launch: Launch) -> QemuMachine:
+        """Start QEMU and wait until it listens to commands.
+
+        If this fails, the process is gone. Whoever asked removes `launch.runtime`, which is made.
+        """
+        launch.runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _listener(launch.runtime / "qmp") as qmp, _listener(launch.runtime / "agent") as agent:
+            arguments = command.arguments(launch, qmp_fd=qmp.fileno(), agent_fd=agent.fileno())
+            # setpriv is an exec, not a fork: it leaves its settings to QEMU and is gone.
+            words = [
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                "--no-new-privs",
+                "--",
+                command.BINARY,
+                *arguments,
+            ]
+            with launch.log.open("ab") as log:
+                process = subprocess.Popen(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(qmp.fileno(), agent.fileno(), *launch.descriptors),
+                    start_new_session=True,
+                )
+        machine = cls(launch, process)
+        try:
+            async with machine._explained("start"):
+                await machine._qmp.connect(str(launch.runtime / "qmp"))
+        except BaseException:
+            await machine.kill()
+            raise
+        return machine
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def agent_socket(self) -> Path:
+        return self._launch.runtime / "agent"
+
+    async def load_state(self, state: bytes) -> None:
+        fd = _memory_file(state)
+        try:
+            await self._hand_over(fd, "getfd", fdname="state")
+        finally:
+            os.close(fd)
+        # The guest's address has not moved: it need not tell its neighbours, in each fork anew.
+        await self._execute("migrate-set-parameters", **{"announce-rounds": 0})
+        await self._execute("migrate-incoming", uri="fd:state")
+        # Success is silent without -global; failure ends the process.
+        while (await self._execute("query-status"))["status"] == "inmigrate":
+            await asyncio.sleep(0)
+
+    async def resume(self) -> None:
+        await self._execute("cont")
+
+    async def pause(self) -> None:
+        await self._execute("stop")
+
+    async def save_state(self) -> bytes:
+        fd = _memory_file(b"")
+        try:
+            # QEMU matches access modes: the set must hold a descriptor that is write-only.
+            writer = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                fdset = (await self._hand_over(writer, "add-fd"))["fdset-id"]
+            finally:
+                os.close(writer)
+            # Device state alone, in spite of the name. live=True would deactivate the disks.
+            path = f"/dev/fdset/{fdset}"
+            await self._execute("xen-save-devices-state", filename=path, live=False)
+            await self._execute("remove-fd", **{"fdset-id": fdset})
+            return os.pread(fd, os.fstat(fd).st_size, 0)
+        finally:
+            os.close(fd)
+
+    async def add_overlay(self, overlay: Path) -> None:
+        name = f"overlay{self._overlays}"
+        node = command.overlay_node(overlay, name)
+        await self._execute("blockdev-add", **node, backing=None)
+        self._added = name
+        self._overlays += 1
+
+    async def switch_overlay(self) -> None:
+        await self._execute("blockdev-snapshot", node=self._active, overlay=self._added)
+        self._below, self._active, self._added = self._active, self._added, None
+
+    async def drop_overlay(self) -> None:
+        if self._added is not None:
+            await self._execute("blockdev-del", **{"node-name": self._added})
+            self._added = None
+
+    async def undo_overlay(self) -> None:
+        job = "undo"
+        options = {"job-id": job, "device": self._active, "base-node": self._below}
+        await self._execute("block-commit", **options)
+        while jobs := await self._execute("query-block-jobs"):
+            if jobs[0]["ready"]:  # all is copied and kept equal: switch over
+                await self._execute("block-job-complete", device=job)
+                break
+            await asyncio.sleep(0.01)
+        while await self._execute("query-block-jobs"):
+            await asyncio.sleep(0.01)
+        await self._execute("blockdev-del", **{"node-name": self._active})
+        self._active, self._below = self._below, None
+
+    async def wait_died(self) -> str:
+        await asyncio.shield(self._died)
+        return log_tail(self._launch.log)
+
+    async def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        await asyncio.shield(self._died)
+        async with self._disconnecting:
+            with suppress(QMPError, EOFError, OSError):
+                await self._qmp.disconnect()
+
+    def _watch(self) -> None:
+        """Notice the death of the process at once, and reap it."""
+        loop = asyncio.get_running_loop()
+        pidfd = os.pidfd_open(self._process.pid)
+
+        def died() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            self._process.wait()
+            self._died.set_result(None)
+
+        loop.add_reader(pidfd, died)
+
+    async def _hand_over(self, fd: int, name: str, **arguments: Any) -> Any:
+        """Execute a command that takes a descriptor."""
+        async with self._explained(name):
+            self._qmp.send_fd_scm(fd)
+        return await self._execute(name, **arguments)
+
+    async def _execute(self, name: str, **arguments: Any) -> Any:
+        async with self._explained(name), asyncio.timeout(COMMAND_TIMEOUT):
+            return await self._qmp.execute(name, arguments)
+
+    @asynccontextmanager
+    async def _explained(self, what: str) -> AsyncIterator[None]:
+        """Turn the failures of a conversation with QEMU into errors that say what happened."""
+        name = self._launch.name
+        try:
+            yield
+        except ExecuteError as error:
+            raise MachineError(f"QEMU of {name} refused {what}: {error}") from error
+        except TimeoutError:
+            raise MachineError(
+                f"QEMU of {name} did not finish {what} within {COMMAND_TIMEOUT} s; kill the sandbox"
+            ) from None
+        except (QMPError, EOFError, OSError) as error:
+            # The socket closes a moment before the process can be waited for.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await asyncio.shield(self._died)
+            if not self._died.done():
+                raise MachineError(f"QEMU of {name} failed at {what}: {error}") from error
+            raise MachineDied(
+                f"QEMU of {name} (process {self.pid}) died at {what}", log_tail(self._launch.log)
+            ) from error
+
+
+def _memory_file(content: bytes) -> int:
+    """A descriptor of an anonymous file that holds `content`, positioned at its start."""
+    fd = os.memfd_create("ratoon-state", os.MFD_CLOEXEC)
+    os.pwrite(fd, content, 0)
+    return fd
+
+
+@contextmanager
+def _listener(path: Path) -> Iterator[socket.socket]:
+    """A listening socket to be inherited: who connects need not wait until QEMU has made it."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        yield listener

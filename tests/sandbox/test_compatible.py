@@ -1,0 +1,92 @@
+"""May this host load that device state? If not, both sides are named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chain_snapshots import make_chain
+
+from ratoon.errors import Incompatible
+from ratoon.guest.agent import wire
+from ratoon.sandbox import fork
+from ratoon.sandbox.fork import check_compatible
+from ratoon.snapshot.snapshot import Snapshot
+from ratoon.vmm import command
+from ratoon.vmm.driver import Accelerator
+
+TCG: frozenset[Accelerator] = frozenset(("tcg",))
+
+
+@pytest.fixture(autouse=True)
+def host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fork, "qemu_version", lambda: "7.2.22")
+    monkeypatch.setattr(fork, "host_tsc_khz", lambda: 2_100_000)
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Snapshot:
+    """A snapshot made on just this host."""
+    (snapshot,) = make_chain(tmp_path, [{}])
+    guest = snapshot.manifest.guest.model_copy(update={"agent_version": wire.VERSION})
+    manifest = snapshot.manifest.model_copy(update={"guest": guest})
+    return made_with(replace(snapshot, manifest=manifest), devices=command.DEVICES)
+
+
+def made_with(snapshot: Snapshot, **machine: Any) -> Snapshot:
+    config = snapshot.manifest.machine.model_copy(update=machine)
+    manifest = snapshot.manifest.model_copy(update={"machine": config})
+    return replace(snapshot, manifest=manifest)
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [
+        {},
+        {"qemu_version": "7.2.0"},
+        {"qemu_version": "7.2"},
+        {"tsc_khz": 2_100_900},
+        {"tsc_khz": 2_099_100},
+        {"vcpus": 4, "ram_bytes": 1 << 30, "cpu": "another"},
+    ],
+)
+def test_what_fits(snapshot: Snapshot, machine: dict[str, Any]) -> None:
+    check_compatible(made_with(snapshot, **machine), TCG)
+
+
+@pytest.mark.parametrize(
+    ("machine", "theirs", "ours"),
+    [
+        ({"qemu_version": "7.3.22"}, "QEMU 7.3.22", "7.2.22"),
+        ({"qemu_version": "8.2.22"}, "QEMU 8.2.22", "7.2.22"),
+        ({"qemu_version": "7.20.1"}, "QEMU 7.20.1", "7.2.22"),
+        ({"accelerator": "kvm"}, "accelerator kvm", "tcg"),
+        ({"machine": "q35"}, "machine q35", "microvm"),
+        ({"devices": ("virtio-blk",)}, r"devices \('virtio-blk',\)", r"\('virtio-blk', 'virtio-s"),
+        ({"devices": command.DEVICES[::-1]}, r"devices \('virtio-net", r"\('virtio-blk'"),
+        ({"tsc_khz": 2_400_000}, r"TSC rate \(kHz\) 2400000", "2100000"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_what_is_here(
+    snapshot: Snapshot, machine: dict[str, Any], theirs: str, ours: str
+) -> None:
+    message = f"snapshot s0 was made with {theirs}.*, this host has {ours}.*: build it anew"
+    with pytest.raises(Incompatible, match=message):
+        check_compatible(made_with(snapshot, **machine), TCG)
+
+
+def test_another_protocol_of_the_agent(snapshot: Snapshot) -> None:
+    guest = snapshot.manifest.guest.model_copy(update={"agent_version": 999})
+    other = replace(snapshot, manifest=snapshot.manifest.model_copy(update={"guest": guest}))
+    with pytest.raises(Incompatible, match=f"protocol 999, this host has {wire.VERSION};"):
+        check_compatible(other, TCG)
+
+
+def test_a_host_with_both_accelerators(snapshot: Snapshot) -> None:
+    both: frozenset[Accelerator] = frozenset(("tcg", "kvm"))
+    check_compatible(made_with(snapshot, accelerator="kvm"), both)
+    check_compatible(made_with(snapshot, accelerator="tcg"), both)
+    with pytest.raises(Incompatible, match="this host has kvm or tcg;"):
+        check_compatible(made_with(snapshot, accelerator="hvf"), both)

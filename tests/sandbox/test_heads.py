@@ -1,0 +1,301 @@
+"""What a fork maps: its head's image, or the nearest one and the pages that are newer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mmap
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chain_snapshots import RAM, make_chain, ram_of, with_root
+
+from ratoon.errors import ChainMismatch, Corrupt, NotFound
+from ratoon.memory import PAGE_SIZE, ImageStore, memory_root, zero_array
+from ratoon.sandbox import heads as heads_module
+from ratoon.sandbox.heads import Heads, MappedMemory, Patch, write_patch
+from ratoon.snapshot.snapshot import Snapshot
+
+CHAIN = [{1: 1, 2: 2, 9: 3}, {2: 0, 5: 4}, {60: 5}]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageStore:
+    return ImageStore(tmp_path / "images")
+
+
+@pytest.fixture
+async def heads(images: ImageStore) -> AsyncIterator[Heads]:
+    heads = Heads(images)
+    yield heads
+    await heads.settle()
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> list[Snapshot]:
+    return make_chain(tmp_path / "snapshots", CHAIN)
+
+
+async def choose(
+    heads: Heads, snapshot: Snapshot, twin: Snapshot | None = None, *, burst: bool = False
+) -> tuple[MappedMemory, Patch | None]:
+    image, patch = await heads.choose(twin or snapshot, snapshot, burst=burst)
+    with image:
+        return MappedMemory.of_image(image), patch
+
+
+def patched(memory: MappedMemory, heads: Heads, patch: Patch | None) -> bytes:
+    """What the guest's RAM holds in the end."""
+    ram = np.frombuffer(memory.path.read_bytes(), np.uint8).reshape(RAM, PAGE_SIZE).copy()
+    for numbers, pages in heads.read_patch(patch) if patch else []:
+        ram[numbers] = pages
+    return ram.tobytes()
+
+
+async def test_a_head_with_an_image_needs_no_patch(heads: Heads, chain: list[Snapshot]) -> None:
+    image = await heads.make_image(chain[2])
+    memory, patch = await choose(heads, chain[2])
+    assert patch is None
+    assert memory == MappedMemory.of(image)
+    assert memory.length == RAM * PAGE_SIZE
+
+
+async def test_without_any_image_zeros_are_patched(heads: Heads, chain: list[Snapshot]) -> None:
+    memory, patch = await choose(heads, chain[2])
+    assert patch is not None
+    assert patch.covered == 0
+    assert memory.path.stem == memory_root(zero_array(RAM))
+    assert patched(memory, heads, patch) == ram_of(CHAIN).tobytes()
+
+
+@pytest.mark.parametrize("covered", [1, 2])
+async def test_the_nearest_image_is_patched(
+    heads: Heads, chain: list[Snapshot], covered: int
+) -> None:
+    image = await heads.make_image(chain[covered - 1])
+    memory, patch = await choose(heads, chain[2])
+    assert memory.path == image
+    assert patch is not None
+    assert patch.covered == covered
+    assert sum(len(numbers) for numbers, _ in heads.read_patch(patch)) == (3 if covered == 1 else 1)
+    assert patched(memory, heads, patch) == ram_of(CHAIN).tobytes()
+
+
+async def test_the_second_fork_starts_the_image_and_the_third_maps_it(
+    heads: Heads, images: ImageStore, chain: list[Snapshot]
+) -> None:
+    root = chain[1].manifest.memory_root
+    assert (await choose(heads, chain[1]))[1] is not None
+    await heads.settle()
+    assert images.find(root, RAM) is None
+    assert (await choose(heads, chain[1]))[1] is not None
+    await heads.settle()
+    assert images.find(root, RAM)
+    assert (await choose(heads, chain[1]))[1] is None
+
+
+async def test_each_head_is_counted_by_itself(
+    heads: Heads, images: ImageStore, chain: list[Snapshot]
+) -> None:
+    for snapshot in chain:
+        await choose(heads, snapshot)
+    await heads.settle()
+    assert [images.find(s.manifest.memory_root, RAM) for s in chain] == [None] * 3
+
+
+async def test_a_head_that_is_forgotten_begins_anew(
+    heads: Heads, images: ImageStore, chain: list[Snapshot]
+) -> None:
+    root = chain[1].manifest.memory_root
+    await choose(heads, chain[1])
+    heads.forget(root)
+    heads.forget(root)
+    await choose(heads, chain[1])
+    await heads.settle()
+    assert images.find(root, RAM) is None
+
+
+async def test_a_burst_has_its_image_at_once_and_once(
+    heads: Heads, images: ImageStore, chain: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    make = images.make
+
+    def counting(*args: object) -> Path:
+        made.append(args)
+        return make(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(images, "make", counting)
+    chosen = await asyncio.gather(*(choose(heads, chain[2], burst=True) for _ in range(20)))
+    image = images.find(chain[2].manifest.memory_root, RAM)
+    assert image
+    assert set(chosen) == {(MappedMemory.of(image), None)}
+    assert sum(bool(args[0]) for args in made) == 1
+
+
+@pytest.mark.parametrize(("limit", "patches"), [(4, True), (3, False)])
+async def test_above_the_limit_the_image_is_made_first(
+    heads: Heads,
+    chain: list[Snapshot],
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int,
+    patches: bool,
+) -> None:
+    """Of the head's five pages one is all zeros; zeros lie below anyway."""
+    monkeypatch.setattr(heads_module, "PATCH_LIMIT", limit * PAGE_SIZE)
+    memory, patch = await choose(heads, chain[2])
+    assert (patch is not None) is patches
+    assert patched(memory, heads, patch) == ram_of(CHAIN).tobytes()
+
+
+async def test_a_burst_that_is_cancelled_leaves_the_image_to_the_others(
+    heads: Heads, chain: list[Snapshot]
+) -> None:
+    forks = [asyncio.create_task(choose(heads, chain[2], burst=True)) for _ in range(5)]
+    while not heads._making:
+        await asyncio.sleep(0)
+    forks[0].cancel()
+    cancelled, *others = await asyncio.gather(*forks, return_exceptions=True)
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert {type(other) for other in others} == {tuple}
+
+
+# What does not fit together -------------------------------------------------------------------
+
+
+async def test_an_image_chosen_by_a_false_root_is_refused(
+    heads: Heads, images: ImageStore, chain: list[Snapshot]
+) -> None:
+    """The head is right, but a layer below names the root of an image that is not its own."""
+    images.make((), RAM)
+    false = with_root(chain[2], 0, memory_root(zero_array(RAM)))
+    memory, patch = await choose(heads, false)
+    assert memory.path.stem == memory_root(zero_array(RAM))
+    assert patch is not None
+    assert patch.covered == 1
+    with pytest.raises(ChainMismatch, match="chain link s0 must have memory root"):
+        heads.read_patch(patch)
+
+
+async def test_a_head_of_a_false_root_is_refused(heads: Heads, chain: list[Snapshot]) -> None:
+    false = with_root(chain[2], 2, "f" * 64)
+    _, patch = await choose(heads, false)
+    assert patch is not None
+    with pytest.raises(ChainMismatch, match="chain link s2 must have memory root ffff"):
+        heads.read_patch(patch)
+    with pytest.raises(ChainMismatch):
+        await heads.make_image(false)
+
+
+def damage(snapshot: Snapshot, layer: int, offset: int) -> None:
+    with snapshot.memory_path(layer).open("r+b") as file:
+        file.seek(offset, os.SEEK_SET if offset >= 0 else os.SEEK_END)
+        file.write(b"!")
+
+
+async def test_a_damaged_page_is_found_before_it_is_written(
+    heads: Heads, chain: list[Snapshot]
+) -> None:
+    damage(chain[2], 0, -1)
+    _, patch = await choose(heads, chain[2])
+    assert patch is not None
+    with pytest.raises(Corrupt, match="snapshot s0, memory layer: page 9 "):
+        heads.read_patch(patch)
+
+
+async def test_a_damaged_index_is_found(heads: Heads, chain: list[Snapshot]) -> None:
+    damage(chain[2], 1, 100)
+    with pytest.raises(Corrupt, match=r"snapshot s1, file .*ancestry/1/memory\.bin"):
+        await choose(heads, chain[2])
+    with pytest.raises(Corrupt, match="snapshot s1"):
+        heads.array(chain[2])
+
+
+async def test_a_background_image_that_fails_is_told_to_the_log(
+    heads: Heads,
+    chain: list[Snapshot],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The fork itself has what it needs: its twin of the snapshot."""
+    twin = make_chain(tmp_path / "twin", CHAIN)[2]
+    damage(chain[2], 0, -1)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            memory, patch = await choose(heads, chain[2], twin)
+            assert patched(memory, heads, patch) == ram_of(CHAIN).tobytes()
+            await heads.settle()
+    assert len(caplog.records) == 2
+    assert "page 9" in caplog.text
+
+
+async def test_a_snapshot_that_is_deleted_meanwhile(
+    heads: Heads, chain: list[Snapshot], tmp_path: Path
+) -> None:
+    twin = make_chain(tmp_path / "twin", CHAIN)[2]
+    shutil.rmtree(chain[2].path)
+    with pytest.raises(NotFound, match="s2 was deleted meanwhile"):
+        await choose(heads, chain[2], twin, burst=True)
+
+
+# Digest arrays --------------------------------------------------------------------------------
+
+
+def test_the_array_of_a_head_is_read_once(heads: Heads, chain: list[Snapshot]) -> None:
+    array = heads.array(chain[2])
+    assert memory_root(array) == chain[2].manifest.memory_root
+    shutil.rmtree(chain[2].path)
+    assert heads.array(chain[2]) is array
+
+
+def test_arrays_used_least_recently_are_dropped(
+    heads: Heads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = zero_array(RAM)
+    monkeypatch.setattr(heads_module, "ARRAY_CACHE", 3 * array.nbytes)
+    for root in "abc":
+        heads.remember(root, array.copy())
+    heads.remember("a", array.copy())
+    heads.remember("d", array.copy())
+    assert list(heads._arrays) == ["c", "a", "d"]
+
+
+def test_asking_for_an_array_is_using_it(
+    heads: Heads, chain: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads_module, "ARRAY_CACHE", 2 * zero_array(RAM).nbytes)
+    first = heads.array(chain[0])
+    heads.array(chain[1])
+    assert heads.array(chain[0]) is first
+    heads.array(chain[2])
+    assert heads.array(chain[0]) is first
+    assert len(heads._arrays) == 2
+
+
+def test_one_array_is_kept_however_large(heads: Heads, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads_module, "ARRAY_CACHE", 1)
+    for root in "ab":
+        heads.remember(root, zero_array(RAM))
+    assert list(heads._arrays) == ["b"]
+
+
+# Into a process -------------------------------------------------------------------------------
+
+
+async def test_a_patch_is_written_where_the_image_is_mapped(
+    heads: Heads, chain: list[Snapshot]
+) -> None:
+    await heads.make_image(chain[0])
+    memory, patch = await choose(heads, chain[2])
+    assert patch
+    with memory.path.open("rb") as file:
+        ram = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+    with ram:
+        assert memory.address_in(os.getpid())
+        write_patch(os.getpid(), memory, heads.read_patch(patch))
+        assert ram[:] == ram_of(CHAIN).tobytes()
+    assert memory.path.read_bytes() == ram_of(CHAIN[:1]).tobytes()

@@ -1,0 +1,170 @@
+"""How the package is built: who may know whom, how long a module is, and the tree of errors."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ratoon
+from ratoon import errors
+
+ROOT = Path(ratoon.__file__).parent
+MODULES = sorted(ROOT.rglob("*.py"))
+AGENT = "ratoon.guest.agent"
+
+#: Who is above whom; what shares a line is side by side. A package sees itself and what is below.
+FLOORS = [
+    {"bench"},
+    {"cli"},
+    {"sandbox"},
+    {"check", "pack"},
+    {"snapshot", "vmm", "guest", "sources"},
+    {"memory", "disk"},
+    {"artifacts"},
+    {"concurrency", "files", "paths"},
+    {"errors"},
+]
+#: Where one of a floor is above another all the same.
+EXCEPTIONS = {("ratoon.sources", "ratoon.guest.packages")}
+
+
+def name_of(path: Path) -> str:
+    parts = ("ratoon", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that `path` imports, wherever in it, by its full name."""
+    module = name_of(path).split(".")
+    package = module if path.name == "__init__.py" else module[:-1]
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            # `from ratoon import files` imports a module, `from ratoon.files import x` a name.
+            for alias in node.names:
+                child = f"{source}.{alias.name}"
+                yield child if is_module(child) else source
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.parent / name.replace(".", "/")
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def part_of(module: str) -> str | None:
+    """The package or module directly below `ratoon` that `module` belongs to."""
+    first, *rest = module.split(".")
+    return rest[0] if first == "ratoon" and rest else None
+
+
+def floor_of(part: str) -> int:
+    (floor,) = (number for number, parts in enumerate(FLOORS) if part in parts)
+    return floor
+
+
+def test_every_part_has_its_place() -> None:
+    parts = {part for path in MODULES if (part := part_of(name_of(path)))}
+    assert parts <= set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_one_way(path: Path) -> None:
+    module = name_of(path)
+    part = part_of(module)
+    if part is None:
+        return  # the front door: it may show whatever there is
+    for imported in imports(path):
+        other = part_of(imported)
+        if other is None or other == part:
+            continue
+        if (f"ratoon.{part}", imported) in EXCEPTIONS:
+            continue
+        assert floor_of(other) > floor_of(part), f"{module} must not know {imported}"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if name_of(path).startswith(AGENT)], ids=name_of
+)
+def test_the_agent_stands_alone(path: Path) -> None:
+    """It runs on a bare interpreter, under another name: no imports but the standard library's."""
+    for imported in imports(path):
+        if imported.startswith("ratoon"):
+            assert imported.startswith(AGENT)
+        else:
+            assert imported.partition(".")[0] in sys.stdlib_module_names
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ratoon"):
+            raise AssertionError(f"{path.name} names the agent's package as it is on the host")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_is_one_concept(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_says_what_it_is(path: Path) -> None:
+    text = path.read_text()
+    assert not text.strip() or ast.get_docstring(ast.parse(text))
+
+
+# Errors ---------------------------------------------------------------------------------------
+
+_LINE = re.compile(
+    r"^(?P<indent>[ │]*)(?:[├└]── )?(?P<name>[A-Z]\w+)"
+    r"(?: +exit (?P<exit>\d), HTTP (?P<http>\d{3}))?(?:  .*)?$"
+)
+
+
+def drawn() -> dict[str, tuple[str | None, int, int]]:
+    """The tree in the docstring: each error's parent, exit code and HTTP status."""
+    tree: dict[str, tuple[str | None, int, int]] = {}
+    above: list[str] = []
+    drawing = (errors.__doc__ or "").split("::\n\n", 1)[1].split("\n\n", 1)[0]
+    for line in drawing.splitlines():
+        match = _LINE.match(line.removeprefix("    "))
+        assert match, line
+        depth = 0 if "──" not in line else len(match["indent"]) // 4 + 1
+        above = above[:depth]
+        parent = above[-1] if above else None
+        codes = (
+            (int(match["exit"]), int(match["http"])) if match["exit"] else tree[parent or ""][1:]
+        )
+        tree[match["name"]] = (parent, *codes)
+        above.append(match["name"])
+    return tree
+
+
+def defined() -> dict[str, tuple[str | None, int, int]]:
+    """The same of the classes themselves."""
+    tree = {}
+    for name, value in vars(errors).items():
+        if isinstance(value, type) and issubclass(value, errors.RatoonError):
+            (parent,) = value.__bases__
+            base = None if parent is Exception else parent.__name__
+            tree[name] = (base, value.exit_code, value.http_status)
+    return tree
+
+
+def test_the_drawing_of_the_errors_is_true() -> None:
+    assert drawn() == defined()
+
+
+def test_no_error_is_defined_elsewhere() -> None:
+    """One tree, and it is drawn whole: whoever handles errors need read one module."""
+    known = set(defined())
+    for path in MODULES:
+        if path.name == "errors.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.ClassDef):
+                bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                assert not bases & known, f"{node.name} in {name_of(path)}"

@@ -1,0 +1,124 @@
+"""What the tests on real machines share: shell commands in guests, processes and leftovers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ratoon.sandbox.engine import Engine
+from ratoon.sandbox.sandbox import Sandbox
+from ratoon.snapshot.snapshot import Snapshot
+
+#: Seconds after which something has hung; nothing here takes nearly that long.
+FOR_EVER = 120
+
+MIB = 1024 * 1024
+
+
+async def sh(sandbox: Sandbox, script: str, *, stdin: bytes = b"") -> str:
+    """What `script` prints in the guest; it must succeed."""
+    result = await sandbox.exec(["sh", "-c", script], stdin=stdin, timeout=FOR_EVER)
+    assert result.exit_code == 0, result
+    return result.stdout.decode()
+
+
+async def until_gone(sandbox: Sandbox, pid: str) -> None:
+    """Wait until the guest has no process `pid`, a zombie neither."""
+    await sh(sandbox, f"while [ -e /proc/{pid} ]; do sleep 0.05; done")
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    for _ in range(FOR_EVER * 20):
+        if condition():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"waited in vain for {what}")
+
+
+def tags(engine: Engine) -> set[str]:
+    return {found.manifest.tag for found in engine.store.list() if isinstance(found, Snapshot)}
+
+
+def forget(engine: Engine, tag: str) -> None:
+    """Delete a snapshot, whatever depends on it, and its image."""
+    root = engine.store.get(tag).manifest.memory_root
+    engine.store.delete(tag, force=True)
+    engine.images.remove(root)
+
+
+def ram_pages(snapshot: Snapshot) -> int:
+    return snapshot.manifest.machine.ram_bytes // 4096
+
+
+def processes_of(*marks: Path) -> list[int]:
+    """The processes whose command line names one of these paths."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+        except OSError:  # gone meanwhile
+            continue
+        if int(process.name) != os.getpid() and any(os.fsencode(mark) in command for mark in marks):
+            found.append(int(process.name))
+    return found
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def open_files() -> list[str]:
+    """What this process's descriptors refer to; a socket or a pipe by its kind alone."""
+    found = []
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            found.append(re.sub(r":\[\d+\]", "", str(fd.readlink())))
+        except FileNotFoundError:  # the one that listed them
+            continue
+    return found
+
+
+@contextmanager
+def leaves_nothing(engine: Engine) -> Iterator[None]:
+    """After the block there are the sandboxes, snapshots and machines that were before it."""
+
+    def state() -> tuple[object, ...]:
+        store = engine.store
+        return (
+            sorted(path.name for path in store.sandboxes.iterdir()),
+            sorted(path.name for path in store.snapshots.iterdir()),
+            sorted(path.name for path in store.staging.iterdir()),
+            sorted(processes_of(store.sandboxes)),
+        )
+
+    before = state()
+    yield
+    assert state() == before
+
+
+#: Writes half a megabyte to disk and memory, and notes the checksum.
+WRITE = """
+head -c 500000 /dev/urandom | tee /root/{0} >/dev/shm/{0}
+cd /; sha256sum root/{0} dev/shm/{0} >>/dev/shm/sums; sync
+"""
+CHECK = "echo 3 >/proc/sys/vm/drop_caches; cd /; sha256sum --quiet -c dev/shm/sums"
+
+
+async def assert_whole(engine: Engine, source: Sandbox) -> None:
+    """All that was written is there, here and in a fork of the next branch, on a sound disk."""
+    await sh(source, WRITE.format("after") + CHECK)
+    await engine.branch(source, "next")
+    await sh(source, "echo last >>/dev/shm/sums")
+    async with await engine.fork_one("next") as fork:
+        sums = await sh(fork, f"{CHECK}; cat /dev/shm/sums")
+        assert "after" in sums
+        assert "last" not in sums
+        assert await sh(fork, "dmesg | grep -iE 'ext4.*(error|warning)|I/O error' || true") == ""
+        await engine.branch(fork, "next-of-next")

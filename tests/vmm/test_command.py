@@ -1,0 +1,148 @@
+"""QEMU's command line, word by word."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ratoon.vmm import command
+from ratoon.vmm.driver import Boot, Hardware, Launch
+
+LAUNCH = Launch(
+    name="sb-1",
+    hardware=Hardware(ram_bytes=512 * 1024 * 1024, vcpus=2, accelerator="tcg"),
+    memory=Path("/images/root.ram"),
+    disks=(Path("/s/ancestry/0/disk.qcow2"), Path("/s/ancestry/1/disk.qcow2"), Path("/s/d.qcow2")),
+    overlay=Path("/sandboxes/sb-1/disk.qcow2"),
+    log=Path("/sandboxes/sb-1/log"),
+    runtime=Path("/run/ratoon/sb-1"),
+)
+BOOT = Boot(Path("/guest/vmlinuz"), Path("/guest/initramfs"), "console=ttyS0 quiet, really")
+
+
+def words(launch: Launch = LAUNCH) -> list[str]:
+    return command.arguments(launch, qmp_fd=7, agent_fd=9)
+
+
+def values(option: str, launch: Launch = LAUNCH) -> list[str]:
+    line = words(launch)
+    return [line[i + 1] for i, word in enumerate(line) if word == option]
+
+
+def nodes(launch: Launch = LAUNCH) -> list[dict[str, Any]]:
+    return [json.loads(value) for value in values("-blockdev", launch)]
+
+
+def test_a_restored_machine_waits_and_is_told_no_kernel() -> None:
+    line = words()
+    assert line[-3:] == ["-S", "-incoming", "defer"]
+    assert not {"-kernel", "-initrd", "-append"} & set(line)
+
+
+def test_a_booted_machine_starts_at_once() -> None:
+    line = words(replace(LAUNCH, boot=BOOT))
+    assert not {"-S", "-incoming"} & set(line)
+    assert line[-6:] == [
+        *("-kernel", "/guest/vmlinuz", "-initrd", "/guest/initramfs"),
+        *("-append", "console=ttyS0 quiet, really"),
+    ]
+
+
+def test_restored_and_booted_are_the_same_machine() -> None:
+    """A device state fits only the machine it came from."""
+    restored, booted = words(), words(replace(LAUNCH, boot=BOOT))
+    assert restored[:-3] == booted[:-6]
+
+
+def test_memory_is_mapped_privately() -> None:
+    (memory,) = values("-object")
+    assert memory == (
+        "memory-backend-file,id=ram,size=536870912,mem-path=/images/root.ram,share=off,merge=off"
+    )
+    assert values("-m") == ["536870912B"]
+    assert values("-machine") == ["microvm,memory-backend=ram,suppress-vmdesc=on"]
+
+
+def test_layers_are_read_only_and_each_backs_the_next() -> None:
+    *layers, top = nodes()
+    assert [layer["node-name"] for layer in layers] == ["layer0", "layer1", "layer2"]
+    assert [layer["backing"] for layer in layers] == [None, "layer0", "layer1"]
+    assert [layer["file"]["filename"] for layer in layers] == list(map(str, LAUNCH.disks))
+    assert all(layer["read-only"] for layer in layers)
+    assert top["backing"] == "layer2"
+    assert top["node-name"] == command.FIRST_OVERLAY
+    assert top["file"]["filename"] == str(LAUNCH.overlay)
+    assert "read-only" not in top
+
+
+def test_an_overlay_without_layers_has_no_backing() -> None:
+    """Explicitly null: else QEMU would believe the header."""
+    (top,) = nodes(replace(LAUNCH, disks=()))
+    assert "backing" in top
+    assert top["backing"] is None
+
+
+def test_an_overlay_is_not_flushed() -> None:
+    node = command.overlay_node(Path("/o"), "overlay3")
+    assert node["node-name"] == "overlay3"
+    assert node["cache"] == node["file"]["cache"] == {"direct": False, "no-flush": True}
+
+
+def test_the_guest_writes_to_the_overlay_and_stops_when_the_host_is_full() -> None:
+    disk = next(value for value in values("-device") if value.startswith("virtio-blk"))
+    assert f"drive={command.FIRST_OVERLAY}" in disk.split(",")
+    assert {"werror=stop", "rerror=stop"} <= set(disk.split(","))
+
+
+def test_devices_are_in_the_order_that_a_device_state_names() -> None:
+    virtio = [value.split(",")[0] for value in values("-device") if value.startswith("virtio-")]
+    assert virtio == [f"{name}-device" for name in command.DEVICES]
+
+
+def test_it_is_locked_in() -> None:
+    (sandbox,) = values("-sandbox")
+    assert sandbox.split(",")[0] == "on"
+    assert {"spawn=deny", "elevateprivileges=deny", "obsolete=deny", "resourcecontrol=deny"} == set(
+        sandbox.split(",")[1:]
+    )
+    assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(words())
+    assert values("-netdev") == ["user,id=net,restrict=on"]
+
+
+def test_sockets_are_given_as_descriptors() -> None:
+    qmp, _, agent = values("-chardev")
+    assert qmp == "socket,id=qmp,fd=7,server=on,wait=off"
+    assert agent == "socket,id=agent,fd=9,server=on,wait=off"
+
+
+def test_commas_in_paths_and_names_do_not_end_an_option() -> None:
+    launch = replace(
+        LAUNCH,
+        memory=Path("/a,b/,share=on"),
+        disks=(Path('/a,b/"layer".qcow2'),),
+        overlay=Path("/a,b/over,lay.qcow2"),
+        log=Path("/a,b/l,og"),
+    )
+    (memory,) = values("-object", launch)
+    assert "mem-path=/a,,b/,,share=on,share=off" in memory
+    assert values("-chardev", launch)[1] == ("file,id=console,path=/a,,b/l,,og.console,append=on")
+    layer, top = nodes(launch)
+    assert layer["file"]["filename"] == '/a,b/"layer".qcow2'
+    assert top["file"]["filename"] == "/a,b/over,lay.qcow2"
+
+
+def test_the_processor() -> None:
+    assert values("-accel") == ["tcg"]
+    assert values("-cpu") == ["max,+arat"]
+    assert values("-smp") == ["2"]
+    kvm = replace(LAUNCH, hardware=replace(LAUNCH.hardware, accelerator="kvm"))
+    assert values("-accel", kvm) == ["kvm"]
+    assert values("-cpu", kvm) == ["host"]
+
+
+def test_it_is_a_pure_function() -> None:
+    """None of these files exists, and the same question has the same answer."""
+    assert words() == words()
+    assert all(isinstance(word, str) for word in words())

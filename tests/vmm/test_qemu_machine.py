@@ -1,0 +1,462 @@
+"""The QEMU driver with a real QEMU that never runs a guest: it waits for a device state."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ratoon.disk.qcow2 import OverlayTemplates, check_header
+from ratoon.errors import HostError, MachineDied, MachineError
+from ratoon.vmm import command, qemu
+from ratoon.vmm.command import BINARY
+from ratoon.vmm.driver import Boot, Hardware, Launch
+from ratoon.vmm.qemu import QemuMachine, log_tail, qemu_version
+
+RAM = 16 * 1024 * 1024
+DISK = 1024 * 1024
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory with a path short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="ratoon-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def launch(place: Path) -> Launch:
+    memory = place / "memory"
+    memory.touch(0o444)
+    os.truncate(memory, RAM)
+    templates = OverlayTemplates(place)
+    templates.create(place / "base.qcow2", DISK)
+    templates.create(place / "disk.qcow2", DISK)
+    return Launch(
+        name="sb-test",
+        hardware=Hardware(RAM, 1, "tcg"),
+        memory=memory,
+        disks=(place / "base.qcow2",),
+        overlay=place / "disk.qcow2",
+        log=place / "log",
+        runtime=place / "run",
+    )
+
+
+@pytest.fixture
+def booting(launch: Launch, place: Path) -> Launch:
+    """A cold start of a kernel that halts at its first instruction, for ever.
+
+    The header is that of Documentation/arch/x86/boot.rst: one sector of set-up, loaded high.
+    """
+    kernel = bytearray(2048)
+    kernel[0x1F1] = 1
+    kernel[0x1FE:0x200] = b"\x55\xaa"
+    kernel[0x202:0x208] = b"HdrS\x03\x02"
+    kernel[0x211] = 1
+    kernel[0x22C:0x230] = (RAM - 1).to_bytes(4, "little")
+    kernel[1024:1027] = b"\xf4\xeb\xfd"  # hlt, and again
+    (place / "vmlinuz").write_bytes(kernel)
+    (place / "initramfs").write_bytes(bytes(512))
+    return replace(launch, boot=Boot(place / "vmlinuz", place / "initramfs", "quiet"))
+
+
+@asynccontextmanager
+async def started(launch: Launch) -> AsyncIterator[QemuMachine]:
+    machine = await QemuMachine.start(launch)
+    try:
+        yield machine
+    finally:
+        await machine.kill()
+
+
+def is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def descriptors() -> list[str]:
+    found = []
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            found.append(str(fd.readlink()))
+        except FileNotFoundError:  # the one that reads the directory
+            continue
+    return sorted(found)
+
+
+async def nodes(machine: QemuMachine) -> set[str]:
+    """The names of the qcow2 nodes that QEMU has open, of use or not."""
+    answer: Any = await machine._execute("query-named-block-nodes", flat=True)
+    return {node["node-name"] for node in answer if node["drv"] == "qcow2"}
+
+
+async def disk_files(machine: QemuMachine) -> list[str]:
+    """The files of the guest's disk: the one that is written to, then what lies below it."""
+    answer: Any = await machine._execute("query-block")
+    (filename,) = (device["inserted"]["file"] for device in answer if "inserted" in device)
+    node = json.loads(filename.removeprefix("json:"))
+    files = []
+    while node:
+        files.append(Path(node["file"]["filename"]).name)
+        node = node.get("backing")
+    return files
+
+
+# Life and death -------------------------------------------------------------------------------
+
+
+async def test_it_starts_waits_and_is_killed(launch: Launch) -> None:
+    machine = await QemuMachine.start(launch)
+    assert is_alive(machine.pid)
+    status: Any = await machine._execute("query-status")
+    assert status["status"] == "inmigrate"
+    assert machine.agent_socket.is_socket()
+    await machine.kill()
+    assert not is_alive(machine.pid)
+
+
+async def test_kill_is_idempotent(launch: Launch) -> None:
+    machine = await QemuMachine.start(launch)
+    await machine.kill()
+    await machine.kill()
+    await asyncio.gather(machine.kill(), machine.kill())
+    await machine.wait_died()
+
+
+async def test_killed_twice_at_once(launch: Launch) -> None:
+    machine = await QemuMachine.start(launch)
+    await asyncio.gather(machine.kill(), machine.kill(), machine.wait_died())
+    assert not is_alive(machine.pid)
+
+
+async def test_a_cancelled_kill_can_be_repeated(launch: Launch) -> None:
+    machine = await QemuMachine.start(launch)
+    killing = asyncio.create_task(machine.kill())
+    await asyncio.sleep(0)
+    killing.cancel()
+    await asyncio.gather(killing, return_exceptions=True)
+    await machine.kill()
+    assert not is_alive(machine.pid)
+
+
+async def test_it_dies_and_the_next_command_says_so(launch: Launch) -> None:
+    async with started(launch) as machine:
+        command.console_log(launch.log).write_text("Kernel panic - not syncing\n")
+        os.kill(machine.pid, signal.SIGKILL)
+        began = time.monotonic()
+        with pytest.raises(MachineDied, match=r"sb-test \(process \d+\) died at query-status") as e:
+            await machine._execute("query-status")
+        assert time.monotonic() - began < 1
+        assert "Kernel panic" in e.value.log_tail
+        for action in (machine.pause(), machine.resume(), machine.save_state()):
+            with pytest.raises(MachineDied):
+                await action
+        with pytest.raises(MachineDied):
+            await machine.load_state(b"state")
+
+
+async def test_it_dies_while_a_command_is_under_way(launch: Launch) -> None:
+    async with started(launch) as machine:
+        os.kill(machine.pid, signal.SIGSTOP)
+        asking = asyncio.create_task(machine._execute("query-status"))
+        await asyncio.sleep(0.05)
+        os.kill(machine.pid, signal.SIGKILL)
+        began = time.monotonic()
+        with pytest.raises(MachineDied):
+            await asking
+        assert time.monotonic() - began < 1
+
+
+async def test_a_command_that_does_not_end(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu, "COMMAND_TIMEOUT", 0.1)
+    async with started(launch) as machine:
+        os.kill(machine.pid, signal.SIGSTOP)
+        with pytest.raises(MachineError, match=r"did not finish stop within 0\.1 s; kill"):
+            await machine.pause()
+
+
+async def test_death_is_noticed_by_whoever_waits(launch: Launch) -> None:
+    async with started(launch) as machine:
+        waiting = [asyncio.create_task(machine.wait_died()) for _ in range(3)]
+        impatient = asyncio.create_task(machine.wait_died())
+        await asyncio.sleep(0.02)
+        impatient.cancel()
+        assert not any(task.done() for task in waiting)
+        launch.log.write_text("the last words")
+        os.kill(machine.pid, signal.SIGKILL)
+        async with asyncio.timeout(1):
+            assert await asyncio.gather(*waiting) == ["the last words"] * 3
+
+
+async def test_nothing_is_left_after_ten_machines(launch: Launch) -> None:
+    async with started(launch):
+        pass  # what is opened once and for all
+    before = descriptors()
+    for number in range(10):
+        async with started(launch) as machine:
+            if number % 2:
+                os.kill(machine.pid, signal.SIGKILL)
+                with pytest.raises(MachineDied):
+                    await machine.pause()
+    await asyncio.sleep(0)
+    assert descriptors() == before
+
+
+# Starts that fail -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"memory": Path("/nowhere/memory")}, "/nowhere/memory"),
+        ({"overlay": Path("/nowhere/disk")}, "/nowhere/disk"),
+        ({"disks": (Path("/nowhere/layer"),)}, "/nowhere/layer"),
+        ({"boot": Boot(Path("/nowhere/kernel"), Path("/nowhere/initrd"), "")}, "/nowhere/kernel"),
+    ],
+)
+async def test_what_qemu_complains_of_is_told(
+    launch: Launch, change: dict[str, Any], complaint: str
+) -> None:
+    before = descriptors()
+    began = time.monotonic()
+    with pytest.raises(MachineDied, match="died at start") as failure:
+        await QemuMachine.start(replace(launch, **change))
+    assert time.monotonic() - began < 3
+    assert complaint in str(failure.value)
+    assert complaint in failure.value.log_tail
+    await asyncio.sleep(0)
+    assert descriptors() == before
+
+
+async def test_an_earlier_start_has_left_its_sockets(launch: Launch) -> None:
+    for _ in range(2):
+        async with started(launch):
+            pass
+
+
+async def test_a_start_that_is_cancelled_leaves_no_process(launch: Launch) -> None:
+    for delay in (0, 0.005, 0.02):
+        starting = asyncio.create_task(QemuMachine.start(launch))
+        await asyncio.sleep(delay)
+        starting.cancel()
+        (outcome,) = await asyncio.gather(starting, return_exceptions=True)
+        if isinstance(outcome, QemuMachine):
+            await outcome.kill()
+        assert processes_of(launch) == []
+
+
+def processes_of(launch: Launch) -> list[int]:
+    """Every process that was given the launch's memory on its command line."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if f"mem-path={launch.memory}".encode() in entry.read_bytes():
+                found.append(int(entry.parent.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+async def test_the_owner_dies_and_so_does_its_machine(launch: Launch, place: Path) -> None:
+    script = """
+import asyncio, json, sys
+from pathlib import Path
+from ratoon.vmm.driver import Hardware, Launch
+from ratoon.vmm.qemu import QemuMachine
+
+async def main():
+    place = Path(sys.argv[1])
+    hardware = Hardware(int(sys.argv[2]), 1, "tcg")
+    disks = (place / "base.qcow2",)
+    machine = await QemuMachine.start(
+        Launch("sb-test", hardware, place / "memory", disks, place / "disk.qcow2",
+               place / "log", place / "run")
+    )
+    print(machine.pid, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+    owner = subprocess.Popen(
+        [sys.executable, "-c", script, str(place), str(RAM)], stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout
+    pid = int(owner.stdout.readline())
+    assert processes_of(launch) == [pid]
+    owner.kill()
+    owner.communicate()
+    async with asyncio.timeout(5):
+        while processes_of(launch):
+            await asyncio.sleep(0.01)
+
+
+# Commands -------------------------------------------------------------------------------------
+
+
+async def test_a_refusal_is_explained(launch: Launch) -> None:
+    async with started(launch) as machine:
+        with pytest.raises(MachineError, match="QEMU of sb-test refused device_del: ") as failure:
+            await machine._execute("device_del", id="no-such-device")
+        assert not isinstance(failure.value, MachineDied)
+        assert is_alive(machine.pid)
+
+
+async def test_a_device_state_that_is_none_ends_the_machine(launch: Launch) -> None:
+    async with started(launch) as machine:
+        with pytest.raises(MachineDied, match="died at"):
+            await machine.load_state(b"this is no device state at all" * 10)
+
+
+async def test_memory_is_mapped_privately_and_not_written(launch: Launch) -> None:
+    async with started(launch) as machine:
+        maps = Path(f"/proc/{machine.pid}/maps").read_text().splitlines()
+        (line,) = (line for line in maps if line.endswith(str(launch.memory)))
+        assert line.split()[1] == "rw-p"
+    assert launch.memory.read_bytes() == bytes(RAM)
+
+
+async def test_a_state_is_saved_and_loaded(booting: Launch, launch: Launch, place: Path) -> None:
+    async with started(booting) as first:
+        await first.pause()
+        state = await first.save_state()
+        assert await first.save_state() == state
+        await first.resume()
+    OverlayTemplates(place).create(place / "second.qcow2", DISK)
+    async with started(replace(launch, overlay=place / "second.qcow2")) as second:
+        await second.load_state(state)
+        assert (await second._execute("query-status"))["status"] == "paused"
+        await second.resume()
+        assert (await second._execute("query-status"))["status"] == "running"
+
+
+# Overlays -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def machine(booting: Launch) -> AsyncIterator[QemuMachine]:
+    """A machine that runs: one that waits for its state has its disks shut."""
+    async with started(booting) as running:
+        yield running
+
+
+async def test_an_overlay_is_added_and_switched_to(machine: QemuMachine, place: Path) -> None:
+    assert await nodes(machine) == {"layer0", "overlay0"}
+    OverlayTemplates(place).create(place / "next.qcow2", DISK)
+    await machine.add_overlay(place / "next.qcow2")
+    assert await nodes(machine) == {"layer0", "overlay0", "overlay1"}
+    assert await disk_files(machine) == ["disk.qcow2", "base.qcow2"]
+    await machine.switch_overlay()
+    assert await disk_files(machine) == ["next.qcow2", "disk.qcow2", "base.qcow2"]
+
+
+async def test_an_overlay_is_dropped_and_its_file_can_be_used_again(
+    machine: QemuMachine, place: Path
+) -> None:
+    await machine.drop_overlay()  # there is none: nothing to do
+    for name in ("one", "two"):
+        OverlayTemplates(place).create(place / name, DISK)
+        await machine.add_overlay(place / name)
+        await machine.drop_overlay()
+        await machine.drop_overlay()
+        assert await nodes(machine) == {"layer0", "overlay0"}
+    await machine.add_overlay(place / "one")
+    await machine.switch_overlay()
+    assert await disk_files(machine) == ["one", "disk.qcow2", "base.qcow2"]
+
+
+async def test_a_switch_is_undone(machine: QemuMachine, place: Path) -> None:
+    for name in ("one", "two"):
+        OverlayTemplates(place).create(place / name, DISK)
+        await machine.add_overlay(place / name)
+        await machine.switch_overlay()
+        await machine.undo_overlay()
+        assert await disk_files(machine) == ["disk.qcow2", "base.qcow2"]
+        assert await nodes(machine) == {"layer0", "overlay0"}
+    OverlayTemplates(place).create(place / "three", DISK)
+    await machine.add_overlay(place / "three")
+    await machine.switch_overlay()
+    assert await disk_files(machine) == ["three", "disk.qcow2", "base.qcow2"]
+
+
+async def test_many_switches_one_after_another(machine: QemuMachine, place: Path) -> None:
+    for number in range(5):
+        OverlayTemplates(place).create(place / f"o{number}", DISK)
+        await machine.add_overlay(place / f"o{number}")
+        await machine.switch_overlay()
+    assert await disk_files(machine) == ["o4", "o3", "o2", "o1", "o0", "disk.qcow2", "base.qcow2"]
+    assert check_header(place / "o4", label="o4").virtual_size == DISK  # it refuses a backing file
+
+
+async def test_a_bad_overlay_is_refused_and_changes_nothing(
+    machine: QemuMachine, place: Path
+) -> None:
+    (place / "bad").write_bytes(b"no qcow2" * 100)
+    with pytest.raises(MachineError, match="refused blockdev-add"):
+        await machine.add_overlay(place / "bad")
+    await machine.drop_overlay()
+    OverlayTemplates(place).create(place / "good", DISK)
+    await machine.add_overlay(place / "good")
+    await machine.switch_overlay()
+    assert await disk_files(machine) == ["good", "disk.qcow2", "base.qcow2"]
+
+
+# Around it ------------------------------------------------------------------------------------
+
+
+def test_the_version() -> None:
+    assert qemu_version().count(".") == 2
+    assert qemu_version() in subprocess.run(
+        [BINARY, "--version"], capture_output=True, text=True, check=True
+    ).stdout.replace("\n", " ")
+
+
+@pytest.fixture
+def no_cache() -> Iterator[None]:
+    qemu_version.cache_clear()
+    yield
+    qemu_version.cache_clear()
+
+
+@pytest.mark.usefixtures("no_cache")
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        (None, "does not run"),
+        ("exit 1", "does not run"),
+        ("echo QEMU emulator version unknown", "states no version: QEMU emulator version unknown"),
+    ],
+)
+def test_a_qemu_that_does_not_say_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, complaint: str
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if script else str(tmp_path))
+    if script:
+        program = tmp_path / BINARY
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    with pytest.raises(HostError, match=complaint):
+        qemu_version()
+
+
+def test_the_end_of_the_logs_console_first(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert log_tail(log) == ""
+    log.write_bytes(b"qemu: \xff bad\n")
+    assert log_tail(log) == "qemu: \ufffd bad"
+    command.console_log(log).write_text("x" * 10_000 + "panic\n")
+    console, _, own = log_tail(log).rpartition("\n")
+    assert own == "qemu: \ufffd bad"
+    assert console.endswith("xpanic")
+    assert len(console) <= qemu.LOG_TAIL_BYTES
