@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -257,6 +259,33 @@ def test_no_descriptor_is_left_open(tmp_path: Path, chains: list[list[Link]]) ->
         opened(store, chain).close()
         store.nearest(chain, RAM)[0].close()
     assert open_files() == before
+
+
+def test_who_waited_for_an_image_evicts_what_was_passed_over(
+    tmp_path: Path, chains: list[list[Link]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image is not evicted while it is locked, so whoever held the lock has to look again."""
+    store = store_for(tmp_path, 9)
+    for chain in chains:
+        store.make(chain, RAM)
+    store.budget = 0
+    stamp = store.directory / f"{root_of(chains[0])}.json"
+    hidden = tmp_path / "stamp"
+    waits = threading.Event()
+
+    def announced(path: Path) -> AbstractContextManager[None]:
+        waits.set()
+        return locked(path)
+
+    with ThreadPoolExecutor(1) as pool:
+        with locked(store.directory / f".{root_of(chains[0])[:2]}.lock"):
+            stamp.rename(hidden)  # it is not there yet
+            monkeypatch.setattr("ratoon.memory.image.locked", announced)
+            made = pool.submit(store.make, chains[0], RAM)
+            assert waits.wait(30)
+            hidden.rename(stamp)  # and now it is
+        made.result(30)
+    assert present(store, chains) == [0]
 
 
 def test_eviction_and_making_race_with_forks(tmp_path: Path, chains: list[list[Link]]) -> None:

@@ -96,24 +96,29 @@ class ImageStore:
         """
         array = resolve(links, ram_pages)
         root = links[-1].root if links else memory_root(array)
+        path = self.find(root, ram_pages)
+        if path:
+            return path
         with locked(self._lock_file(root)):
-            found = self.find(root, ram_pages)
-            if found:
-                return found
-            path = self._image(root)
-            temporary = self._temporary(root)
-            temporary.unlink(missing_ok=True)  # a crash's
-            try:
-                with naming(path):
-                    _write_image(temporary, links, ram_pages, self.reflinks)
-                temporary.rename(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-            fsync_path(self.directory)
-            # The rename changed the ctime, so the stamp can only be taken now.
-            write_durable(self._stamp_file(root), _stamp(root, path.stat()))
+            path = self.find(root, ram_pages) or self._make(root, links, ram_pages)
+        # Also by who only waited: an eviction may have passed over this image while it was locked.
         self._evict(keep=root)
+        return path
+
+    def _make(self, root: str, links: Sequence[Link], ram_pages: int) -> Path:
+        path = self._image(root)
+        temporary = self._temporary(root)
+        temporary.unlink(missing_ok=True)  # a crash's
+        try:
+            with naming(path):
+                _write_image(temporary, links, ram_pages, self.reflinks)
+            temporary.rename(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_path(self.directory)
+        # The rename changed the ctime, so the stamp can only be taken now.
+        write_durable(self._stamp_file(root), _stamp(root, path.stat()))
         return path
 
     def nearest(self, links: Sequence[Link], ram_pages: int) -> tuple[OpenImage, int]:
