@@ -19,6 +19,7 @@ from ratoon.snapshot.links import ram_pages, read_links
 from ratoon.snapshot.manifest import FileRef, LayerRef, Manifest, MemoryFile, check_tag
 from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.snapshot import DISK, MEMORY, VMSTATE, Snapshot, link_snapshot, read_vmstate
+from ratoon.snapshot.staging import Staging
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import verify_disks
 
@@ -41,32 +42,43 @@ def compact(store: Store, tag: str, to: str, progress: Progress = silent) -> Sna
     with store.stage(to) as staging, scratch(store) as room:
         # Of its own, so that `tag` may be deleted meanwhile.
         twin = link_snapshot(source, room / "twin")
-        progress(f"checking the disk of {tag}")
-        verify_disks(twin)
-        state = read_vmstate(twin)
-        memory_root, memory = _merge_memory(twin, staging.path / MEMORY, progress)
-        progress(f"flattening {twin.depth + 1} disk layers")
-        disk = _flatten_disk(twin, staging.path / DISK)
-        (staging.path / VMSTATE).write_bytes(state)
-        progress(f"publishing {to}")
-        identity = uuid.uuid4().hex
-        own = LayerRef(tag=to, id=identity, memory_root=memory_root, memory=memory, disk=disk)
-        manifest = Manifest(
-            tag=to,
-            id=identity,
-            created_at_unix=time.time(),
-            parent=None,
-            memory_root=memory_root,
-            disk_root=disk_root([disk.digest]),
-            machine=source.manifest.machine,
-            vmstate=source.manifest.vmstate,
-            layers=(own,),
-            guest=source.manifest.guest,
-            stages={},
-            warning=source.manifest.warning,
-            branched_from=f"compact:{tag}",
-        )
-        return staging.publish(manifest)
+        return publish_flat(twin, staging, f"compact:{tag}", progress)
+
+
+def publish_flat(
+    source: Snapshot, staging: Staging, branched_from: str, progress: Progress = silent
+) -> Snapshot:
+    """Publish what is equal to `source`, of depth 0, from `staging`; blocks. Errors: see `compact`.
+
+    Nobody may delete `source` meanwhile; `branched_from` says in the new manifest what it was.
+    """
+    tag = source.manifest.tag
+    progress(f"checking the disk of {tag}")
+    verify_disks(source)
+    state = read_vmstate(source)
+    memory_root, memory = _merge_memory(source, staging.path / MEMORY, progress)
+    progress(f"flattening {source.depth + 1} disk layers")
+    disk = _flatten_disk(source, staging.path / DISK)
+    (staging.path / VMSTATE).write_bytes(state)
+    progress(f"publishing {staging.tag}")
+    identity = uuid.uuid4().hex
+    own = LayerRef(tag=staging.tag, id=identity, memory_root=memory_root, memory=memory, disk=disk)
+    manifest = Manifest(
+        tag=staging.tag,
+        id=identity,
+        created_at_unix=time.time(),
+        parent=None,
+        memory_root=memory_root,
+        disk_root=disk_root([disk.digest]),
+        machine=source.manifest.machine,
+        vmstate=source.manifest.vmstate,
+        layers=(own,),
+        guest=source.manifest.guest,
+        stages={},
+        warning=source.manifest.warning,
+        branched_from=branched_from,
+    )
+    return staging.publish(manifest)
 
 
 def _merge_memory(source: Snapshot, path: Path, progress: Progress) -> tuple[str, MemoryFile]:

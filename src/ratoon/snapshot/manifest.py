@@ -59,13 +59,18 @@ class ParentRef(_Model):
 
 
 class LayerRef(_Model):
-    """What one snapshot of the chain added; `memory_root` is that of the chain up to here."""
+    """What one snapshot of the chain added; `memory_root` is that of the chain up to here.
+
+    An `anonymous` one was never published: it comes from a sandbox that was in standby, or that was
+    forked while it ran, and is called like the sandbox. It is a layer, but nobody's parent.
+    """
 
     tag: Tag
     id: SnapshotId
     memory_root: Digest
     memory: MemoryFile
     disk: FileRef
+    anonymous: bool = False
 
 
 class MachineConfig(_Model):
@@ -131,12 +136,28 @@ class Manifest(_Model):
             return self
         if len(self.layers) == 1:
             raise ValueError("it has a parent, but no layer below its own")
-        below = self.layers[-2]
+        if not self.ancestors:
+            raise ValueError("it has a parent, but all layers below its own are anonymous")
+        below = self.ancestors[-1]
         if self.parent.memory_root != below.memory_root:
             raise ChainMismatch(self.tag, self.parent.memory_root, below.memory_root)
         if (self.parent.tag, self.parent.id) != (below.tag, below.id):
             raise ValueError("the layer below its own is not its parent's")
         return self
+
+    @property
+    def ancestors(self) -> tuple[LayerRef, ...]:
+        """The layers below its own that were published as snapshots, base first."""
+        return tuple(layer for layer in self.layers[:-1] if not layer.anonymous)
+
+    @property
+    def reference(self) -> ParentRef:
+        """What a snapshot that is made on this one calls its parent.
+
+        Where this one's own layer is anonymous, that is the last published one below it.
+        """
+        last = (*self.ancestors, self.layers[-1])[-2 if self.layers[-1].anonymous else -1]
+        return ParentRef(tag=last.tag, id=last.id, memory_root=last.memory_root)
 
 
 def check_tag(tag: str) -> None:

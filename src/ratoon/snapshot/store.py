@@ -132,7 +132,18 @@ class Store:
             raise already_exists(tag)
 
     def get(self, tag: str) -> Snapshot:
-        """The snapshot `tag`. NotFound; Corrupt or Incompatible if its manifest cannot be used."""
+        """The snapshot `tag`. Corrupt or Incompatible: its manifest cannot be used.
+
+        NotFound: there is none. InFlight: it is being made at this moment.
+        """
+        try:
+            return self._get(tag)
+        except NotFound:
+            if self._is_in_flight(tag):
+                raise InFlight(f"snapshot {tag} is still being made; try again") from None
+            raise
+
+    def _get(self, tag: str) -> Snapshot:
         check_tag(tag)
         path = self.snapshots / tag
         try:
@@ -153,7 +164,7 @@ class Store:
         found: list[Snapshot | BrokenSnapshot] = []
         for path in sorted(self.snapshots.iterdir()):
             try:
-                found.append(self.get(path.name))
+                found.append(self._get(path.name))
             except NotFound:  # deleted meanwhile
                 continue
             except (RatoonError, OSError) as error:
@@ -216,7 +227,7 @@ class Store:
         doomed = self.staging / f".deleted-{tag}-{secrets.token_hex(4)}"
         with ExitStack() as held:
             with files.locked(self.lock):
-                if identity and self.get(tag).manifest.id != identity:
+                if identity and self._get(tag).manifest.id != identity:
                     raise _not_found(tag)
                 try:
                     lock = files.try_lock_directory(path)
@@ -249,9 +260,19 @@ class Store:
             parent_tag=parent.tag if parent else None,
             parent_content_hash=f"blake3:{parent.memory_root}" if parent else None,
             chain_depth=snapshot.depth,
-            ancestors=tuple(layer.tag for layer in manifest.layers[:-1]),
+            ancestors=tuple(layer.tag for layer in manifest.ancestors),
             dependents=self.dependents(tag),
         )
+
+    def _is_in_flight(self, tag: str) -> bool:
+        with files.locked(self.lock):
+            try:
+                lock = files.try_lock_directory(self.staging / tag)
+            except FileNotFoundError:
+                return False
+        if lock is not None:
+            os.close(lock)
+        return lock is None
 
     def _claim(self, tag: str, replace: bool) -> int:
         """Make staging/TAG and hold it; the descriptor that does."""
