@@ -24,7 +24,7 @@ FLOORS = [
     {"sandbox"},
     {"check", "pack"},
     {"snapshot", "vmm", "guest", "sources"},
-    {"memory", "disk"},
+    {"memory", "disk", "network"},
     {"artifacts"},
     {"concurrency", "files", "paths"},
     {"errors"},

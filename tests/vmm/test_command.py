@@ -108,7 +108,12 @@ def test_it_is_locked_in() -> None:
         sandbox.split(",")[1:]
     )
     assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(words())
-    assert values("-netdev") == ["user,id=net,restrict=on"]
+
+
+def test_its_own_filter_is_closed_unless_a_policy_is_enforced_elsewhere() -> None:
+    assert values("-netdev") == ["user,id=net,restrict=on,ipv6=off"]
+    opened = replace(LAUNCH, restrict=False)
+    assert values("-netdev", opened) == ["user,id=net,restrict=off,ipv6=off"]
 
 
 def test_sockets_are_given_as_descriptors() -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from ratoon.disk.qcow2 import OverlayTemplates, check_header
 from ratoon.errors import HostError, MachineDied, MachineError
+from ratoon.network.netns import new_namespace
 from ratoon.vmm import command, qemu
 from ratoon.vmm.command import BINARY
 from ratoon.vmm.driver import Boot, Hardware, Launch
@@ -27,6 +28,9 @@ from ratoon.vmm.qemu import QemuMachine, log_tail, qemu_version
 
 RAM = 16 * 1024 * 1024
 DISK = 1024 * 1024
+#: linux/capability.h
+CAP_DAC_OVERRIDE = 1
+OWN_NAMESPACE = Path("/proc/thread-self/ns/net")
 
 
 @pytest.fixture
@@ -300,6 +304,34 @@ asyncio.run(main())
     async with asyncio.timeout(5):
         while processes_of(launch):
             await asyncio.sleep(0.01)
+
+
+# Confinement ----------------------------------------------------------------------------------
+
+
+async def test_it_has_next_to_no_privileges(launch: Launch) -> None:
+    async with started(launch) as machine:
+        lines = Path(f"/proc/{machine.pid}/status").read_text().splitlines()
+        status = dict(line.split(":\t", 1) for line in lines)
+        for kind in ("CapPrm", "CapEff", "CapBnd"):
+            # To open a memory file of mode 0444 for writing; see _confinement.
+            assert int(status[kind], 16) == 1 << CAP_DAC_OVERRIDE, kind
+        for kind in ("CapInh", "CapAmb"):
+            assert int(status[kind], 16) == 0, kind
+        assert status["NoNewPrivs"] == "1"
+
+
+async def test_it_runs_in_the_namespace_that_it_is_given(launch: Launch) -> None:
+    own = OWN_NAMESPACE.stat().st_ino
+    async with started(launch) as machine:
+        assert Path(f"/proc/{machine.pid}/ns/net").stat().st_ino == own
+    namespace = new_namespace()
+    try:
+        async with started(replace(launch, netns=namespace)) as machine:
+            assert Path(f"/proc/{machine.pid}/ns/net").stat().st_ino == os.fstat(namespace).st_ino
+        assert OWN_NAMESPACE.stat().st_ino == own
+    finally:
+        os.close(namespace)
 
 
 # Commands -------------------------------------------------------------------------------------

@@ -52,7 +52,8 @@ def arguments(launch: Launch, *, qmp_fd: int, agent_fd: int) -> list[str]:
         ("-device", "virtio-serial-device"),
         ("-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"),
         ("-device", "virtio-rng-device"),
-        ("-netdev", "user,id=net,restrict=on"),
+        # No IPv6: no policy has a rule for it.
+        ("-netdev", f"user,id=net,restrict={'on' if launch.restrict else 'off'},ipv6=off"),
         ("-device", "virtio-net-device,netdev=net"),
     ]
     if launch.boot is None:

@@ -38,7 +38,9 @@ class Launch:
     `memory` is mapped privately: it is never written to. `disks` are read-only layers, base first;
     `overlay` is the writable one on top, whose header names no backing file. Without `boot` the
     machine waits, paused, for `load_state`. The process inherits `descriptors` under their numbers,
-    so `memory` may name one of them as /proc/self/fd/N.
+    so `memory` may name one of them as /proc/self/fd/N. `netns` is a descriptor of the network
+    namespace that its process runs in, None the caller's; `restrict` has QEMU let no packet of the
+    guest out in the first place.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Launch:
     runtime: Path
     boot: Boot | None = None
     descriptors: tuple[int, ...] = ()
+    netns: int | None = None
+    restrict: bool = True
 
 
 class Machine(Protocol):

@@ -9,7 +9,7 @@ import re
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from ratoon.errors import HostError, MachineDied, MachineError
+from ratoon.network.netns import entered
 from ratoon.vmm import command
 from ratoon.vmm.driver import Launch
 
@@ -82,17 +83,9 @@ class QemuMachine:
         launch.runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _listener(launch.runtime / "qmp") as qmp, _listener(launch.runtime / "agent") as agent:
             arguments = command.arguments(launch, qmp_fd=qmp.fileno(), agent_fd=agent.fileno())
-            # setpriv is an exec, not a fork: it leaves its settings to QEMU and is gone.
-            words = [
-                "setpriv",
-                "--pdeathsig",
-                "KILL",
-                "--no-new-privs",
-                "--",
-                command.BINARY,
-                *arguments,
-            ]
-            with launch.log.open("ab") as log:
+            words = [*_confinement(), command.BINARY, *arguments]
+            inside = nullcontext() if launch.netns is None else entered(launch.netns)
+            with launch.log.open("ab") as log, inside:
                 process = subprocess.Popen(
                     words,
                     stdin=subprocess.DEVNULL,
@@ -241,6 +234,18 @@ class QemuMachine:
             raise MachineDied(
                 f"QEMU of {name} (process {self.pid}) died at {what}", log_tail(self._launch.log)
             ) from error
+
+
+def _confinement() -> list[str]:
+    """What precedes a command that dies with this thread and has next to no privileges.
+
+    setpriv is an exec, not a fork: it leaves its settings to the command and is gone.
+    """
+    words = ["setpriv", "--pdeathsig", "KILL", "--no-new-privs"]
+    if os.geteuid() == 0:
+        # The one that is left is for the memory file: mode 0444, but QEMU opens it for writing.
+        words += ["--inh-caps", "-all", "--bounding-set", "-all,+dac_override"]
+    return [*words, "--"]
 
 
 def _memory_file(content: bytes) -> int:
