@@ -15,8 +15,10 @@
     ├── CannotRestore              exit 1, HTTP 500   nothing is left to repair a file from
     ├── HostError                  exit 1, HTTP 500   the host lacks something: a program, space
     │   └── UnreadableDisk                            no ext4 file system, or a damaged one
+    ├── Overloaded                 exit 1, HTTP 503   no room for more sandboxes; try again later
     ├── MachineError               exit 1, HTTP 500   QEMU refused or failed
     │   ├── MachineDied                               the process is gone; carries its log's tail
+    │   ├── OutOfDisk              exit 1, HTTP 507   the guest stands still until there is room
     │   └── BootTimeout
     └── GuestError                 exit 1, HTTP 500   the agent in the guest refused or failed
         ├── GuestTimeout                              the agent did not answer in time
@@ -105,17 +107,34 @@ class UnreadableDisk(HostError):
     """What the guest made of its disk: the disk itself is what its digest says."""
 
 
+class Overloaded(RatoonError):
+    """Refused with the figures before anything was started; what runs is not affected."""
+
+    http_status = 503
+
+
 class MachineError(RatoonError):
     pass
 
 
 class MachineDied(MachineError):
-    """QEMU is gone. `log_tail` is the end of what it and the guest's console wrote."""
+    """QEMU is gone. `log_tail` is the end of what it and the guest's console wrote.
 
-    def __init__(self, what: str, log_tail: str = "") -> None:
+    `cause` is why it died, where that is known and is not in the log.
+    """
+
+    def __init__(self, what: str, log_tail: str = "", cause: str | None = None) -> None:
         self.log_tail = log_tail
+        self.cause = cause
+        because = f": {cause}" if cause else ""
         tail = f"\n--- end of its log ---\n{log_tail}" if log_tail else ""
-        super().__init__(f"{what}{tail}")
+        super().__init__(f"{what}{because}{tail}")
+
+
+class OutOfDisk(MachineError):
+    """What the guest writes finds no room. Nothing is lost: with room it goes on where it was."""
+
+    http_status = 507
 
 
 class BootTimeout(MachineError):

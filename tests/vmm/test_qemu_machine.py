@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -21,10 +23,10 @@ import pytest
 from ratoon.disk.qcow2 import OverlayTemplates, check_header
 from ratoon.errors import HostError, MachineDied, MachineError
 from ratoon.network.netns import new_namespace
-from ratoon.vmm import command, qemu
+from ratoon.vmm import command, logs, qemu
 from ratoon.vmm.command import BINARY
 from ratoon.vmm.driver import Boot, Hardware, Launch
-from ratoon.vmm.qemu import QemuMachine, log_tail, qemu_version
+from ratoon.vmm.qemu import QemuMachine, qemu_version
 
 RAM = 16 * 1024 * 1024
 DISK = 1024 * 1024
@@ -334,6 +336,97 @@ async def test_it_runs_in_the_namespace_that_it_is_given(launch: Launch) -> None
         os.close(namespace)
 
 
+# Limits ---------------------------------------------------------------------------------------
+
+
+class FakeCgroup:
+    def __init__(self, cause: str | None = None) -> None:
+        self.added: list[int] = []
+        self.cause = cause
+
+    def add(self, pid: int) -> None:
+        self.added.append(pid)
+
+    def cause_of_death(self) -> str | None:
+        return self.cause
+
+
+async def test_no_file_that_it_writes_grows_beyond_the_limit(launch: Launch) -> None:
+    async with started(replace(launch, file_limit=123 * 4096)) as machine:
+        soft, hard = resource.prlimit(machine.pid, resource.RLIMIT_FSIZE)
+        assert soft == 123 * 4096
+        await machine.confine(None, 200 * 4096)
+        assert resource.prlimit(machine.pid, resource.RLIMIT_FSIZE) == (200 * 4096, hard)
+        await machine.confine(None, None)
+        assert resource.prlimit(machine.pid, resource.RLIMIT_FSIZE) == (hard, hard)
+
+
+async def test_a_write_beyond_the_limit_does_not_end_it(launch: Launch) -> None:
+    async with started(launch) as machine:
+        status = Path(f"/proc/{machine.pid}/status").read_text()
+        (ignored,) = re.findall(r"^SigIgn:\s*([0-9a-f]+)$", status, re.MULTILINE)
+        assert int(ignored, 16) & 1 << (signal.SIGXFSZ - 1)
+
+
+async def test_the_kernel_chooses_it_before_its_owner(launch: Launch) -> None:
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    async with started(launch) as machine:
+        score = int(Path(f"/proc/{machine.pid}/oom_score_adj").read_text())
+    assert score == min(own + qemu.OOM_SCORE, 1000)
+
+
+async def test_it_lives_in_the_cgroup_that_it_is_given(launch: Launch) -> None:
+    first, second = FakeCgroup(), FakeCgroup()
+    async with started(replace(launch, cgroup=first)) as machine:
+        assert first.added == [machine.pid]
+        await machine.confine(second, None)
+        assert second.added == [machine.pid]
+
+
+async def test_a_cgroup_that_does_not_take_it_fails_the_start(launch: Launch) -> None:
+    class Refusing(FakeCgroup):
+        def add(self, pid: int) -> None:
+            raise HostError("no room in the cgroup")
+
+    with pytest.raises(HostError, match="no room in the cgroup"):
+        await QemuMachine.start(replace(launch, cgroup=Refusing()))
+    assert processes_of(launch) == []
+
+
+@pytest.mark.parametrize(
+    ("cause", "number", "said"),
+    [
+        ("its memory limit was reached", signal.SIGKILL, "its memory limit was reached"),
+        (None, signal.SIGKILL, "by the kernel for want of memory"),
+        (None, signal.SIGTRAP, "it got SIGTRAP"),
+    ],
+)
+async def test_why_it_died_is_told(
+    launch: Launch, cause: str | None, number: signal.Signals, said: str
+) -> None:
+    async with started(replace(launch, cgroup=FakeCgroup(cause))) as machine:
+        os.kill(machine.pid, number)
+        with pytest.raises(MachineDied, match=rf"\(process \d+\) died at stop: .*{said}") as death:
+            await machine.pause()
+        assert death.value.cause == machine.cause_of_death
+
+
+async def test_a_death_on_request_needs_no_reason(launch: Launch) -> None:
+    machine = await QemuMachine.start(replace(launch, cgroup=FakeCgroup("its memory limit")))
+    await machine.kill()
+    assert machine.cause_of_death is None
+
+
+async def test_its_logs_stay_small(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu, "LOGS_INTERVAL", 0.01)
+    async with started(launch):
+        for path in (launch.log, command.console_log(launch.log)):
+            path.write_bytes(bytes(2 * logs.LIMIT_BYTES))
+            async with asyncio.timeout(30):
+                while path.stat().st_size > logs.LIMIT_BYTES:
+                    await asyncio.sleep(0.01)
+
+
 # Commands -------------------------------------------------------------------------------------
 
 
@@ -480,15 +573,3 @@ def test_a_qemu_that_does_not_say_its_version(
         program.chmod(0o755)
     with pytest.raises(HostError, match=complaint):
         qemu_version()
-
-
-def test_the_end_of_the_logs_console_first(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    assert log_tail(log) == ""
-    log.write_bytes(b"qemu: \xff bad\n")
-    assert log_tail(log) == "qemu: \ufffd bad"
-    command.console_log(log).write_text("x" * 10_000 + "panic\n")
-    console, _, own = log_tail(log).rpartition("\n")
-    assert own == "qemu: \ufffd bad"
-    assert console.endswith("xpanic")
-    assert len(console) <= qemu.LOG_TAIL_BYTES

@@ -13,7 +13,8 @@ from ratoon.guest.channel import Channel
 from ratoon.sandbox.deaths import blamed
 from ratoon.vmm import command
 from ratoon.vmm.driver import Boot, Launch, Machine
-from ratoon.vmm.qemu import QemuMachine, log_tail
+from ratoon.vmm.logs import log_tail
+from ratoon.vmm.qemu import QemuMachine
 from ratoon.vmm.tsc import host_tsc_khz
 
 log = logging.getLogger(__name__)

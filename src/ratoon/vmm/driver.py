@@ -6,6 +6,7 @@ saved device state, and can pause it, save it, and put a new overlay on its disk
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -31,6 +32,16 @@ class Boot:
     command_line: str
 
 
+class Cgroup(Protocol):
+    """A control group, which limits what is in it."""
+
+    def add(self, pid: int) -> None:
+        """Move a process in, with what it will start; blocks for some milliseconds. HostError."""
+
+    def cause_of_death(self) -> str | None:
+        """Which of the limits ended the process, if one did."""
+
+
 @dataclass(frozen=True)
 class Launch:
     """Everything that a machine is started from.
@@ -40,7 +51,8 @@ class Launch:
     machine waits, paused, for `load_state`. The process inherits `descriptors` under their numbers,
     so `memory` may name one of them as /proc/self/fd/N. `netns` is a descriptor of the network
     namespace that its process runs in, None the caller's; `restrict` has QEMU let no packet of the
-    guest out in the first place.
+    guest out in the first place. The process lives in `cgroup`, and no file that it writes grows
+    beyond `file_limit` bytes: a guest whose disk would have to stands still then.
     """
 
     name: str
@@ -54,6 +66,8 @@ class Launch:
     descriptors: tuple[int, ...] = ()
     netns: int | None = None
     restrict: bool = True
+    cgroup: Cgroup | None = None
+    file_limit: int | None = None
 
 
 class Machine(Protocol):
@@ -66,6 +80,22 @@ class Machine(Protocol):
     @property
     def agent_socket(self) -> Path:
         """The unix socket of the guest's agent port."""
+
+    @property
+    def cause_of_death(self) -> str | None:
+        """Why the process died, if it did not do so on request and something is known."""
+
+    async def confine(self, cgroup: Cgroup | None, file_limit: int | None) -> None:
+        """Give a running machine other limits than those it was launched with.
+
+        It stays where it is without a `cgroup`. A guest that stands still goes on with `resume`.
+        """
+
+    def while_moving(self) -> AbstractAsyncContextManager[None]:
+        """Raise OutOfDisk in the block when the guest stands still, or if it does so already.
+
+        It does when its disk is full. Whoever waits for the guest waits in such a block.
+        """
 
     async def load_state(self, state: bytes) -> None:
         """Give a machine that waits its device state; it is paused afterwards."""

@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import re
+import resource
+import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from qemu.qmp import ExecuteError, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError
 
 from ratoon.errors import HostError, MachineDied, MachineError
 from ratoon.network.netns import entered
 from ratoon.vmm import command
-from ratoon.vmm.driver import Launch
+from ratoon.vmm.driver import Cgroup, Launch
+from ratoon.vmm.logs import bound_logs, log_tail
+from ratoon.vmm.standstill import Standstill
 
 # What goes wrong in a conversation is raised as an error of ours; it need not be logged as well.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
-LOG_TAIL_BYTES = 2000
 #: Seconds that QEMU may take for one command; the longest by far is loading a device state.
 COMMAND_TIMEOUT = 60
+#: Seconds between looks at the length of the logs.
+LOGS_INTERVAL = 10.0
+#: How much sooner than its owner a machine is chosen when the host has no memory left (proc(5)).
+OOM_SCORE = 500
+#: Why a guest that writes stands still (`BLOCK_IO_ERROR` in QEMU's QMP reference).
+_FILE_TOO_LARGE = os.strerror(errno.EFBIG)
 
 
 @cache
@@ -46,16 +62,6 @@ def qemu_version() -> str:
     return match[1]
 
 
-def log_tail(log: Path) -> str:
-    """The end of what QEMU and the guest's console wrote."""
-    parts = []
-    for path in (command.console_log(log), log):
-        with suppress(FileNotFoundError), path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
-            parts.append(file.read().decode(errors="replace").strip())
-    return "\n".join(part for part in parts if part)
-
-
 class QemuMachine:
     """A QEMU process. Made by `start`; implements `driver.Machine`.
 
@@ -72,6 +78,14 @@ class QemuMachine:
         self._active: str | None = command.FIRST_OVERLAY
         self._below: str | None = None
         self._added: str | None = None
+        self._cgroup: Cgroup | None = None
+        self._file_limit: int | None = None
+        self._standstill = Standstill()
+        self._io_error: dict[str, Any] = {}
+        self._pausing = False
+        self._killing = False
+        self._cause_of_death: str | None = None
+        self._qmp.register_listener(EventListener(("BLOCK_IO_ERROR", "STOP", "RESUME"), self._hear))
         self._watch()
 
     @classmethod
@@ -93,9 +107,14 @@ class QemuMachine:
                     stderr=log,
                     pass_fds=(qmp.fileno(), agent.fileno(), *launch.descriptors),
                     start_new_session=True,
+                    # SIGXFSZ stays ignored, as Python has it: a write beyond the limit of a file
+                    # fails then, instead of ending QEMU.
+                    restore_signals=False,
                 )
         machine = cls(launch, process)
         try:
+            _prefer_to_kill(process.pid)
+            await machine.confine(launch.cgroup, launch.file_limit)
             async with machine._explained("start"):
                 await machine._qmp.connect(str(launch.runtime / "qmp"))
         except BaseException:
@@ -110,6 +129,24 @@ class QemuMachine:
     @property
     def agent_socket(self) -> Path:
         return self._launch.runtime / "agent"
+
+    @property
+    def cause_of_death(self) -> str | None:
+        return self._cause_of_death
+
+    async def confine(self, cgroup: Cgroup | None, file_limit: int | None) -> None:
+        with suppress(ProcessLookupError):  # whoever speaks to it next will say so
+            _, most = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
+            limits = most if file_limit is None else file_limit, most
+            resource.prlimit(self.pid, resource.RLIMIT_FSIZE, limits)
+        self._file_limit = file_limit
+        if cgroup is not None:
+            # The kernel waits for all of its processors to have taken notice.
+            await asyncio.to_thread(cgroup.add, self.pid)
+            self._cgroup = cgroup
+
+    def while_moving(self) -> AbstractAsyncContextManager[None]:
+        return self._standstill.interrupts()
 
     async def load_state(self, state: bytes) -> None:
         fd = _memory_file(state)
@@ -128,7 +165,11 @@ class QemuMachine:
         await self._execute("cont")
 
     async def pause(self) -> None:
-        await self._execute("stop")
+        self._pausing = True
+        try:
+            await self._execute("stop")
+        finally:
+            self._pausing = False
 
     async def save_state(self) -> bytes:
         fd = _memory_file(b"")
@@ -182,6 +223,7 @@ class QemuMachine:
         return log_tail(self._launch.log)
 
     async def kill(self) -> None:
+        self._killing = True
         with suppress(ProcessLookupError):
             self._process.kill()
         await asyncio.shield(self._died)
@@ -190,17 +232,59 @@ class QemuMachine:
                 await self._qmp.disconnect()
 
     def _watch(self) -> None:
-        """Notice the death of the process at once, and reap it."""
+        """Notice the death of the process at once, and reap it; until then, bound its logs."""
         loop = asyncio.get_running_loop()
         pidfd = os.pidfd_open(self._process.pid)
 
+        def look_at_logs() -> None:
+            bound_logs(self._launch.log)
+            self._next_look = loop.call_later(LOGS_INTERVAL, look_at_logs)
+
         def died() -> None:
+            self._next_look.cancel()
             loop.remove_reader(pidfd)
             os.close(pidfd)
-            self._process.wait()
+            status = self._process.wait()
+            if not self._killing:
+                self._cause_of_death = self._find_cause(status)
             self._died.set_result(None)
 
+        self._next_look = loop.call_later(LOGS_INTERVAL, look_at_logs)
         loop.add_reader(pidfd, died)
+
+    def _find_cause(self, status: int) -> str | None:
+        """Why the process ended with `status`, a negative one being a signal's number."""
+        if self._cgroup is not None and (cause := self._cgroup.cause_of_death()):
+            return cause
+        if status == -signal.SIGKILL:
+            return "it was killed, by somebody or by the kernel for want of memory (see dmesg)"
+        return f"it got {signal.Signals(-status).name}" if status < 0 else None
+
+    def _hear(self, event: Message) -> bool:
+        """Take notice of an event as it arrives; False: it need not be queued."""
+        match event["event"]:
+            case "BLOCK_IO_ERROR":
+                self._io_error = cast(dict[str, Any], event["data"])
+            case "STOP" if not self._pausing:
+                # Newer versions hold back errors that follow each other closely, but no stops: the
+                # last one known may be an earlier one of the same kind.
+                self._standstill.begin(self._explain_standstill())
+            case "RESUME":
+                self._standstill.end()
+        return False
+
+    def _explain_standstill(self) -> str:
+        name, error = self._launch.name, self._io_error
+        if error.get("nospace"):
+            where = self._launch.overlay.parent
+            return f"{name} stands still: no space left for {where}; make room, then resume it"
+        reason = error.get("reason", "QEMU does not say why")
+        if self._file_limit is not None and reason == _FILE_TOO_LARGE:
+            return (
+                f"{name} stands still: its disk has reached its limit of "
+                f"{self._file_limit / 2**20:.1f} MiB; give it a higher one, and it goes on"
+            )
+        return f"{name} stands still: its disk failed: {reason}"
 
     async def _hand_over(self, fd: int, name: str, **arguments: Any) -> Any:
         """Execute a command that takes a descriptor."""
@@ -232,7 +316,9 @@ class QemuMachine:
             if not self._died.done():
                 raise MachineError(f"QEMU of {name} failed at {what}: {error}") from error
             raise MachineDied(
-                f"QEMU of {name} (process {self.pid}) died at {what}", log_tail(self._launch.log)
+                f"QEMU of {name} (process {self.pid}) died at {what}",
+                log_tail(self._launch.log),
+                self._cause_of_death,
             ) from error
 
 
@@ -246,6 +332,13 @@ def _confinement() -> list[str]:
         # The one that is left is for the memory file: mode 0444, but QEMU opens it for writing.
         words += ["--inh-caps", "-all", "--bounding-set", "-all,+dac_override"]
     return [*words, "--"]
+
+
+def _prefer_to_kill(pid: int) -> None:
+    """Have the kernel choose this process before its owner when the host's memory is used up."""
+    with suppress(ProcessLookupError, FileNotFoundError):
+        score = int(Path("/proc/self/oom_score_adj").read_text()) + OOM_SCORE
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(min(score, 1000)))
 
 
 def _memory_file(content: bytes) -> int:
