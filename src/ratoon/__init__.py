@@ -2,7 +2,7 @@
 
 from ratoon.errors import CommandFailed, RatoonError
 from ratoon.guest.channel import ExecResult
-from ratoon.sandbox.capture import Branched
+from ratoon.sandbox.branch import Branched
 from ratoon.sandbox.engine import Built, Engine
 from ratoon.sandbox.sandbox import Sandbox
 

@@ -35,7 +35,7 @@ async def checksums(engine: Engine) -> AsyncIterator[dict[str, str]]:
     yield checksums
     await engine.settle()
     for tag in reversed(CHAIN):
-        engine.delete(tag)
+        await engine.delete(tag)
 
 
 @pytest.mark.parametrize("tag", CHAIN)
@@ -202,7 +202,7 @@ async def test_deleting_a_parent(engine: Engine, sandbox: Sandbox) -> None:
     async with await engine.fork_one("parent") as fork:
         await engine.branch(fork, "child")
         with pytest.raises(HasDependents) as refusal:
-            engine.delete("parent")
+            await engine.delete("parent")
         assert refusal.value.dependents == ["child"]
         forget(engine, "parent")
         assert await sh(fork, "cat /root/p /dev/shm/p") == "parent\nparent\n"

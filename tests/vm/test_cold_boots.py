@@ -10,8 +10,7 @@ from vm_helpers import MIB, leaves_nothing, sh
 
 from ratoon.errors import BootTimeout, MachineDied
 from ratoon.guest.build import Guest
-from ratoon.sandbox import boot
-from ratoon.sandbox import engine as engine_module
+from ratoon.sandbox import base, boot
 from ratoon.sandbox.engine import Engine
 from ratoon.vmm.driver import Boot
 
@@ -24,7 +23,7 @@ def boot_with(monkeypatch: pytest.MonkeyPatch, words: str, console: str = "conso
         line = normal.command_line.replace("console=ttyS0", console)
         return replace(normal, command_line=f"{line} {words}")
 
-    monkeypatch.setattr(engine_module, "boot_from", changed)
+    monkeypatch.setattr(base, "boot_from", changed)
 
 
 async def fails_to_boot(engine: Engine, expected: type[Exception]) -> str:
@@ -50,7 +49,7 @@ async def test_a_kernel_that_hangs_after_its_first_words(
 ) -> None:
     boot_with(monkeypatch, "panic=0 rdinit=/none init=/none root=/dev/none")
     monkeypatch.setattr(boot, "AGENT_TIMEOUT", 8)
-    monkeypatch.setattr(engine_module, "boot", partial(boot.boot, attempts=1))
+    monkeypatch.setattr(base, "boot", partial(boot.boot, attempts=1))
     message = await fails_to_boot(engine, BootTimeout)
     assert "did not boot within 8 s" in message
     assert "Kernel panic" in message

@@ -50,8 +50,8 @@ async def test_forks_of_a_compacted_chain_are_the_same(engine: Engine, chain: st
         assert await sh(fork, CHECKSUMS) == chain
 
     with pytest.raises(HasDependents, match="c2"):
-        engine.delete("c1")
-    assert engine.delete("c1", cascade=True) == ("c3", "c2", "c1")
+        await engine.delete("c1")
+    assert await engine.delete("c1", cascade=True) == ("c3", "c2", "c1")
     await engine.settle()
     engine.evict_image("flat")
     for sandbox in await engine.fork("flat", 2):
@@ -65,7 +65,7 @@ async def test_forks_of_a_compacted_chain_are_the_same(engine: Engine, chain: st
 
 async def test_a_sandbox_outlives_a_cascade(engine: Engine, chain: str) -> None:
     async with await engine.fork_one("c3") as fork:
-        engine.delete("c1", cascade=True)
+        await engine.delete("c1", cascade=True)
         assert tags(engine).isdisjoint(CHAIN)
         assert await sh(fork, CHECKSUMS) == chain
         await engine.branch(fork, "survivor")
@@ -80,7 +80,7 @@ async def test_images_that_nobody_needs_go_with_a_cascade(engine: Engine, chain:
         assert not isinstance(sandbox, Exception)
         await sandbox.kill()
     await engine.settle()
-    engine.delete("c1", cascade=True)
+    await engine.delete("c1", cascade=True)
     left = {path.stem for path in engine.images.directory.glob("*.ram")}
     roots = [snapshot.manifest.memory_root for snapshot in snapshots]
     assert roots[2] in left, "flat has the same memory as c2"

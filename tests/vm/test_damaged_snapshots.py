@@ -34,7 +34,7 @@ async def chain(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Asy
         for tag in ("base", "L1", "L2"):
             shutil.copytree(engine.store.snapshots / tag, home / "snapshots" / tag)
         for tag in ("L2", "L1"):
-            engine.delete(tag)
+            await engine.delete(tag)
         yield other
     shutil.rmtree(home)
 

@@ -14,9 +14,10 @@ from vm_helpers import CHECK, FOR_EVER, WRITE, assert_whole, leaves_nothing, sh
 
 from ratoon import files
 from ratoon.errors import AlreadyExists, InFlight, MachineError
-from ratoon.sandbox import capture
+from ratoon.sandbox import branch, capture, layer
+from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox, SandboxDirectory
+from ratoon.sandbox.sandbox import Sandbox
 from ratoon.snapshot.staging import Staging
 from ratoon.vmm.qemu import QemuMachine
 
@@ -39,8 +40,8 @@ async def refuse(machine: QemuMachine) -> None:
 FAILURES: list[tuple[Any, str]] = [
     (capture, "dirty_pages"),
     (capture, "read_into"),
-    (capture, "write_page_set"),
-    (capture, "file_digest"),
+    (layer, "write_page_set"),
+    (layer, "file_digest"),
     (Staging, "adopt_ancestry"),
     (Staging, "publish"),
     (QemuMachine, "add_overlay"),
@@ -74,7 +75,7 @@ async def test_what_is_written_meanwhile_survives(
         no_space()
 
     with leaves_nothing(engine), monkeypatch.context() as patch:
-        patch.setattr(capture, "write_page_set", write_then_fail)
+        patch.setattr(layer, "write_page_set", write_then_fail)
         with pytest.raises(OSError, match="No space left"):
             await engine.branch(source, "failed")
     await sh(source, CHECK)
@@ -107,7 +108,7 @@ async def test_an_undo_that_fails_is_made_up_for(
     engine: Engine, source: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(capture, "write_page_set", no_space)
+        patch.setattr(layer, "write_page_set", no_space)
         patch.setattr(QemuMachine, "undo_overlay", refuse)
         with pytest.raises(OSError, match="No space left"):
             await engine.branch(source, "failed")
@@ -164,7 +165,7 @@ async def test_one_tag_for_two_at_once(engine: Engine, source: Sandbox) -> None:
         outcomes = await asyncio.gather(
             *(engine.branch(each, "wanted") for each in (source, other)), return_exceptions=True
         )
-        assert sum(isinstance(outcome, capture.Branched) for outcome in outcomes) == 1
+        assert sum(isinstance(outcome, branch.Branched) for outcome in outcomes) == 1
         (loss,) = (outcome for outcome in outcomes if isinstance(outcome, BaseException))
         assert isinstance(loss, AlreadyExists | InFlight)
         assert "wanted" in str(loss)

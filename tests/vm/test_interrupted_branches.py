@@ -9,13 +9,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from vm_helpers import FOR_EVER, WRITE, assert_whole, leaves_nothing, sh, tags
 
 from ratoon.errors import MachineError
-from ratoon.sandbox import capture
+from ratoon.sandbox import branch, capture, layer
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.vmm.qemu import QemuMachine
@@ -28,20 +29,32 @@ async def source(engine: Engine) -> AsyncIterator[Sandbox]:
         yield sandbox
 
 
-@pytest.mark.parametrize("name", ["dirty_pages", "read_into", "write_page_set", "file_digest"])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (capture, "dirty_pages"),
+        (capture, "read_into"),
+        (layer, "write_page_set"),
+        (layer, "file_digest"),
+    ],
+)
 async def test_cancelled_while_a_thread_is_at(
-    engine: Engine, source: Sandbox, monkeypatch: pytest.MonkeyPatch, name: str
+    engine: Engine,
+    source: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    name: str,
 ) -> None:
     reached = threading.Event()
     cancelled = threading.Event()
-    original: Callable[..., Any] = getattr(capture, name)
+    original: Callable[..., Any] = getattr(module, name)
 
     def dawdle(*arguments: Any) -> Any:
         reached.set()
         cancelled.wait(1)
         return original(*arguments)
 
-    monkeypatch.setattr(capture, name, dawdle)
+    monkeypatch.setattr(module, name, dawdle)
     branching = asyncio.create_task(engine.branch(source, "cancelled"))
     await asyncio.to_thread(reached.wait, FOR_EVER)
     branching.cancel()
@@ -112,10 +125,15 @@ async def test_qemu_dies_in_the_pause(engine: Engine, monkeypatch: pytest.Monkey
                 await engine.branch(doomed, "lost")
 
 
-@pytest.mark.parametrize("name", ["read_into", "write_page_set", "disk_root"])
-async def test_killed_meanwhile(engine: Engine, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(capture, "read_into"), (layer, "write_page_set"), (layer, "disk_root")],
+)
+async def test_killed_meanwhile(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str
+) -> None:
     loop = asyncio.get_running_loop()
-    original: Callable[..., Any] = getattr(capture, name)
+    original: Callable[..., Any] = getattr(module, name)
     killing: list[Future[None]] = []
 
     def kill_first(*arguments: Any) -> Any:
@@ -125,12 +143,12 @@ async def test_killed_meanwhile(engine: Engine, monkeypatch: pytest.MonkeyPatch,
         return original(*arguments)
 
     doomed = await engine.fork_one("base")
-    monkeypatch.setattr(capture, name, kill_first)
+    monkeypatch.setattr(module, name, kill_first)
     outcome = (await asyncio.gather(engine.branch(doomed, "late"), return_exceptions=True))[0]
     await asyncio.wrap_future(killing[0])
     assert doomed not in engine.sandboxes
     assert not doomed.directory.path.exists()
-    if isinstance(outcome, capture.Branched):
+    if isinstance(outcome, branch.Branched):
         async with await engine.fork_one("late") as fork:
             assert await sh(fork, "echo whole") == "whole\n"
     else:

@@ -110,7 +110,7 @@ async def test_a_forks_life_never_touches_its_source(volume: Path, base_pack: Pa
         await engine.compact("lived-on", "flat")
         assert unchanged()
         # 9: all of the fork is deleted, while its sibling still runs.
-        engine.delete("lived", cascade=True)
+        await engine.delete("lived", cascade=True)
         assert unchanged()
         async with await engine.fork_one("flat") as flat:
             assert await sh(flat, READ) == "later\nlater\n"

@@ -20,9 +20,10 @@ OWNER = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from ratoon.memory import image
-from ratoon.sandbox import capture, fork
+from ratoon.sandbox import capture, layer, start
 from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox, SandboxDirectory
+from ratoon.sandbox.directory import SandboxDirectory
+from ratoon.sandbox.sandbox import Sandbox
 from ratoon.snapshot.staging import Staging
 from ratoon.vmm.qemu import QemuMachine
 
@@ -81,8 +82,8 @@ async def reopened(engine: Engine, bystander: Sandbox) -> None:
         "QemuMachine.switch_overlay = die",
         "QemuMachine.resume = die",
         "capture.read_into = die",
-        "capture.write_page_set = die",
-        "capture.file_digest = die",
+        "layer.write_page_set = die",
+        "layer.file_digest = die",
         "Staging.publish = die",
         "os.fsync = die",
         "Path.rename = die",
@@ -111,7 +112,7 @@ async def test_killed_once_it_is_published(engine: Engine, sandbox: Sandbox, dea
     [
         ("", "image.fsync_path = die; await engine.fork('orphan', 2)"),
         ("", "Sandbox.rebirth = die; await engine.fork_one('base')"),
-        ("", "fork.QemuMachine.load_state = die; await engine.fork_one('orphan')"),
+        ("", "start.QemuMachine.load_state = die; await engine.fork_one('orphan')"),
         ("", "import shutil; shutil.rmtree = die; await sandbox.kill()"),
     ],
 )

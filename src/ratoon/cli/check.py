@@ -19,7 +19,7 @@ from ratoon.check.repair import Outcome, Repair, plan_repairs, repair_store
 from ratoon.check.scrub import EVERYTHING, Slice
 from ratoon.cli.app import Json, answers, app, notes, print_json
 from ratoon.errors import InvalidInput
-from ratoon.sandbox.engine import sweep
+from ratoon.sandbox.sweep import sweep
 from ratoon.snapshot.progress import ByteProgress
 from ratoon.snapshot.store import Store
 

@@ -175,7 +175,7 @@ def remove(
             for tag in tags:
                 if tag in gone:  # a cascade has come by
                     continue
-                deleted = engine.delete(tag, force=force, cascade=cascade)
+                deleted = await engine.delete(tag, force=force, cascade=cascade)
                 gone.update(deleted)
                 say(f"deleted {', '.join(deleted)}")
 

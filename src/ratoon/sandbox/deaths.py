@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from ratoon.errors import GuestError, GuestTimeout, MachineDied
 from ratoon.vmm.driver import Machine
@@ -27,3 +27,8 @@ async def blamed(machine: Machine, what: str) -> AsyncIterator[None]:
         except TimeoutError:
             raise error from None
         raise MachineDied(what, log_end) from None
+
+
+def explained(sandbox_id: str, machine: Machine) -> AbstractAsyncContextManager[None]:
+    """As `blamed`, for the machine of a sandbox."""
+    return blamed(machine, f"sandbox {sandbox_id} died (process {machine.pid})")

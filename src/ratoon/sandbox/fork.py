@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import suppress
 from pathlib import Path
 
-from ratoon import files
-from ratoon.disk.qcow2 import OverlayTemplates
-from ratoon.errors import Corrupt, HostError, Incompatible
+from ratoon.errors import Corrupt, Incompatible, NotFound
 from ratoon.guest.agent import wire
-from ratoon.guest.channel import Channel
-from ratoon.sandbox.deaths import blamed
-from ratoon.sandbox.heads import Heads, MappedMemory, Pages, Patch, write_patch
-from ratoon.sandbox.sandbox import Sandbox, SandboxDirectory
+from ratoon.sandbox.directory import SandboxDirectory
+from ratoon.sandbox.options import SandboxOptions
+from ratoon.sandbox.pool import Pool, Reserved
+from ratoon.sandbox.sandbox import Sandbox, new_machine_id
 from ratoon.sandbox.stages import Stages
-from ratoon.snapshot.snapshot import Snapshot, read_vmstate
+from ratoon.sandbox.start import Starter, explaining, read_verified
+from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
-from ratoon.snapshot.verify import verify_disks
 from ratoon.vmm import command
-from ratoon.vmm.driver import Accelerator, Hardware, Launch
-from ratoon.vmm.qemu import QemuMachine, qemu_version
+from ratoon.vmm.driver import Accelerator
+from ratoon.vmm.qemu import qemu_version
 from ratoon.vmm.tsc import host_tsc_khz, same_rate
 
 #: Starts under way at a time. More of them only make each other wait.
@@ -34,118 +31,79 @@ class Forker:
     def __init__(
         self,
         store: Store,
-        heads: Heads,
-        templates: OverlayTemplates,
+        starter: Starter,
+        pool: Pool,
         runtime: Path,
         accelerators: frozenset[Accelerator],
     ) -> None:
         self._store = store
-        self._heads = heads
-        self._templates = templates
+        self._starter = starter
+        self._pool = pool
         self._runtime = runtime
         self._accelerators = accelerators
         self._starts = asyncio.Semaphore(CONCURRENT_STARTS)
 
-    async def fork(self, tag: str, *, burst: bool = False) -> Sandbox:
-        """A sandbox forked from snapshot `tag`; `burst`: one of many that are forked together.
+    async def fork(
+        self, source: Snapshot, options: SandboxOptions, *, burst: bool = False
+    ) -> Sandbox:
+        """A sandbox forked from `source`, whose agent has answered; `burst`: one of many.
 
-        NotFound; Corrupt naming the snapshot and the file or page that is damaged; Incompatible
-        with this host's QEMU; MachineDied; HostError if a file cannot be made: the disk is full. A
-        fork that fails leaves nothing behind.
+        Corrupt naming the snapshot and the file or page that is damaged; NotFound if it was deleted
+        meanwhile; Incompatible with this host's QEMU; MachineDied; HostError if a file cannot be
+        made: the disk is full. A fork that fails leaves nothing behind.
         """
         async with self._starts:
             stages = Stages()
-            with stages("resolve"):
-                snapshot = self._store.get(tag)
-                check_compatible(snapshot, self._accelerators)
-                directory = SandboxDirectory.create(
-                    self._store.sandboxes, self._store.lock, self._runtime
+            with explaining(f"snapshot {source.manifest.tag} was not forked"):
+                reserved = self._pool.take(source) or await self._reserve(
+                    source, stages, burst=burst
                 )
-            try:
-                return await self._start(directory, snapshot, burst, stages)
-            except BaseException as error:
-                directory.remove()
-                if isinstance(error, OSError):
-                    reason = files.describe(error)
-                    raise HostError(f"snapshot {tag} was not forked: {reason}") from error
-                raise
+                return await self._wake(reserved, options, stages)
 
-    async def _start(
-        self, directory: SandboxDirectory, snapshot: Snapshot, burst: bool, stages: Stages
-    ) -> Sandbox:
-        try:
-            with stages("verify"):
-                await asyncio.to_thread(verify_disks, snapshot)
-                state = read_vmstate(snapshot)
-            with stages("resolve"):
-                twin = directory.stand_on(snapshot)
-        except Corrupt:
-            self._store.get(snapshot.manifest.tag)  # NotFound, if it was deleted meanwhile
-            raise
-        with stages("image"):
-            image, patch = await self._heads.choose(twin, snapshot, burst=burst)
-        with image:
-            memory = MappedMemory.of_image(image)
-            config = twin.manifest.machine
-            with stages("overlay"):
-                overlay = directory.next_overlay()
-                self._templates.create(overlay, config.disk_bytes)
-            launch = Launch(
-                name=directory.id,
-                hardware=Hardware(config.ram_bytes, config.vcpus, config.accelerator),
-                # By descriptor: QEMU makes a new file, all zeros, where the name is gone.
-                memory=Path(f"/proc/self/fd/{image.fd}"),
-                disks=tuple(twin.disk_path(number) for number in range(twin.depth + 1)),
-                overlay=overlay,
-                log=directory.log,
-                runtime=directory.runtime,
-                descriptors=(image.fd,),
+    async def reserve(self, source: Snapshot) -> Reserved:
+        """The first half of a fork: a machine that waits. Errors: as `fork`."""
+        async with self._starts:
+            with explaining(f"snapshot {source.manifest.tag} was not forked"):
+                return await self._reserve(source, Stages(), burst=True)
+
+    async def _reserve(self, source: Snapshot, stages: Stages, *, burst: bool) -> Reserved:
+        with stages("resolve"):
+            check_compatible(source, self._accelerators)
+            directory = SandboxDirectory.create(
+                self._store.sandboxes, self._store.lock, self._runtime
             )
-            machine, pages = await self._start_machine(launch, patch, stages)
-        channel = None
         try:
-            directory.write_state(id=directory.id, snapshot=twin.manifest.tag, pid=machine.pid)
-            if pages:
-                with stages("image"):
-                    await asyncio.to_thread(write_patch, machine.pid, memory, pages)
-            with stages("load"):
-                async with blamed(machine, f"sandbox {directory.id} died (process {machine.pid})"):
-                    channel = await Channel.connect(machine.agent_socket, directory.id)
-                await machine.load_state(state)
-            with stages("resume"):
-                await machine.resume()
-            with stages("rebirth"):
-                sandbox = Sandbox(directory, machine, channel, memory, twin)
-                await sandbox.rebirth()
-            sandbox.stages, sandbox.fork_ms = dict(stages.ms), stages.total_ms
-            return sandbox
+            try:
+                state = await read_verified(source, stages)
+                with stages("resolve"):
+                    twin = directory.stand_on(source)
+            except Corrupt:
+                if not source.path.exists():
+                    raise NotFound(
+                        f"snapshot {source.manifest.tag} was deleted meanwhile"
+                    ) from None
+                raise
+            prepared = await self._starter.prepare(
+                directory, twin, state, stages, published=source, burst=burst
+            )
         except BaseException:
-            if channel:
-                channel.close()
-            await machine.kill()
+            directory.remove()
             raise
+        return Reserved(directory, twin, prepared)
 
-    async def _start_machine(
-        self, launch: Launch, patch: Patch | None, stages: Stages
-    ) -> tuple[QemuMachine, list[Pages]]:
-        """Start the machine and, meanwhile, read and check the pages to be written into it."""
-        if patch is None:
-            with stages("start"):
-                return await QemuMachine.start(launch), []
-        reading = asyncio.create_task(asyncio.to_thread(self._heads.read_patch, patch))
+    async def _wake(self, reserved: Reserved, options: SandboxOptions, stages: Stages) -> Sandbox:
+        directory = reserved.directory
+        machine_id = new_machine_id()
         try:
-            with stages("start"):
-                machine = await QemuMachine.start(launch)
+            incarnation = await self._starter.wake(
+                directory.id, machine_id, reserved.prepared, stages
+            )
         except BaseException:
-            with suppress(Exception):
-                await reading
+            directory.remove()
             raise
-        try:
-            with stages("image"):
-                return machine, await reading
-        except BaseException:
-            await machine.kill()
-            raise
+        sandbox = Sandbox(directory, incarnation, reserved.twin, machine_id, options)
+        sandbox.stages, sandbox.fork_ms = dict(stages.ms), stages.total_ms
+        return sandbox
 
 
 def check_compatible(snapshot: Snapshot, accelerators: frozenset[Accelerator]) -> None:

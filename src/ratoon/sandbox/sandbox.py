@@ -1,135 +1,78 @@
-"""A sandbox: a running machine forked from a snapshot, its channel, and its directory."""
+"""A sandbox: forked from a snapshot, running or in standby, and what can be done in it."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import secrets
-import shutil
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any
+from typing import Literal
 
-from ratoon import files
-from ratoon.errors import Conflict
+from ratoon.errors import Conflict, GuestError, MachineDied
 from ratoon.guest.channel import Channel, ExecResult
-from ratoon.sandbox.deaths import blamed
+from ratoon.sandbox.deaths import explained
+from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.heads import MappedMemory
-from ratoon.snapshot.snapshot import Snapshot, link_snapshot
+from ratoon.sandbox.incarnation import Incarnation
+from ratoon.sandbox.options import SandboxOptions
+from ratoon.snapshot.snapshot import Snapshot
 from ratoon.vmm.driver import Machine
 
-#: Seconds the agent may take for a rebirth; a loaded host under emulation is slow.
-REBIRTH_TIMEOUT = 60.0
-
-STATE = "state.json"
-LOG = "log"
-PARENT = "parent"
+State = Literal["running", "standby", "killed"]
 
 
-class SandboxDirectory:
-    """`sandboxes/ID`: made for one sandbox, held by its flock, removed with it.
+def new_machine_id() -> str:
+    """As in /etc/machine-id: machine-id(5)."""
+    return secrets.token_hex(16)
 
-    It has hard links to every layer that the sandbox stands on, so the snapshot it was forked from
-    may be deleted at any time.
-    """
 
-    def __init__(self, path: Path, lock: int, runtime: Path) -> None:
-        self.path = path
-        self.runtime = runtime / path.name
-        self._lock = lock
-        self._overlays = 0
-
-    @classmethod
-    def create(cls, sandboxes: Path, store_lock: Path, runtime: Path) -> SandboxDirectory:
-        """Draw an id, reserve it by `mkdir`, and hold the directory."""
-        with files.locked(store_lock, shared=True):
-            while True:
-                path = sandboxes / f"sb-{int(time.time()):x}-{secrets.token_hex(2)}"
-                with suppress(FileExistsError):
-                    path.mkdir(mode=0o700)
-                    break
-            lock = files.try_lock_directory(path)
-            assert lock is not None, "a sweep would need the store's lock"
-        return cls(path, lock, runtime)
-
-    @property
-    def id(self) -> str:
-        return self.path.name
-
-    @property
-    def log(self) -> Path:
-        return self.path / LOG
-
-    def next_overlay(self) -> Path:
-        """A name for the next overlay. The first is disk.qcow2; a frozen one keeps its name."""
-        number = f"-{self._overlays}" if self._overlays else ""
-        self._overlays += 1
-        return self.path / f"disk{number}.qcow2"
-
-    def stand_on(self, snapshot: Snapshot) -> Snapshot:
-        """Hard-link all of `snapshot`, in place of what the sandbox stood on before."""
-        new = self.path / f"{PARENT}.new"
-        shutil.rmtree(new, ignore_errors=True)
-        link_snapshot(snapshot, new)
-        shutil.rmtree(self.path / PARENT, ignore_errors=True)
-        new.rename(self.path / PARENT)
-        return Snapshot(self.path / PARENT, snapshot.manifest)
-
-    def write_state(self, **state: Any) -> None:
-        """Record what whoever finds this directory must know; read by `sweep`."""
-        (self.path / STATE).write_text(json.dumps(state, indent=2) + "\n")
-
-    def remove(self) -> None:
-        """Delete the directory and the machine's sockets, and let it go."""
-        shutil.rmtree(self.runtime, ignore_errors=True)
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
+async def _nothing(sandbox: Sandbox) -> None:
+    pass
 
 
 class Sandbox:
-    """A running sandbox. Comes from `Engine.fork`; leaving its `async with` block kills it.
+    """Comes from `Engine.fork`; leaving its `async with` block kills it.
 
-    Every method raises MachineDied, with the end of the machine's log, once its process is gone.
+    Whatever reaches into the guest raises MachineDied, with the end of the machine's log, once its
+    process is gone, and Conflict while it is in standby, unless it wakes when it is used.
     """
 
     def __init__(
         self,
         directory: SandboxDirectory,
-        machine: Machine,
-        channel: Channel,
-        memory: MappedMemory,
+        incarnation: Incarnation,
         parent: Snapshot | None,
+        machine_id: str,
+        options: SandboxOptions,
     ) -> None:
         self._directory = directory
-        self.machine = machine
-        self.channel = channel
-        self.memory = memory
-        #: What the sandbox stands on: the snapshot it was forked from, or its last branch.
+        self._incarnation: Incarnation | None = incarnation
+        #: What the sandbox stands on: the snapshot it was forked from, its last branch, or itself
+        #: as it was when it last went to standby.
         self.parent = parent
+        self.options = options
+        #: The guest's: the same for as long as the sandbox lives.
+        self.machine_id = machine_id
         #: The stages of the fork, in milliseconds, and all of it until the agent had answered.
         self.stages: dict[str, float] = {}
         self.fork_ms = 0.0
         self.created_at_unix = time.time()
-        self.overlay = directory.path / "disk.qcow2"
-        #: The overlay below it that is in no layer yet, between a branch's switch and its end.
-        self.frozen: Path | None = None
         #: Held by whoever changes what the sandbox stands on.
         self.changing = asyncio.Lock()
+        #: Whether it resumes by itself when it is used in standby, and how.
+        self.wakes = False
+        self.wake: Callable[[Sandbox], Awaitable[object]] = _nothing
         #: Called once it has been killed.
         self.on_killed: Callable[[Sandbox], None] = lambda sandbox: None
         self._killed = False
+        self._users = 0
+        self._last_used = time.monotonic()
 
     @property
     def id(self) -> str:
         return self._directory.id
-
-    @property
-    def pid(self) -> int:
-        return self.machine.pid
 
     @property
     def directory(self) -> SandboxDirectory:
@@ -137,7 +80,77 @@ class Sandbox:
 
     @property
     def snapshot_tag(self) -> str | None:
-        return self.parent.manifest.tag if self.parent else None
+        """The published snapshot that it was forked from, or its last branch."""
+        return self.parent.manifest.reference.tag if self.parent else None
+
+    @property
+    def state(self) -> State:
+        if self._killed:
+            return "killed"
+        return "running" if self._incarnation else "standby"
+
+    # The machine, while there is one --------------------------------------------------------------
+
+    @property
+    def incarnation(self) -> Incarnation:
+        """Its present run. Conflict: it is in standby."""
+        if self._incarnation is None:
+            raise Conflict(f"sandbox {self.id} is in standby; resume it first")
+        return self._incarnation
+
+    @property
+    def machine(self) -> Machine:
+        return self.incarnation.machine
+
+    @property
+    def channel(self) -> Channel:
+        return self.incarnation.channel
+
+    @property
+    def memory(self) -> MappedMemory:
+        return self.incarnation.memory
+
+    @property
+    def pid(self) -> int:
+        return self.machine.pid
+
+    def become(self, incarnation: Incarnation | None) -> Incarnation | None:
+        """Go on as `incarnation`, or in standby; the one before, to be ended."""
+        before, self._incarnation = self._incarnation, incarnation
+        self._last_used = time.monotonic()
+        return before
+
+    # Use ------------------------------------------------------------------------------------------
+
+    @property
+    def idle_seconds(self) -> float:
+        """For how long nobody has used it; 0 while somebody does."""
+        return 0.0 if self._users else time.monotonic() - self._last_used
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[Channel]:
+        """The channel to its agent; while it is used the sandbox is not idle.
+
+        Where the agent cannot be reached because the machine is gone, the error says that.
+        """
+        if self._killed:
+            raise Conflict(f"sandbox {self.id} was killed")
+        self._users += 1
+        try:
+            if self._incarnation is None and self.wakes:
+                await self.wake(self)
+            incarnation = self.incarnation
+            try:
+                async with explained(self.id, incarnation.machine):
+                    yield incarnation.channel
+            except (GuestError, MachineDied):
+                if self._killed or self._incarnation is incarnation:
+                    raise
+                what = "was reset" if self._incarnation else "went to standby"
+                raise Conflict(f"sandbox {self.id} {what} while it was being used") from None
+        finally:
+            self._users -= 1
+            self._last_used = time.monotonic()
 
     async def exec(
         self,
@@ -152,34 +165,21 @@ class Sandbox:
 
         `timeout` is in seconds; a command that takes longer is killed with its process group.
         """
-        async with self.explained():
-            return await self.channel.exec(argv, env=env, cwd=cwd, stdin=stdin, timeout=timeout)
+        async with self.in_use() as channel:
+            return await channel.exec(argv, env=env, cwd=cwd, stdin=stdin, timeout=timeout)
 
-    async def rebirth(self) -> None:
-        """Begin a fresh session with the agent and make the guest an individual of its own.
-
-        It gets entropy, the time, and names; only then do the sandbox's processes run.
-        """
-        async with self.explained():
-            self.channel.begin()
-            await self.channel.rebirth(self.id, timeout=REBIRTH_TIMEOUT)
-
-    @asynccontextmanager
-    async def explained(self) -> AsyncIterator[None]:
-        """Where the agent cannot be reached because the machine died, say that."""
-        if self._killed:
-            raise Conflict(f"sandbox {self.id} was killed")
-        async with blamed(self.machine, f"sandbox {self.id} died (process {self.pid})"):
-            yield
+    # The end --------------------------------------------------------------------------------------
 
     async def kill(self) -> None:
         """End the sandbox and remove all it had; safe to repeat."""
         if self._killed:
             return
         self._killed = True
-        self.channel.close()
-        await self.machine.kill()
+        if self._incarnation:
+            await self._incarnation.end()
         async with self.changing:  # a branch that has begun publishes, or fails, at once
+            if self._incarnation:  # of a reset or resume that was under way
+                await self._incarnation.end()
             self._directory.remove()
         self.on_killed(self)
 

@@ -43,7 +43,7 @@ class Staging:
         self.tag = tag
         #: Set once the directory has its final name.
         self.published = False
-        self._target = target
+        self.target = target
 
     def adopt_ancestry(self, parent: Snapshot) -> None:
         """Hard-link all layers of `parent`, in the store or a sandbox's twin, below this one.
@@ -81,19 +81,19 @@ class Staging:
         with ExitStack() as held:
             with files.locked(store_lock):
                 try:
-                    lock = files.try_lock_directory(self._target)
+                    lock = files.try_lock_directory(self.target)
                 except FileNotFoundError:
                     return self._appear(manifest)
                 if lock is None:
                     raise InFlight(f"snapshot {self.tag} is being published; try again")
                 held.callback(os.close, lock)
-                exchange(self.path, self._target)
+                exchange(self.path, self.target)
                 self.published = True
                 self.path.rename(doomed)  # nobody who claims the tag may meet it
-            files.fsync_path(self._target.parent)
+            files.fsync_path(self.target.parent)
             files.fsync_path(self.path.parent)
             shutil.rmtree(doomed)
-        return Snapshot(self._target, manifest)
+        return Snapshot(self.target, manifest)
 
     def _seal(self, manifest: Manifest) -> None:
         """Write what makes the staged files a snapshot, and flush all of it to the disk."""
@@ -110,18 +110,18 @@ class Staging:
 
     def _appear(self, manifest: Manifest) -> Snapshot:
         """Give the sealed directory its final name, for good."""
-        if os.path.lexists(self._target):  # a rename would replace an empty directory
+        if os.path.lexists(self.target):  # a rename would replace an empty directory
             raise already_exists(self.tag)
         try:
-            self.path.rename(self._target)
+            self.path.rename(self.target)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
             raise already_exists(self.tag) from error
         self.published = True
-        files.fsync_path(self._target.parent)
+        files.fsync_path(self.target.parent)
         files.fsync_path(self.path.parent)
-        return Snapshot(self._target, manifest)
+        return Snapshot(self.target, manifest)
 
 
 def remove_unheld(directory: Path) -> bool:

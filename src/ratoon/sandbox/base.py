@@ -1,0 +1,145 @@
+"""Bases: an image is booted cold, and what it becomes is what all else grows from."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from ratoon import files
+from ratoon.artifacts import Progress, silent
+from ratoon.errors import InvalidInput, NotFound
+from ratoon.guest.build import Guest, build_guest
+from ratoon.memory.digests import PAGE_SIZE
+from ratoon.memory.image import ImageStore
+from ratoon.sandbox.accelerator import choose_accelerator
+from ratoon.sandbox.boot import boot, boot_from
+from ratoon.sandbox.branch import Branched, Brancher
+from ratoon.sandbox.directory import SandboxDirectory
+from ratoon.sandbox.heads import Heads, MappedMemory
+from ratoon.sandbox.incarnation import Incarnation
+from ratoon.sandbox.options import SandboxOptions
+from ratoon.sandbox.sandbox import Sandbox, new_machine_id
+from ratoon.sandbox.stages import Stages
+from ratoon.sandbox.start import rebirth
+from ratoon.snapshot.manifest import GuestInfo, MachineConfig
+from ratoon.snapshot.store import Store
+from ratoon.sources.debian import build_debian
+from ratoon.vmm import command
+from ratoon.vmm.driver import Hardware, Launch
+from ratoon.vmm.qemu import qemu_version
+from ratoon.vmm.tsc import host_tsc_khz
+
+MIB = 1024 * 1024
+RAM_BYTES = 512 * MIB
+DISK_BYTES = 8 * 1024 * MIB
+
+
+@dataclass(frozen=True)
+class Built:
+    """A snapshot made by `from_image` or `snapshot_diff`: how its branch and all of it went.
+
+    `stages` are those of the whole operation, in milliseconds; `branched.stages` are within its
+    `branch`.
+    """
+
+    branched: Branched
+    stages: dict[str, float]
+    total_ms: float
+
+
+class BaseBuilder:
+    """Boots images, and publishes what came of it."""
+
+    def __init__(
+        self, store: Store, images: ImageStore, heads: Heads, brancher: Brancher, runtime: Path
+    ) -> None:
+        self._store = store
+        self._images = images
+        self._heads = heads
+        self._brancher = brancher
+        self._runtime = runtime
+
+    async def from_image(
+        self,
+        image: str,
+        tag: str,
+        *,
+        ram_bytes: int = RAM_BYTES,
+        vcpus: int = 1,
+        disk_bytes: int = DISK_BYTES,
+        progress: Progress = silent,
+    ) -> Built:
+        """Boot `image` (`debian`) cold and publish it as the base snapshot `tag`."""
+        self._store.require_free(tag)
+        if image != "debian":
+            raise NotFound(f"no image {image}; there is: debian")
+        if ram_bytes < 128 * MIB or ram_bytes % PAGE_SIZE:
+            raise InvalidInput(f"{ram_bytes} bytes of RAM: use 128 MiB or more, in whole pages")
+        if not 1 <= vcpus <= 64:
+            raise InvalidInput(f"{vcpus} virtual CPUs: use 1 to 64")
+        stages = Stages()
+        with stages("build"):
+            guest = await asyncio.to_thread(build_guest, progress)
+            disk = await asyncio.to_thread(build_debian, disk_bytes, progress)
+            probe = await choose_accelerator(guest, progress)
+        hardware = Hardware(ram_bytes, vcpus, probe.accelerator)
+        progress(f"booting {image} with {ram_bytes // MIB} MiB of RAM on {probe.accelerator}")
+        with stages("boot"):
+            sandbox, agent_version = await self._boot(guest, disk, hardware)
+        async with sandbox:
+            with stages("branch"):
+                progress(f"taking snapshot {tag}")
+                info = GuestInfo(image=image, agent_version=agent_version)
+                config = _config(hardware, guest, disk_bytes)
+                branched = await self._brancher.branch(sandbox, tag, config, info)
+        with stages("image"):
+            await self._heads.make_image(branched.snapshot)
+        return Built(branched, stages.ms, stages.total_ms)
+
+    async def _boot(self, guest: Guest, disk: Path, hardware: Hardware) -> tuple[Sandbox, int]:
+        """A cold-booted sandbox: a fork of all-zero RAM, given a kernel and no device state."""
+        zero = await asyncio.to_thread(self._images.make, (), hardware.ram_bytes // PAGE_SIZE)
+        memory = MappedMemory.of(zero)
+        directory = SandboxDirectory.create(self._store.sandboxes, self._store.lock, self._runtime)
+        try:
+            overlay = directory.next_overlay()
+            await asyncio.to_thread(files.copy_sparse, disk, overlay)
+            launch = Launch(
+                name=directory.id,
+                hardware=hardware,
+                memory=memory.path,
+                disks=(),
+                overlay=overlay,
+                log=directory.log,
+                runtime=directory.next_runtime(),
+                boot=boot_from(guest),
+            )
+            booted = await boot(launch)
+        except BaseException:
+            directory.remove()
+            raise
+        run = Incarnation(booted.machine, booted.channel, memory, overlay, launch.runtime)
+        sandbox = Sandbox(directory, run, None, new_machine_id(), SandboxOptions())
+        try:
+            directory.write_state(id=directory.id, snapshot=None, pid=sandbox.pid)
+            await rebirth(sandbox.id, sandbox.machine_id, run.machine, run.channel)
+        except BaseException:
+            await sandbox.kill()
+            raise
+        return sandbox, booted.agent_version
+
+
+def _config(hardware: Hardware, guest: Guest, disk_bytes: int) -> MachineConfig:
+    return MachineConfig(
+        ram_bytes=hardware.ram_bytes,
+        vcpus=hardware.vcpus,
+        cpu=command.cpu_model(hardware),
+        accelerator=hardware.accelerator,
+        qemu_version=qemu_version(),
+        tsc_khz=host_tsc_khz(),
+        kernel_digest=guest.kernel_digest,
+        initramfs_digest=guest.initramfs_digest,
+        disk_bytes=disk_bytes,
+        devices=command.DEVICES,
+    )

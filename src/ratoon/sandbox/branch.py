@@ -1,0 +1,281 @@
+"""Branching: a running sandbox into a new snapshot; the sandbox goes on.
+
+It stands still while its state is captured and its disk switched to a new overlay. Hashing,
+dropping what did not change, packing and publishing follow once it runs again; a branch may return
+before that (`begin`), and tell later what came of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from ratoon.concurrency import to_the_end
+from ratoon.disk.qcow2 import OverlayTemplates
+from ratoon.errors import MachineError
+from ratoon.memory.process import PageBuffer
+from ratoon.sandbox.capture import Buffers, Capture, capture, freeze, reserve, thaw
+from ratoon.sandbox.heads import Heads
+from ratoon.sandbox.incarnation import Incarnation
+from ratoon.sandbox.layer import publish_layer
+from ratoon.sandbox.sandbox import Sandbox
+from ratoon.sandbox.stages import Stages
+from ratoon.snapshot.compact import publish_flat
+from ratoon.snapshot.manifest import GuestInfo, MachineConfig
+from ratoon.snapshot.scratch import scratch
+from ratoon.snapshot.snapshot import Snapshot, load_snapshot
+from ratoon.snapshot.staging import Staging
+from ratoon.snapshot.store import Store
+
+log = logging.getLogger(__name__)
+
+#: What is stored: the difference to what the sandbox stands on, or all of it, of depth 0.
+Mode = Literal["diff", "full"]
+
+
+@dataclass(frozen=True)
+class Branched:
+    """A new snapshot, and how long its making took, by stage and for the guest, in ms."""
+
+    snapshot: Snapshot
+    stages: dict[str, float]
+    pause_ms: float
+    captured_pages: int
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A branch whose sandbox runs again, while the snapshot `tag` is being written."""
+
+    tag: str
+    pause_ms: float
+    began_at_unix: float
+    done: asyncio.Task[Branched]
+
+    @property
+    def status(self) -> Literal["writing", "ready", "failed"]:
+        if not self.done.done():
+            return "writing"
+        return "failed" if self.done.cancelled() or self.done.exception() else "ready"
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    """What a branch has when the sandbox runs again."""
+
+    captured: Capture
+    overlay: Path
+    pause_ms: float
+    warning: str | None
+
+
+#: Writes what is frozen as a snapshot; blocks.
+Publish = Callable[[_Frozen, Stages], Snapshot]
+
+
+class Brancher:
+    """Makes snapshots of running sandboxes."""
+
+    def __init__(
+        self, store: Store, heads: Heads, templates: OverlayTemplates, buffers: Buffers
+    ) -> None:
+        self._store = store
+        self._heads = heads
+        self._templates = templates
+        self._buffers = buffers
+
+    async def branch(
+        self,
+        sandbox: Sandbox,
+        tag: str,
+        machine: MachineConfig,
+        guest: GuestInfo,
+        *,
+        mode: Mode = "diff",
+        resumed: asyncio.Future[float] | None = None,
+    ) -> Branched:
+        """Publish the sandbox's present state as snapshot `tag`; the sandbox goes on.
+
+        Of a sandbox without a parent this makes a base. `resumed` gets the pause in ms as soon as
+        the sandbox runs again. If it fails, the sandbox goes on as before and the store is as it
+        was. AlreadyExists, InFlight; InvalidInput for a bad tag; Conflict in standby. Once it has
+        begun it is not interrupted: if the caller is cancelled, there may be a snapshot afterwards.
+        """
+        write = self._write_full if mode == "full" and sandbox.parent else self._write_diff
+        with self._store.stage(tag) as staging:
+            publish = partial(write, sandbox, staging, machine, guest)
+            async with sandbox.changing:
+                return await to_the_end(
+                    self._branch(sandbox, staging, machine.disk_bytes, publish, resumed)
+                )
+
+    async def begin(
+        self, sandbox: Sandbox, tag: str, machine: MachineConfig, guest: GuestInfo, *, mode: Mode
+    ) -> Writing:
+        """As `branch`, but returns as soon as the sandbox runs again."""
+        resumed: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        began = time.time()
+        done = asyncio.create_task(
+            self.branch(sandbox, tag, machine, guest, mode=mode, resumed=resumed)
+        )
+        try:
+            await asyncio.wait((done, resumed), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            done.cancel()
+            await asyncio.wait((done,))
+            raise
+        if not resumed.done():  # it failed before
+            await done
+        return Writing(tag, resumed.result(), began, done)
+
+    async def branch_aside(self, sandbox: Sandbox, room: Path) -> Snapshot:
+        """Publish the sandbox's present state anonymously, as the directory `room`/source.
+
+        It is for forks of the running sandbox, which goes on, and stands on what was taken.
+        """
+        assert sandbox.parent is not None, "only a base's own boot has no parent"
+        manifest = sandbox.parent.manifest
+        unfinished = room / "unfinished"
+        unfinished.mkdir(mode=0o700)
+        staging = Staging(unfinished, sandbox.id, room / "source")
+        publish = partial(
+            self._write_diff, sandbox, staging, manifest.machine, manifest.guest, anonymous=True
+        )
+        async with sandbox.changing:
+            work = self._branch(sandbox, staging, manifest.machine.disk_bytes, publish, None)
+            return (await to_the_end(work)).snapshot
+
+    async def _branch(
+        self,
+        sandbox: Sandbox,
+        staging: Staging,
+        disk_bytes: int,
+        publish: Publish,
+        resumed: asyncio.Future[float] | None,
+    ) -> Branched:
+        run = sandbox.incarnation
+        if run.frozen:  # an undo that failed: what is below the overlay is in no layer
+            await run.undo_branch()
+        stages = Stages()
+        with self._buffers.borrow() as buffer:
+            try:
+                frozen = await self._freeze_state(sandbox, run, buffer, disk_bytes, stages)
+                if resumed:
+                    resumed.set_result(frozen.pause_ms)
+                snapshot = await asyncio.to_thread(publish, frozen, stages)
+            except BaseException:
+                if staging.published:  # too late: others may have come to rely on it
+                    _stand_on(sandbox, run, load_snapshot(staging.target))
+                elif run.frozen:
+                    with suppress(MachineError):  # tried again by the next branch
+                        await run.undo_branch()
+                raise
+            pages = len(frozen.captured.numbers)
+        _stand_on(sandbox, run, snapshot)
+        return Branched(snapshot, dict(stages.ms), frozen.pause_ms, pages)
+
+    async def _freeze_state(
+        self,
+        sandbox: Sandbox,
+        run: Incarnation,
+        buffer: PageBuffer,
+        disk_bytes: int,
+        stages: Stages,
+    ) -> _Frozen:
+        """Take what makes the snapshot out of the sandbox, and let it run on with a new overlay.
+
+        `run.frozen` is the old one then, also if it fails after the switch.
+        """
+        overlay = sandbox.directory.next_overlay()
+        try:
+            with stages("prepare"):
+                self._templates.create(overlay, disk_bytes)
+                await run.machine.add_overlay(overlay)
+                await reserve(run, buffer)
+            with stages("quiesce"):
+                warning = await freeze(run)
+            began = time.perf_counter()
+            try:
+                with stages("pause"):
+                    await run.machine.pause()
+                captured = await capture(run, buffer, stages)
+                with stages("disk"):
+                    await run.machine.switch_overlay()
+                run.frozen, run.overlay = run.overlay, overlay
+            finally:
+                with stages("resume"):
+                    await run.machine.resume()
+                pause_ms = round((time.perf_counter() - began) * 1e3, 3)
+                with stages("thaw"):
+                    await thaw(sandbox.id, run)
+        except BaseException:
+            if run.overlay != overlay:
+                with suppress(MachineError):
+                    await run.machine.drop_overlay()
+                overlay.unlink(missing_ok=True)
+            raise
+        assert run.frozen
+        return _Frozen(captured, run.frozen, pause_ms, warning)
+
+    def _write_diff(
+        self,
+        sandbox: Sandbox,
+        staging: Staging,
+        machine: MachineConfig,
+        guest: GuestInfo,
+        frozen: _Frozen,
+        stages: Stages,
+        *,
+        anonymous: bool = False,
+    ) -> Snapshot:
+        return publish_layer(
+            staging,
+            self._heads,
+            sandbox.parent,
+            frozen.captured,
+            frozen.overlay,
+            machine,
+            guest,
+            stages,
+            warning=frozen.warning,
+            branched_from=sandbox.id,
+            anonymous=anonymous,
+        )
+
+    def _write_full(
+        self,
+        sandbox: Sandbox,
+        staging: Staging,
+        machine: MachineConfig,
+        guest: GuestInfo,
+        frozen: _Frozen,
+        stages: Stages,
+    ) -> Snapshot:
+        """All that the guest has, as one layer: first the difference, then what it lies on."""
+        with scratch(self._store) as room:
+            unfinished = room / "unfinished"
+            unfinished.mkdir(mode=0o700)
+            aside = Staging(unfinished, sandbox.id, room / "diff")
+            diff = self._write_diff(sandbox, aside, machine, guest, frozen, stages, anonymous=True)
+            with stages("flatten"):
+                return publish_flat(diff, staging, sandbox.id)
+
+
+def _stand_on(sandbox: Sandbox, run: Incarnation, snapshot: Snapshot) -> None:
+    run.frozen = None
+    sandbox.parent = snapshot
+    try:
+        sandbox.parent = sandbox.directory.stand_on(snapshot)
+    except OSError as error:
+        log.warning(
+            "sandbox %s cannot link the layers of %s (%s): do not delete that snapshot "
+            "before the sandbox",
+            *(sandbox.id, snapshot.manifest.tag, error.strerror),
+        )

@@ -1,0 +1,121 @@
+"""A sandbox's directory: its overlays, its logs, and hard links to all that it stands on.
+
+::
+
+    sandboxes/ID/
+      state.json           what whoever finds it must know
+      parent/              a twin of the snapshot it stands on; in standby, the sandbox itself
+      disk.qcow2 …         its overlays, numbered
+      log, log.console     QEMU's, and the guest's console
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ratoon import files
+from ratoon.snapshot.snapshot import Snapshot, link_snapshot
+from ratoon.snapshot.staging import Staging
+
+STATE = "state.json"
+LOG = "log"
+PARENT = "parent"
+
+
+class SandboxDirectory:
+    """`sandboxes/ID`: made for one sandbox, held by its flock, removed with it.
+
+    It has hard links to every layer that the sandbox stands on, so the snapshot it was forked from
+    may be deleted at any time.
+    """
+
+    def __init__(self, path: Path, lock: int, runtime: Path) -> None:
+        self.path = path
+        self._runtime = runtime / path.name
+        self._lock = lock
+        self._overlays = 0
+        self._machines = 0
+
+    @classmethod
+    def create(cls, sandboxes: Path, store_lock: Path, runtime: Path) -> SandboxDirectory:
+        """Draw an id, reserve it by `mkdir`, and hold the directory."""
+        with files.locked(store_lock, shared=True):
+            while True:
+                path = sandboxes / f"sb-{int(time.time()):x}-{secrets.token_hex(2)}"
+                with suppress(FileExistsError):
+                    path.mkdir(mode=0o700)
+                    break
+            lock = files.try_lock_directory(path)
+            assert lock is not None, "a sweep would need the store's lock"
+        return cls(path, lock, runtime)
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def log(self) -> Path:
+        return self.path / LOG
+
+    def next_runtime(self) -> Path:
+        """Where the sockets of the sandbox's next machine go; the one before may still run."""
+        self._machines += 1
+        return self._runtime / str(self._machines)
+
+    def next_overlay(self) -> Path:
+        """A name for the next overlay. The first is disk.qcow2; a frozen one keeps its name."""
+        number = f"-{self._overlays}" if self._overlays else ""
+        self._overlays += 1
+        return self.path / f"disk{number}.qcow2"
+
+    def forget_overlays(self, *, keep: Path | None = None) -> None:
+        """Unlink all overlays but `keep`: no machine writes to them, and layers have links."""
+        for path in self.path.glob("disk*.qcow2"):
+            if path != keep:
+                path.unlink()
+
+    def stand_on(self, snapshot: Snapshot) -> Snapshot:
+        """Hard-link all of `snapshot`, in place of what the sandbox stood on before."""
+        new = self.path / f"{PARENT}.new"
+        shutil.rmtree(new, ignore_errors=True)
+        link_snapshot(snapshot, new)
+        self._replace_parent(new)
+        return Snapshot(self.path / PARENT, snapshot.manifest)
+
+    def stage(self) -> Staging:
+        """Where the sandbox's own state is written when it goes to standby."""
+        unfinished = self.path / "standby.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(self._standby, ignore_errors=True)
+        unfinished.mkdir(mode=0o700)
+        return Staging(unfinished, self.id, self._standby)
+
+    def stand_on_itself(self, snapshot: Snapshot) -> Snapshot:
+        """Take what was published from `stage` in place of what the sandbox stood on before."""
+        self._replace_parent(self._standby)
+        return Snapshot(self.path / PARENT, snapshot.manifest)
+
+    def write_state(self, **state: Any) -> None:
+        """Record what whoever finds this directory must know; read by `sweep`."""
+        (self.path / STATE).write_text(json.dumps(state, indent=2) + "\n")
+
+    def remove(self) -> None:
+        """Delete the directory and the machine's sockets, and let it go."""
+        shutil.rmtree(self._runtime, ignore_errors=True)
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+    @property
+    def _standby(self) -> Path:
+        return self.path / "standby"
+
+    def _replace_parent(self, new: Path) -> None:
+        shutil.rmtree(self.path / PARENT, ignore_errors=True)
+        new.rename(self.path / PARENT)

@@ -1,0 +1,96 @@
+"""Writing what was captured as a snapshot: hashed, without what did not change, and published."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from pathlib import Path
+
+from blake3 import blake3
+
+from ratoon.disk.qcow2 import disk_root, file_digest
+from ratoon.memory.chain import overlay
+from ratoon.memory.digests import PAGE_SIZE, memory_root, select_changed, zero_array
+from ratoon.memory.pageset import write_page_set
+from ratoon.sandbox.capture import Capture
+from ratoon.sandbox.heads import Heads
+from ratoon.sandbox.stages import Stages
+from ratoon.snapshot.manifest import (
+    FileRef,
+    GuestInfo,
+    LayerRef,
+    MachineConfig,
+    Manifest,
+    MemoryFile,
+)
+from ratoon.snapshot.snapshot import DISK, MEMORY, VMSTATE, Snapshot
+from ratoon.snapshot.staging import Staging
+
+
+def publish_layer(
+    staging: Staging,
+    heads: Heads,
+    parent: Snapshot | None,
+    captured: Capture,
+    disk: Path,
+    machine: MachineConfig,
+    guest: GuestInfo,
+    stages: Stages,
+    *,
+    warning: str | None,
+    branched_from: str,
+    anonymous: bool = False,
+) -> Snapshot:
+    """Publish what was captured as a diff on `parent`, or a base where there is none; blocks.
+
+    `disk` is the frozen overlay, and gets a second name. `anonymous`: see `LayerRef`. What the
+    parent has in its memory already is dropped.
+    """
+    with stages("pack"):
+        ram_pages = machine.ram_bytes // PAGE_SIZE
+        below = heads.array(parent) if parent else zero_array(ram_pages)
+        changed, digests, rows = select_changed(captured.numbers, captured.pages, below)
+        path = staging.path / MEMORY
+        index = write_page_set(path, ram_pages, changed, digests, captured.pages, rows)
+        array = overlay(below, index)
+        root = memory_root(array)
+        (staging.path / VMSTATE).write_bytes(captured.state)
+        os.link(disk, staging.path / DISK)
+        if parent:
+            staging.adopt_ancestry(parent)
+    with stages("digest"):
+        own = LayerRef(
+            tag=staging.tag,
+            id=uuid.uuid4().hex,
+            memory_root=root,
+            memory=MemoryFile(
+                index_digest=index.index_digest,
+                entries=len(index.numbers),
+                stored=index.stored,
+                size=path.stat().st_size,
+            ),
+            disk=FileRef(digest=file_digest(disk), size=disk.stat().st_size),
+            anonymous=anonymous,
+        )
+        layers = (*(parent.manifest.layers if parent else ()), own)
+        vmstate = FileRef(digest=blake3(captured.state).hexdigest(), size=len(captured.state))
+        manifest = Manifest(
+            tag=own.tag,
+            id=own.id,
+            created_at_unix=time.time(),
+            parent=parent.manifest.reference if parent else None,
+            memory_root=root,
+            disk_root=disk_root([layer.disk.digest for layer in layers]),
+            machine=machine,
+            vmstate=vmstate,
+            layers=layers,
+            guest=guest,
+            stages=dict(stages.ms),
+            warning=warning,
+            branched_from=branched_from,
+        )
+    with stages("publish"):
+        snapshot = staging.publish(manifest)
+    heads.remember(root, array)
+    return snapshot

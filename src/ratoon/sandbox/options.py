@@ -1,0 +1,22 @@
+"""What a sandbox is started with, besides its snapshot."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class SandboxOptions(BaseModel):
+    """Chosen at the fork, and kept through standby and reset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: It is killed this long after its fork; None: never.
+    ttl_seconds: Seconds | None = None
+    #: It goes to standby when it has not been used for so long, and wakes when it is; None: never.
+    idle_seconds: Seconds | None = None
+    #: What its user wants to find it by.
+    metadata: dict[str, str] = {}

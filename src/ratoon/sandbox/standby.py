@@ -1,0 +1,121 @@
+"""Standby, resume and reset: a sandbox without a machine, and with another one.
+
+In standby a sandbox is a snapshot of its own: its directory holds its memory, device state and
+disk, and no process is left. A resume starts a machine on that. A reset starts one on what the
+sandbox stands on otherwise, and ends the machine that it replaces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from ratoon.concurrency import to_the_end
+from ratoon.errors import Conflict, MachineError
+from ratoon.sandbox.capture import Buffers, capture, freeze, reserve, thaw
+from ratoon.sandbox.heads import Heads
+from ratoon.sandbox.incarnation import Incarnation
+from ratoon.sandbox.layer import publish_layer
+from ratoon.sandbox.sandbox import Sandbox
+from ratoon.sandbox.stages import Stages
+from ratoon.sandbox.start import Starter, explaining, read_verified
+
+log = logging.getLogger(__name__)
+
+
+class Lifecycle:
+    """Takes machines away from sandboxes, and gives them new ones."""
+
+    def __init__(self, heads: Heads, starter: Starter, buffers: Buffers) -> None:
+        self._heads = heads
+        self._starter = starter
+        self._buffers = buffers
+
+    async def suspend(self, sandbox: Sandbox, *, wakes: bool = False) -> Stages:
+        """Write the sandbox's state to its directory, and end its machine.
+
+        `wakes`: it resumes by itself when it is used. Conflict: it is in standby already. If it
+        fails, the sandbox goes on running. Once begun it is not interrupted.
+        """
+        stages = Stages()
+        async with sandbox.changing:
+            await to_the_end(self._suspend(sandbox, stages))
+            sandbox.wakes = wakes
+        return stages
+
+    async def _suspend(self, sandbox: Sandbox, stages: Stages) -> None:
+        run, parent = sandbox.incarnation, sandbox.parent
+        assert parent is not None, "only a base's own boot has no parent"
+        manifest = parent.manifest
+        with self._buffers.borrow() as buffer:
+            with stages("prepare"):
+                if run.frozen:  # an undo that failed: what is below the overlay is in no layer
+                    await run.undo_branch()
+                await reserve(run, buffer)
+            try:
+                with stages("quiesce"):
+                    warning = await freeze(run)
+                with stages("pause"):
+                    await run.machine.pause()
+                captured = await capture(run, buffer, stages)
+                snapshot = await asyncio.to_thread(
+                    publish_layer,
+                    sandbox.directory.stage(),
+                    self._heads,
+                    parent,
+                    captured,
+                    run.overlay,
+                    manifest.machine,
+                    manifest.guest,
+                    stages,
+                    warning=warning,
+                    branched_from=sandbox.id,
+                    anonymous=True,
+                )
+            except BaseException:
+                with suppress(MachineError):
+                    await run.machine.resume()
+                await thaw(sandbox.id, run)
+                raise
+        with stages("end"):
+            sandbox.become(None)
+            await run.end()
+            sandbox.parent = sandbox.directory.stand_on_itself(snapshot)
+            sandbox.directory.forget_overlays()
+
+    async def resume(self, sandbox: Sandbox) -> Stages:
+        """Go on where `suspend` left off. Conflict: it is running.
+
+        Incompatible, Corrupt, MachineDied …: it stays in standby, and nothing is lost.
+        """
+        stages = Stages()
+        async with sandbox.changing:
+            if sandbox.state != "standby":
+                raise Conflict(f"sandbox {sandbox.id} is {sandbox.state}, not in standby")
+            sandbox.become(await self._start(sandbox, stages))
+        return stages
+
+    async def reset(self, sandbox: Sandbox) -> Stages:
+        """Take the sandbox back to what it stands on: its snapshot, or its last branch.
+
+        Its id, machine-id and options stay; what it did since is gone, and its memory is given
+        back. It goes on running as it is until the new machine has answered, and if that fails.
+        """
+        stages = Stages()
+        async with sandbox.changing:
+            before = sandbox.incarnation
+            after = await self._start(sandbox, stages)
+            sandbox.become(after)
+            with stages("end"):
+                await before.end()
+            sandbox.directory.forget_overlays(keep=after.overlay)
+        return stages
+
+    async def _start(self, sandbox: Sandbox, stages: Stages) -> Incarnation:
+        parent = sandbox.parent
+        assert parent is not None, "only a base's own boot has no parent"
+        with explaining(f"sandbox {sandbox.id} was not started"):
+            state = await read_verified(parent, stages)
+            prepared = await self._starter.prepare(sandbox.directory, parent, state, stages)
+            return await self._starter.wake(sandbox.id, sandbox.machine_id, prepared, stages)

@@ -1,0 +1,170 @@
+"""Starting a machine from a snapshot, in two halves.
+
+`Starter.prepare` does all that need not know why: files are verified, QEMU is started on the head's
+memory and waits for its device state. `Starter.wake` loads the state, lets the guest run and makes
+it the individual it shall be. A pool keeps machines between the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ratoon import files
+from ratoon.disk.qcow2 import OverlayTemplates
+from ratoon.errors import HostError
+from ratoon.guest.channel import Channel
+from ratoon.sandbox.deaths import explained
+from ratoon.sandbox.directory import SandboxDirectory
+from ratoon.sandbox.heads import Heads, MappedMemory, Pages, Patch, write_patch
+from ratoon.sandbox.incarnation import Incarnation
+from ratoon.sandbox.stages import Stages
+from ratoon.snapshot.snapshot import Snapshot, read_vmstate
+from ratoon.snapshot.verify import verify_disks
+from ratoon.vmm.driver import Hardware, Launch, Machine
+from ratoon.vmm.qemu import QemuMachine
+
+#: Seconds the agent may take for a rebirth; a loaded host under emulation is slow.
+REBIRTH_TIMEOUT = 60.0
+
+
+@dataclass
+class Prepared:
+    """A machine that waits for its device state, with its RAM as it must be."""
+
+    machine: Machine
+    state: bytes
+    memory: MappedMemory
+    overlay: Path
+    runtime: Path
+
+
+class Starter:
+    """Starts machines for the directories of sandboxes."""
+
+    def __init__(self, heads: Heads, templates: OverlayTemplates) -> None:
+        self._heads = heads
+        self._templates = templates
+
+    async def prepare(
+        self,
+        directory: SandboxDirectory,
+        twin: Snapshot,
+        state: bytes,
+        stages: Stages,
+        *,
+        published: Snapshot | None = None,
+        burst: bool = False,
+    ) -> Prepared:
+        """Start a machine on `twin`, the directory's own links to a snapshot.
+
+        `state`: see `read_verified`; `published`: where an image is made from, if that is not the
+        twin; `burst`: see `Heads.choose`. Corrupt names the page that is damaged. If this fails,
+        the process is gone; an overlay may be left in the directory.
+        """
+        with stages("image"):
+            image, patch = await self._heads.choose(twin, published or twin, burst=burst)
+        with image:
+            memory = MappedMemory.of_image(image)
+            config = twin.manifest.machine
+            with stages("overlay"):
+                overlay = directory.next_overlay()
+                self._templates.create(overlay, config.disk_bytes)
+            launch = Launch(
+                name=directory.id,
+                hardware=Hardware(config.ram_bytes, config.vcpus, config.accelerator),
+                # By descriptor: QEMU makes a new file, all zeros, where the name is gone.
+                memory=Path(f"/proc/self/fd/{image.fd}"),
+                disks=tuple(twin.disk_path(number) for number in range(twin.depth + 1)),
+                overlay=overlay,
+                log=directory.log,
+                runtime=directory.next_runtime(),
+                descriptors=(image.fd,),
+            )
+            machine, pages = await self._start(launch, patch, stages)
+        try:
+            directory.write_state(
+                id=directory.id, snapshot=twin.manifest.reference.tag, pid=machine.pid
+            )
+            if pages:
+                with stages("image"):
+                    await asyncio.to_thread(write_patch, machine.pid, memory, pages)
+        except BaseException:
+            await machine.kill()
+            raise
+        return Prepared(machine, state, memory, overlay, launch.runtime)
+
+    async def wake(
+        self, name: str, machine_id: str, prepared: Prepared, stages: Stages
+    ) -> Incarnation:
+        """Let the prepared machine run as the individual `name`, whose agent has then answered.
+
+        MachineDied, MachineError, GuestError; the process is gone then.
+        """
+        machine, channel = prepared.machine, None
+        try:
+            with stages("load"):
+                async with explained(name, machine):
+                    channel = await Channel.connect(machine.agent_socket, name)
+                await machine.load_state(prepared.state)
+            with stages("resume"):
+                await machine.resume()
+            with stages("rebirth"):
+                await rebirth(name, machine_id, machine, channel)
+        except BaseException:
+            if channel:
+                channel.close()
+            await machine.kill()
+            raise
+        return Incarnation(machine, channel, prepared.memory, prepared.overlay, prepared.runtime)
+
+    async def _start(
+        self, launch: Launch, patch: Patch | None, stages: Stages
+    ) -> tuple[QemuMachine, list[Pages]]:
+        """Start the machine and, meanwhile, read and check the pages to be written into it."""
+        if patch is None:
+            with stages("start"):
+                return await QemuMachine.start(launch), []
+        reading = asyncio.create_task(asyncio.to_thread(self._heads.read_patch, patch))
+        try:
+            with stages("start"):
+                machine = await QemuMachine.start(launch)
+        except BaseException:
+            with suppress(Exception):
+                await reading
+            raise
+        try:
+            with stages("image"):
+                return machine, await reading
+        except BaseException:
+            await machine.kill()
+            raise
+
+
+@contextmanager
+def explaining(what: str) -> Iterator[None]:
+    """Turn the errors of files into HostError: `what` was not done, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise HostError(f"{what}: {files.describe(error)}") from error
+
+
+async def read_verified(snapshot: Snapshot, stages: Stages) -> bytes:
+    """The device state of a snapshot whose disks have been checked too. Corrupt names the file."""
+    with stages("verify"):
+        await asyncio.to_thread(verify_disks, snapshot)
+        return read_vmstate(snapshot)
+
+
+async def rebirth(name: str, machine_id: str, machine: Machine, channel: Channel) -> None:
+    """Begin a fresh session with the agent and make the guest an individual of its own.
+
+    It gets entropy, the time, and names; only then do the sandbox's processes run.
+    """
+    async with explained(name, machine):
+        channel.begin()
+        await channel.rebirth(name, timeout=REBIRTH_TIMEOUT)
