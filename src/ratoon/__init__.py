@@ -1,7 +1,7 @@
 """Ratoon forks microVMs: snapshot once, fork in milliseconds, stack diff snapshots into chains."""
 
 from ratoon.errors import CommandFailed, RatoonError
-from ratoon.guest.channel import ExecResult
+from ratoon.guest.commands import ExecResult
 from ratoon.sandbox.branch import Branched
 from ratoon.sandbox.engine import Built, Engine
 from ratoon.sandbox.sandbox import Sandbox

@@ -142,7 +142,11 @@ class BootTimeout(MachineError):
 
 
 class GuestError(RatoonError):
-    pass
+    """The agent said no, or nothing. `kind` is the short word it gave for programs, or empty."""
+
+    def __init__(self, message: str, *, kind: str = "") -> None:
+        self.kind = kind
+        super().__init__(message)
 
 
 class GuestTimeout(GuestError):

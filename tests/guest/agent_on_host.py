@@ -63,6 +63,8 @@ class AgentOnHost:
         self._streams = 0
         #: Everything that has been received, in order.
         self.frames: list[Frame] = []
+        #: Streams whose output is received, but not taken: they run out of their window.
+        self.no_credit: set[int] = set()
 
     # Sending ----------------------------------------------------------------------------------
 
@@ -129,7 +131,7 @@ class AgentOnHost:
 
     def hello(self) -> None:
         """Ask something, to know that all before it was dealt with."""
-        assert self.reply(self.request("hello"))["version"] == 1
+        assert self.reply(self.request("hello"))["version"] == wire.VERSION
 
     def _hear(self) -> bytes:
         data = self.socket.recv(1 << 20)
@@ -138,7 +140,10 @@ class AgentOnHost:
 
     def _decode(self, data: bytes) -> None:
         self._decoder.feed(data)
-        self.frames += self._decoder.frames()
+        for stream, kind, payload in self._decoder.frames():
+            self.frames.append((stream, kind, payload))
+            if kind in wire.OUTPUTS and payload and stream not in self.no_credit:
+                self.send(stream, wire.OUTPUT_TAKEN, wire.CREDIT.pack(len(payload)))
 
     # The process ------------------------------------------------------------------------------
 

@@ -61,7 +61,7 @@ def test_what_cannot_be_started(
 ) -> None:
     reply = agent.reply(agent.run(*argv, cwd=cwd))
     assert reply["exit_code"] == exit_code
-    assert reply["error"].startswith(error)
+    assert reply["reason"].startswith(error)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_too_many_for_its_descriptors_are_refused_and_the_others_go_on() -> None
         assert {"exit_code": 0} in replies
         refused = [reply for reply in replies if reply != {"exit_code": 0}]
         assert refused
-        assert all("Too many open files" in reply["error"] for reply in refused)
+        assert all("Too many open files" in reply["reason"] for reply in refused)
         wait_for(lambda: agent.descriptors == before)
         assert agent.reply(agent.run("true")) == {"exit_code": 0}
 

@@ -4,101 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import random
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from channel_peer import connected, together
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ratoon.errors import GuestError, GuestTimeout
-from ratoon.guest import channel as channel_module
+from ratoon.guest import commands
 from ratoon.guest.agent import wire
 from ratoon.guest.agent.wire import MARKER, NONCE_BYTES
-from ratoon.guest.channel import Channel, ExecResult
-
-SYNC_BYTES = len(MARKER) + NONCE_BYTES
-
-
-class Peer:
-    """The other end of a channel, where the agent would be. Only the script of a test speaks."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._decoder = wire.Decoder()
-        self._frames: list[tuple[int, int, bytes]] = []
-
-    async def greeting(self) -> bytes:
-        """The nonce of the session that the host begins."""
-        greeting = await self._reader.readexactly(SYNC_BYTES)
-        assert greeting.startswith(MARKER)
-        return greeting[len(MARKER) :]
-
-    async def receive(self) -> tuple[int, int, bytes]:
-        while not self._frames:
-            data = await self._reader.read(1 << 20)
-            assert data, "the host has closed the channel"
-            self._decoder.feed(data)
-            self._frames = self._decoder.frames()
-        return self._frames.pop(0)
-
-    async def request(self) -> tuple[int, dict[str, Any]]:
-        stream, kind, payload = await self.receive()
-        assert kind == wire.REQUEST
-        return stream, json.loads(payload)
-
-    def write(self, data: bytes) -> None:
-        self._writer.write(data)
-
-    def send(self, stream: int, kind: int, payload: bytes = b"") -> None:
-        self.write(wire.encode(stream, kind, payload))
-
-    def reply(self, stream: int, **fields: Any) -> None:
-        self.send(stream, wire.REPLY, json.dumps(fields).encode())
-
-    async def silence(self, seconds: float = 0.05) -> None:
-        """Nothing comes for a while."""
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(self.receive(), seconds)
-
-    async def closed(self) -> None:
-        """The host has gone away."""
-        async with asyncio.timeout(5):
-            with suppress(ConnectionResetError):
-                while await self._reader.read(1 << 20):
-                    pass
-
-    async def close(self) -> None:
-        self._writer.close()
-        with suppress(ConnectionError):
-            await self._writer.wait_closed()
-
-
-@asynccontextmanager
-async def connected() -> AsyncIterator[tuple[Channel, Peer]]:
-    arrived: asyncio.Future[Peer] = asyncio.get_running_loop().create_future()
-
-    def arrive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        arrived.set_result(Peer(reader, writer))
-
-    with tempfile.TemporaryDirectory(prefix="ratoon-") as directory:
-        path = Path(directory, "agent")
-        server = await asyncio.start_unix_server(arrive, path)
-        channel = await Channel.connect(path, "sb-test")
-        peer = await arrived
-        try:
-            yield channel, peer
-        finally:
-            channel.close()
-            await peer.close()
-            server.close()
-            await server.wait_closed()
+from ratoon.guest.channel import Channel
+from ratoon.guest.commands import ExecResult
 
 
 @pytest.fixture(autouse=True)
@@ -112,12 +33,6 @@ async def nothing_unhandled() -> AsyncIterator[None]:
     await asyncio.sleep(0)
     loop.set_exception_handler(None)
     assert unhandled == []
-
-
-async def together(*waiting: Awaitable[Any]) -> list[Any]:
-    """The results of all, errors as values."""
-    async with asyncio.timeout(10):
-        return await asyncio.gather(*waiting, return_exceptions=True)
 
 
 # Questions and answers ------------------------------------------------------------------------
@@ -172,6 +87,7 @@ async def test_no_answer_in_time() -> None:
         with pytest.raises(GuestTimeout, match=r"sb-test did not answer hello within 0.05 s"):
             await channel.request("hello", timeout=0.05)
         stream, _ = await peer.request()
+        assert await peer.receive() == (stream, wire.CANCEL, b"")
         peer.reply(stream, version=1)  # too late: nobody asks any more
         asking = asyncio.create_task(channel.request("hello", timeout=5))
         stream, _ = await peer.request()
@@ -260,13 +176,13 @@ async def test_every_session_has_a_nonce_of_its_own() -> None:
 async def test_a_lost_connection_fails_all_at_once() -> None:
     async with connected() as (channel, peer):
         asking = [asyncio.create_task(channel.request("hello", timeout=60)) for _ in range(5)]
-        running = asyncio.create_task(channel.exec(["cat"], stdin=b"x" * (1 << 20)))
+        running = asyncio.create_task(commands.exec(channel, ["cat"], stdin=b"x" * (1 << 20)))
         await peer.request()
         await peer.close()
         errors = await together(*asking, running)
         assert {str(error) for error in errors} == {"the channel to the agent of sb-test is closed"}
         assert {type(error) for error in errors} == {GuestError}
-        for later in (channel.request("hello", timeout=60), channel.exec(["true"])):
+        for later in (channel.request("hello", timeout=60), commands.exec(channel, ["true"])):
             with pytest.raises(GuestError, match="is closed"):
                 await later
 
@@ -322,6 +238,8 @@ NONSENSE: dict[str, Callable[[int], bytes]] = {
         frame(stream, wire.PART, bytes(wire.MAX_PAYLOAD)) * 65
     ),
     "a message of many streams": lambda stream: frame(1, wire.PART, b"x") + frame(2, wire.PART),
+    "a stream that never was": lambda stream: frame(stream + 9, wire.STDOUT, b"hi"),
+    "stream zero": lambda stream: frame(0, wire.STDOUT, b"hi"),
     "a greeting in between": lambda stream: MARKER + bytes(NONCE_BYTES),
     "zeros": lambda stream: bytes(100),
 }
@@ -343,15 +261,18 @@ async def test_nonsense_closes_the_channel(nonsense: Callable[[int], bytes]) -> 
             await channel.request("hello", timeout=60)
 
 
-async def test_frames_of_streams_that_do_not_exist_are_ignored() -> None:
+async def test_frames_of_streams_that_have_ended_are_ignored() -> None:
     async with connected() as (channel, peer):
-        for kind in (wire.REPLY, wire.STDOUT, wire.STDIN_TAKEN, wire.STDIN_END):
-            peer.send(2**32 - 1, kind, b"\xff")
         asking = asyncio.create_task(channel.request("hello", timeout=5))
         stream, _ = await peer.request()
         peer.reply(stream, version=1)
-        peer.reply(stream, version=2)
+        for kind in (wire.REPLY, wire.STDOUT, wire.STDIN_TAKEN, wire.STDIN_END):
+            peer.send(stream, kind, b"\xff")
         assert await asking == {"version": 1}
+        asking = asyncio.create_task(channel.request("hello", timeout=5))
+        stream, _ = await peer.request()
+        peer.reply(stream, version=2)
+        assert await asking == {"version": 2}
 
 
 pieces = st.lists(
@@ -379,7 +300,7 @@ def test_whatever_comes_is_an_answer_or_a_guest_error(pieces: list[bytes], sessi
             if session:
                 channel.begin()
             asking = asyncio.create_task(channel.request("hello", timeout=5))
-            running = asyncio.create_task(channel.exec(["cat"], stdin=b"x" * 300_000))
+            running = asyncio.create_task(commands.exec(channel, ["cat"], stdin=b"x" * 300_000))
             if session:
                 peer.write(MARKER + await peer.greeting())
             await peer.receive()
@@ -396,157 +317,3 @@ def test_whatever_comes_is_an_answer_or_a_guest_error(pieces: list[bytes], sessi
         gc.collect()
     assert all(isinstance(outcome, dict | ExecResult | GuestError) for outcome in outcomes)
     assert unhandled == []
-
-
-# Commands -------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def running(
-    channel: Channel, peer: Peer, **options: Any
-) -> AsyncIterator[tuple[asyncio.Task[ExecResult], int]]:
-    task = asyncio.create_task(channel.exec(["program"], **options))
-    stream, request = await peer.request()
-    assert (request["op"], request["argv"]) == ("exec", ["program"])
-    yield task, stream
-    if not task.done():
-        task.cancel()
-        await together(task)
-
-
-async def test_a_command_and_how_it_ended() -> None:
-    async with connected() as (channel, peer), running(channel, peer) as (task, stream):
-        peer.send(stream, wire.STDOUT, b"out")
-        peer.send(stream, wire.STDERR, b"err")
-        peer.send(stream, wire.STDOUT, b"put")
-        peer.reply(stream, exit_code=3)
-        assert await task == ExecResult(3, b"output", b"err")
-
-
-async def test_what_a_command_is_given() -> None:
-    async with connected() as (channel, peer):
-        options: dict[str, Any] = {"env": {"A": "b"}, "cwd": "/tmp", "timeout": 1.5}
-        task = asyncio.create_task(channel.exec(["a", "b c"], **options))
-        stream, request = await peer.request()
-        assert request == {"op": "exec", "argv": ["a", "b c"], "stdin": False, **options}
-        peer.reply(stream, exit_code=0)
-        await task
-
-
-@pytest.mark.parametrize(
-    ("reply", "result"),
-    [
-        ({"exit_code": 0}, ExecResult(0, b"", b"")),
-        ({"exit_code": 124, "timed_out": True}, ExecResult(124, b"", b"", timed_out=True)),
-        ({"exit_code": 1, "timed_out": "yes"}, ExecResult(1, b"", b"")),
-        ({"exit_code": 127, "error": "gone"}, ExecResult(127, b"", b"", error="gone")),
-        ({"exit_code": 127, "error": {"a": 1}}, ExecResult(127, b"", b"", error="{'a': 1}")),
-        ({"exit_code": 255, "else": [1]}, ExecResult(255, b"", b"")),
-    ],
-)
-async def test_the_reply_of_a_command(reply: dict[str, Any], result: ExecResult) -> None:
-    async with connected() as (channel, peer), running(channel, peer) as (task, stream):
-        peer.reply(stream, **reply)
-        assert await task == result
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        {},
-        {"error": "OSError: no"},
-        *({"exit_code": code} for code in ("0", None, 1.5, True, 256, -1)),
-    ],
-)
-async def test_a_reply_without_an_exit_code_is_a_refusal(reply: dict[str, Any]) -> None:
-    async with connected() as (channel, peer), running(channel, peer) as (task, stream):
-        peer.reply(stream, **reply)
-        with pytest.raises(GuestError, match="sb-test refused exec"):
-            await task
-
-
-@pytest.mark.parametrize("pieces", [[10], [9, 2], [4, 4, 4], [100, 100]])
-async def test_too_much_output_is_cut(pieces: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_module, "OUTPUT_LIMIT", 10)
-    async with connected() as (channel, peer), running(channel, peer) as (task, stream):
-        for piece in pieces:
-            peer.send(stream, wire.STDOUT, b"o" * piece)
-            peer.send(stream, wire.STDERR, b"e")
-        peer.reply(stream, exit_code=0)
-        result = await task
-        assert result.stdout == b"o" * 10
-        assert result.stderr == b"e" * len(pieces)
-        assert result.truncated == (sum(pieces) > 10)
-
-
-async def test_a_cancelled_command_is_cancelled_in_the_guest() -> None:
-    async with connected() as (channel, peer):
-        for stdin in (b"", b"x" * 1_000_000):
-            async with running(channel, peer, stdin=stdin) as (task, stream):
-                task.cancel()
-                assert isinstance((await together(task))[0], asyncio.CancelledError)
-                kind = wire.STDIN
-                while kind == wire.STDIN:
-                    number, kind, _ = await peer.receive()
-                assert (number, kind) == (stream, wire.CANCEL)
-                peer.send(stream, wire.STDOUT, b"late")
-                peer.reply(stream, exit_code=137)
-        asking = asyncio.create_task(channel.request("hello", timeout=5))
-        stream, _ = await peer.request()
-        peer.reply(stream, version=1)
-        assert await asking == {"version": 1}
-
-
-# Standard input -------------------------------------------------------------------------------
-
-
-async def take_stdin(peer: Peer, stream: int, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        number, kind, payload = await peer.receive()
-        assert (number, kind) == (stream, wire.STDIN)
-        data += payload
-    return data
-
-
-async def test_stdin_and_its_end() -> None:
-    async with connected() as (channel, peer):
-        data = random.Random(2).randbytes(100_000) + MARKER
-        async with running(channel, peer, stdin=data) as (task, stream):
-            assert await take_stdin(peer, stream, len(data)) == data
-            assert await peer.receive() == (stream, wire.STDIN_END, b"")
-            peer.reply(stream, exit_code=0)
-            await task
-
-
-async def test_no_more_than_the_window_is_under_way() -> None:
-    async with connected() as (channel, peer):
-        data = random.Random(2).randbytes(2 * wire.STDIN_WINDOW)
-        async with running(channel, peer, stdin=data) as (task, stream):
-            got = await take_stdin(peer, stream, wire.STDIN_WINDOW)
-            await peer.silence()
-            peer.send(stream, wire.STDIN_TAKEN, (1).to_bytes(4, "big"))
-            got += await take_stdin(peer, stream, 1)
-            await peer.silence()
-            assert got == data[: wire.STDIN_WINDOW + 1]
-            peer.reply(stream, exit_code=1)  # without having read the rest
-            assert (await task).exit_code == 1
-
-
-async def test_a_window_larger_than_it_can_be_is_not_believed() -> None:
-    async with connected() as (channel, peer):
-        data = bytes(4 * wire.STDIN_WINDOW)
-        async with running(channel, peer, stdin=data) as (task, stream):
-            for _ in range(3):
-                peer.send(stream, wire.STDIN_TAKEN, (2**32 - 1).to_bytes(4, "big"))
-            await take_stdin(peer, stream, wire.STDIN_WINDOW)
-            peer.reply(stream, exit_code=0)
-            await task
-
-
-async def test_window_for_a_command_without_stdin() -> None:
-    async with connected() as (channel, peer), running(channel, peer) as (task, stream):
-        peer.send(stream, wire.STDIN_TAKEN, bytes(4))
-        peer.reply(stream, exit_code=0)
-        assert (await task).exit_code == 0
-        await peer.silence()

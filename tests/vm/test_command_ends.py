@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 from vm_helpers import FOR_EVER, MIB, sh, until_gone
 
-from ratoon.guest.channel import ExecResult
+from ratoon.guest.commands import ExecResult
 from ratoon.sandbox.sandbox import Sandbox
 
 

@@ -10,7 +10,7 @@ from hashlib import sha256
 import pytest
 from vm_helpers import MIB, sh
 
-from ratoon.guest.channel import ExecResult
+from ratoon.guest.commands import ExecResult
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
 

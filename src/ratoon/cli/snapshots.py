@@ -15,7 +15,7 @@ from rich.table import Table
 from ratoon import paths
 from ratoon.cli.app import Json, answers, app, notes, print_json, run, say
 from ratoon.errors import InvalidInput, RatoonError
-from ratoon.guest.channel import ExecResult
+from ratoon.guest.commands import ExecResult
 from ratoon.sandbox.engine import DISK_BYTES, EXEC_TIMEOUT, MIB, RAM_BYTES, Built, Engine
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store

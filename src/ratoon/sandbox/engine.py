@@ -25,7 +25,7 @@ from ratoon.artifacts import Progress, silent
 from ratoon.concurrency import to_the_end
 from ratoon.disk.qcow2 import OverlayTemplates
 from ratoon.errors import CommandFailed, InFlight, InvalidInput, NotFound, RatoonError
-from ratoon.guest.channel import ExecResult
+from ratoon.guest.commands import ExecResult
 from ratoon.memory.image import ImageStore
 from ratoon.sandbox.base import DISK_BYTES, MIB, RAM_BYTES, BaseBuilder, Built
 from ratoon.sandbox.branch import Branched, Brancher, Mode, Writing

@@ -8,10 +8,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from ratoon.errors import Conflict, GuestError, MachineDied
-from ratoon.guest.channel import Channel, ExecResult
+from ratoon.guest import commands
+from ratoon.guest.channel import Channel, GuestStream
+from ratoon.guest.commands import ExecResult
 from ratoon.sandbox.deaths import explained
 from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.heads import MappedMemory
@@ -152,6 +154,17 @@ class Sandbox:
             self._users -= 1
             self._last_used = time.monotonic()
 
+    async def request(self, op: str, *, timeout: float, **fields: Any) -> dict[str, Any]:
+        """See `guest.channel.Agent`; a sandbox is one."""
+        async with self.in_use() as channel:
+            return await channel.request(op, timeout=timeout, **fields)
+
+    @asynccontextmanager
+    async def open(self, op: str, **fields: Any) -> AsyncIterator[GuestStream]:
+        """See `guest.channel.Agent`; a sandbox is one."""
+        async with self.in_use() as channel, channel.open(op, **fields) as stream:
+            yield stream
+
     async def exec(
         self,
         argv: list[str],
@@ -165,8 +178,7 @@ class Sandbox:
 
         `timeout` is in seconds; a command that takes longer is killed with its process group.
         """
-        async with self.in_use() as channel:
-            return await channel.exec(argv, env=env, cwd=cwd, stdin=stdin, timeout=timeout)
+        return await commands.exec(self, argv, env=env, cwd=cwd, stdin=stdin, timeout=timeout)
 
     # The end --------------------------------------------------------------------------------------
 

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
 import signal
 import subprocess
-import time
 from collections import deque
 
 from . import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
+    from .loop import Loop, Timer
+    from .stream import Stream
+
+CHUNK = 32 * 1024
 TIMED_OUT, NOT_EXECUTABLE, NOT_FOUND = 124, 126, 127
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
     "LANG": "C.UTF-8",
 }
+#: include/uapi/asm-generic/ioctls.h; the module `termios` would be loaded for it alone.
+FIONREAD = 0x541B
 
 
 class StartError(Exception):
@@ -36,31 +42,39 @@ class StartError(Exception):
         super().__init__(f"{what}: {error.strerror}")
 
 
+class Output:
+    """A pipe that a process writes to, and the kind of frame it feeds."""
+
+    def __init__(self, fd: int, kind: int) -> None:
+        self.fd = fd
+        self.kind = kind
+        self.watched = False
+        #: Once the process has ended: how much of what it wrote is still to be delivered.
+        self.left: int | None = None
+
+
 class Process:
-    def __init__(self, pid: int, stdin: int | None, outputs: dict[int, int]) -> None:
+    """A program that runs, or has run. Its output goes to `listener`; without one it is drained."""
+
+    def __init__(self, loop: Loop, pid: int, stdin: int | None, outputs: list[Output]) -> None:
         self.pid = pid
-        self.stdin = stdin
-        #: Descriptor of each output pipe still open, and the kind of frame it feeds.
-        self.outputs = outputs
-        self.stream = 0
-        self.detached = False
-        self.deadline: float | None = None
-        self.on_output: Callable[[int, bytes], None] = _unheard
-        self.on_stdin_taken: Callable[[int], None] = lambda count: None
-        self.on_stdin_blocked: Callable[[Process], None] = lambda process: None
-        self._timed_out = False
+        self.listener: Stream | None = None
+        #: As of `waitpid`, once it has ended.
+        self.status: int | None = None
+        self.timed_out = False
+        self._loop = loop
+        self._stdin = stdin
         self._stdin_queue: deque[bytes] = deque()
         self._stdin_ended = False
+        self._stdin_watched = False
+        self._outputs = outputs
+        self._timer: Timer | None = None
+        for output in outputs:
+            self._watch(output)
 
     @classmethod
     def start(
-        cls,
-        argv: list[str],
-        *,
-        env: dict[str, str],
-        cwd: str,
-        with_stdin: bool,
-        timeout: float | None,
+        cls, loop: Loop, argv: list[str], *, env: dict[str, str], cwd: str, with_stdin: bool
     ) -> Process:
         """Start `argv`; raises StartError if the program is missing or cannot be executed."""
         ours: list[int] = []
@@ -96,86 +110,174 @@ class Process:
         finally:
             for fd in theirs:
                 os.close(fd)
-        started.returncode = 0  # it is the agent that waits for it, as for all children
+        started.returncode = 0  # it is the loop that waits for it, as for all children
         for fd in ours:
             os.set_blocking(fd, False)
-        outputs = {ours[0]: wire.STDOUT, ours[1]: wire.STDERR}
-        process = cls(started.pid, ours[2] if with_stdin else None, outputs)
-        if timeout is not None:
-            process.deadline = time.monotonic() + timeout
-        return process
+        outputs = [Output(ours[0], wire.STDOUT), Output(ours[1], wire.STDERR)]
+        return cls(loop, started.pid, ours[2] if with_stdin else None, outputs)
 
-    def detach(self) -> None:
-        """Nobody listens any more: the process goes on, its output is drained."""
-        self.detached = True
-        self.deadline = None
-        self.on_output = _unheard
-        self.on_stdin_taken = lambda count: None
-        self.end_stdin()
+    # Its end ------------------------------------------------------------------------------------
 
-    def expire(self) -> None:
-        """Its time is over: kill it, and say so in the outcome."""
-        self._timed_out = True
-        self.deadline = None
-        self.kill()
+    def limit(self, seconds: float) -> None:
+        """Kill it after `seconds`, and say so in the outcome."""
 
-    def kill(self) -> None:
-        """Kill its process group."""
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        def expire() -> None:
+            self.timed_out = True
+            self.kill()
 
-    def outcome(self, status: int) -> dict[str, Any]:
-        """The fields of the final reply, from `waitpid`'s status."""
-        if self._timed_out:
+        self._timer = self._loop.after(seconds, expire)
+
+    def lift_limit(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal to its process group."""
+        if self.status is None:
+            try:
+                os.killpg(self.pid, number)
+            except ProcessLookupError:
+                pass
+
+    def exited(self, status: int) -> None:
+        """It has ended. What it wrote before is delivered, then `listener` is told.
+
+        A pipe that a child of it still holds open is drained from here on, unheard.
+        """
+        self.status = status
+        self.lift_limit()
+        self._close_stdin()
+        for output in list(self._outputs):
+            output.left = _unread(output.fd)
+            while output.left and self._move(output):
+                pass
+        self._conclude()
+
+    @property
+    def delivered(self) -> bool:
+        """Whether it has ended, and nothing of its output is still to come."""
+        return self.status is not None and not any(output.left for output in self._outputs)
+
+    def outcome(self) -> dict[str, Any]:
+        """The fields of the final reply."""
+        assert self.status is not None
+        if self.timed_out:
             return {"exit_code": TIMED_OUT, "timed_out": True}
-        code = os.waitstatus_to_exitcode(status)
+        code = os.waitstatus_to_exitcode(self.status)
         if code < 0:
             return {"exit_code": 128 - code, "signal": -code}
         return {"exit_code": code}
 
-    def write_stdin(self, data: bytes) -> None:
-        if self.stdin is None or self._stdin_ended:
-            self.on_stdin_taken(len(data))
+    def _conclude(self) -> None:
+        if self.delivered and self.listener is not None:
+            self.listener.reply(**self.outcome())
+
+    # Its output ---------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """There is room again, or nobody listens any more."""
+        for output in self._outputs:
+            if not output.watched:
+                self._watch(output)
+
+    def _watch(self, output: Output) -> None:
+        output.watched = True
+        self._loop.watch(output.fd, lambda: self._ready(output))
+
+    def _unwatch(self, output: Output) -> None:
+        if output.watched:
+            output.watched = False
+            self._loop.unwatch(output.fd)
+
+    def _ready(self, output: Output) -> None:
+        self._move(output)
+        if output.left == 0:
+            self._conclude()
+
+    def _move(self, output: Output) -> bool:
+        """Read once, and pass on what is read; False if there was nothing, or no room for it."""
+        listener = self.listener if output.left != 0 else None
+        room = CHUNK if listener is None else min(listener.room, CHUNK)
+        if output.left:
+            room = min(room, output.left)
+        if listener is not None and not room:
+            self._unwatch(output)
+            listener.wait_for_room()
+            return False
+        try:
+            data = os.read(output.fd, room)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._unwatch(output)
+            self._outputs.remove(output)
+            os.close(output.fd)
+            output.left = 0
+            return False
+        if output.left:
+            output.left -= len(data)
+        if listener is not None:
+            listener.send(output.kind, data)
+        return True
+
+    # Its input ----------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        if self._stdin is None or self._stdin_ended:
+            self._taken(len(data))
             return
         self._stdin_queue.append(data)
-        if len(self._stdin_queue) == 1:  # else the pipe is full, and being waited for
-            self.pump_stdin()
+        if not self._stdin_watched:  # else the pipe is full
+            self._pump()
 
-    def end_stdin(self) -> None:
+    def end_input(self) -> None:
+        """Close its stdin, after what is queued."""
         self._stdin_ended = True
-        if self.stdin is not None and not self._stdin_queue:
-            self.close_stdin()
+        if not self._stdin_queue:
+            self._close_stdin()
 
-    def pump_stdin(self) -> None:
-        """Write what the pipe takes; asks to be called again when it is full."""
-        while self.stdin is not None and self._stdin_queue:
+    def _pump(self) -> None:
+        """Write what the pipe takes, and go on when it takes more."""
+        while self._stdin is not None and self._stdin_queue:
             data = self._stdin_queue.popleft()
             try:
-                written = os.write(self.stdin, data)
+                written = os.write(self._stdin, data)
             except BlockingIOError:
                 self._stdin_queue.appendleft(data)
-                self.on_stdin_blocked(self)
+                if not self._stdin_watched:
+                    self._stdin_watched = True
+                    self._loop.watch(self._stdin, self._pump, select.EPOLLOUT)
                 return
-            except BrokenPipeError:
-                self.close_stdin()
-                self.on_stdin_taken(len(data))
+            except OSError:  # nobody reads
+                self._stdin_queue.appendleft(data)
+                self._close_stdin()
                 return
             if written < len(data):
                 self._stdin_queue.appendleft(data[written:])
-            self.on_stdin_taken(written)
+            self._taken(written)
+        if self._stdin_watched and self._stdin is not None:
+            self._stdin_watched = False
+            self._loop.unwatch(self._stdin)
         if self._stdin_ended:
-            self.close_stdin()
+            self._close_stdin()
 
-    def close_stdin(self) -> None:
-        if self.stdin is not None:
-            os.close(self.stdin)
-            self.stdin = None
+    def _close_stdin(self) -> None:
+        if self._stdin is not None:
+            if self._stdin_watched:
+                self._stdin_watched = False
+                self._loop.unwatch(self._stdin)
+            os.close(self._stdin)
+            self._stdin = None
         if self._stdin_queue:
-            self.on_stdin_taken(sum(map(len, self._stdin_queue)))
+            self._taken(sum(map(len, self._stdin_queue)))
             self._stdin_queue.clear()
 
+    def _taken(self, count: int) -> None:
+        if self.listener is not None:
+            self.listener.taken(count)
 
-def _unheard(kind: int, data: bytes) -> None:
-    pass
+
+def _unread(fd: int) -> int:
+    """How much can be read from a pipe; a child that still holds it may write for ever."""
+    return int.from_bytes(fcntl.ioctl(fd, FIONREAD, bytes(4)), "little")

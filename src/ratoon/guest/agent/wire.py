@@ -3,6 +3,11 @@
 A frame is ``length u32 | stream u32 | kind u8 | payload``, big-endian. Streams are numbered by the
 host and run side by side; every stream begins with a REQUEST and ends with a REPLY.
 
+Bytes flow under credit, in each stream for itself: STDIN under STDIN_WINDOW, STDOUT and STDERR
+together under OUTPUT_WINDOW. The receiver gives back what its reader has taken. So a reader that
+does not read holds up its own stream alone, and neither side holds more than a window for it. An
+empty STDOUT or STDERR says that no more of it comes, where somebody wants to know that early.
+
 The channel is part of a snapshot, half a frame included, so whoever connects first sends MARKER and
 a fresh 16-byte nonce. The agent forgets what it was reading and writing, answers MARKER and the
 same nonce, and both begin at a frame's boundary again; the host discards all up to that answer.
@@ -17,7 +22,7 @@ from __future__ import annotations
 import struct
 
 #: The protocol's version: a host and an agent of different ones do not talk.
-VERSION = 1
+VERSION = 2
 
 MARKER = bytes.fromhex("f1e2d3c4b5a697889f8e9dacbbcad9e8")
 NONCE_BYTES = 16
@@ -26,18 +31,24 @@ MAX_PAYLOAD = 64 * 1024
 
 #: PART is the beginning of a message too large for one frame; a frame of its real kind ends it.
 PART = 0
-REQUEST, STDIN, STDIN_END, CANCEL, REBIRTH = 1, 2, 3, 4, 5
-REPLY, STDOUT, STDERR, STDIN_TAKEN = 16, 17, 18, 19
-KINDS = frozenset(
-    (PART, REQUEST, STDIN, STDIN_END, CANCEL, REBIRTH, REPLY, STDOUT, STDERR, STDIN_TAKEN)
-)
-#: Those whose payload is a message, whole at the receiver; the others are pieces of a byte stream.
+#: From the host. CANCEL: nobody wants the reply. OUTPUT_TAKEN: credit (u32). RESIZE: of a terminal,
+#: rows and columns (u16 each). SIGNAL: a number (u8), for the stream's process group.
+REQUEST, STDIN, STDIN_END, CANCEL, REBIRTH, OUTPUT_TAKEN, RESIZE, SIGNAL = range(1, 9)
+#: From the guest. STDIN_TAKEN: credit (u32). STARTED: what was asked for has begun (JSON).
+REPLY, STDOUT, STDERR, STDIN_TAKEN, STARTED = range(16, 21)
+KINDS = frozenset((PART, *range(REQUEST, SIGNAL + 1), *range(REPLY, STARTED + 1)))
+#: Those whose payload is a message, whole at the receiver; the others are pieces of a byte stream,
+#: or small.
 MESSAGES = frozenset((REQUEST, REPLY))
+OUTPUTS = frozenset((STDOUT, STDERR))
 MAX_MESSAGE = 4 * 1024 * 1024
 
-#: Bytes of stdin the host may have under way in one stream; STDIN_TAKEN (u32 payload) returns them.
+#: Bytes that may be under way in one stream, each way.
 STDIN_WINDOW = 256 * 1024
+OUTPUT_WINDOW = 512 * 1024
 
+CREDIT = struct.Struct(">I")
+SIZE = struct.Struct(">HH")
 HEADER = struct.Struct(">IIB")
 #: REBIRTH's payload: wall clock in ns, machine-id, entropy; the rest is the instance's name, which
 #: becomes the hostname too. Packed, not JSON: it is on the path of every fork, and under emulation
