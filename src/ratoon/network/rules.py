@@ -1,0 +1,90 @@
+"""The firewall around a namespace, as text for `nft -f` (nft(8)).
+
+One half is in the namespace, the other on the host's side of its uplink, where the policy is: even
+who took a QEMU over cannot get there. Both are pure functions of what they are about.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+from ratoon.network.policy import NEVER, NetworkPolicy, Rule
+
+#: What every uplink's name on the host begins with, whoever made it.
+PREFIX = "rtn"
+#: The uplink's name within its namespace.
+INSIDE = "up0"
+
+
+def inside(interface: str = INSIDE) -> str:
+    """For the namespace: what is in it talks through its uplink, to whom it has spoken first.
+
+    Many sandboxes share it. What is for its own address goes by the loopback, and so nowhere.
+    """
+    return f"""
+table inet ratoon {{
+    chain input {{
+        type filter hook input priority filter; policy drop;
+        iifname "{interface}" ct state {{ established, related }} accept
+    }}
+    chain output {{
+        type filter hook output priority filter; policy drop;
+        oifname "{interface}" meta nfproto ipv4 accept
+    }}
+}}
+"""
+
+
+def outside(name: str, address: IPv4Address, policy: NetworkPolicy) -> str:
+    """For the host: the uplink `name` carries what `address` may say under `policy`, and replies.
+
+    The table is called like the uplink, and replaces any that was.
+    """
+    never = ", ".join(str(network) for network in NEVER)
+    lines = [_allowed(rule) for rule in policy.rules]
+    allowed = "\n        ".join([*lines, _REFUSE]) if policy.kind == "allow" else "accept"
+    # The destination is judged before anybody's DNAT (priority -100) can make another one of it:
+    # a port of the host that leads to a container is the host's too.
+    return f"""
+table inet {name}
+delete table inet {name}
+table inet {name} {{
+    chain prerouting {{
+        type filter hook prerouting priority mangle;
+        iifname "{name}" jump leaving
+    }}
+    chain leaving {{
+        meta nfproto != ipv4 drop
+        ip saddr != {address} drop
+        ip daddr {{ {never} }} {_REFUSE}
+        fib daddr type != unicast {_REFUSE}
+        {allowed}
+    }}
+    chain input {{
+        type filter hook input priority filter;
+        iifname "{name}" drop
+    }}
+    chain forward {{
+        type filter hook forward priority filter;
+        iifname "{name}" oifname "{PREFIX}*" {_REFUSE}
+        oifname "{name}" ct state != {{ established, related }} drop
+        iifname "{name}" {_CLAMP}
+        oifname "{name}" {_CLAMP}
+    }}
+    chain postrouting {{
+        type nat hook postrouting priority srcnat;
+        ip saddr {address} masquerade
+    }}
+}}
+"""
+
+
+#: At once, so that nobody waits for a timeout.
+_REFUSE = "reject with icmpx admin-prohibited"
+#: The way out may have a smaller MTU than the uplink, and routers that do not say so.
+_CLAMP = "tcp flags syn tcp option maxseg size set rt mtu"
+
+
+def _allowed(rule: Rule) -> str:
+    port = "" if rule.port is None else f" th dport {rule.port}"
+    return f"ip daddr {rule.network} meta l4proto {{ tcp, udp }}{port} accept"
