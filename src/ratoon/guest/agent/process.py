@@ -13,6 +13,7 @@ from . import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from .loop import Loop, Timer
@@ -49,7 +50,7 @@ class Output:
         self.fd = fd
         self.kind = kind
         self.watched = False
-        #: Once the process has ended: how much of what it wrote is still to be delivered.
+        #: Where the process has ended or is to settle: how much is still to be delivered.
         self.left: int | None = None
 
 
@@ -62,6 +63,8 @@ class Process:
         #: As of `waitpid`, once it has ended.
         self.status: int | None = None
         self.timed_out = False
+        #: Called when it has ended and its output is delivered, in place of a reply to `listener`.
+        self.on_end: Callable[[], None] | None = None
         self._loop = loop
         self._stdin = stdin
         self._stdin_queue: deque[bytes] = deque()
@@ -69,6 +72,7 @@ class Process:
         self._stdin_watched = False
         self._outputs = outputs
         self._timer: Timer | None = None
+        self._then: Callable[[], None] | None = None
         for output in outputs:
             self._watch(output)
 
@@ -148,16 +152,30 @@ class Process:
         self.status = status
         self.lift_limit()
         self._close_stdin()
+        self.settle(self.on_end or self._reply)
+
+    def settle(self, then: Callable[[], None]) -> None:
+        """Deliver what has been written until now, then call `then`; what comes later is dropped.
+
+        That may be much, and go on for ever, where a child of it holds the pipe.
+        """
+        self._then = then
         for output in list(self._outputs):
             output.left = _unread(output.fd)
             while output.left and self._move(output):
                 pass
-        self._conclude()
+        self._check_settled()
 
-    @property
-    def delivered(self) -> bool:
-        """Whether it has ended, and nothing of its output is still to come."""
-        return self.status is not None and not any(output.left for output in self._outputs)
+    def hear(self, listener: Stream) -> None:
+        """After it has settled: give `listener` what it writes from here on."""
+        self.listener = listener
+        for output in self._outputs:
+            output.left = None
+
+    def _check_settled(self) -> None:
+        if self._then is not None and not any(output.left for output in self._outputs):
+            then, self._then = self._then, None
+            then()
 
     def outcome(self) -> dict[str, Any]:
         """The fields of the final reply."""
@@ -169,8 +187,8 @@ class Process:
             return {"exit_code": 128 - code, "signal": -code}
         return {"exit_code": code}
 
-    def _conclude(self) -> None:
-        if self.delivered and self.listener is not None:
+    def _reply(self) -> None:
+        if self.listener is not None:
             self.listener.reply(**self.outcome())
 
     # Its output ---------------------------------------------------------------------------------
@@ -193,7 +211,7 @@ class Process:
     def _ready(self, output: Output) -> None:
         self._move(output)
         if output.left == 0:
-            self._conclude()
+            self._check_settled()
 
     def _move(self, output: Output) -> bool:
         """Read once, and pass on what is read; False if there was nothing, or no room for it."""
