@@ -10,8 +10,9 @@ from ratoon.vmm.driver import Hardware, Launch
 
 BINARY = "qemu-system-x86_64"
 MACHINE = "microvm"
-#: The writable overlay that a machine starts with; later ones count on.
-FIRST_OVERLAY = "overlay0"
+#: The nodes of writable overlays are numbered; a machine starts with the first.
+OVERLAY = "overlay"
+FIRST_OVERLAY = f"{OVERLAY}0"
 #: In the order the guest sees them. A device state fits only this list.
 DEVICES = ("virtio-blk", "virtio-serial", "virtio-rng", "virtio-net")
 AGENT_PORT = "ratoon.agent"

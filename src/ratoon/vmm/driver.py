@@ -52,7 +52,8 @@ class Launch:
     so `memory` may name one of them as /proc/self/fd/N. `netns` is a descriptor of the network
     namespace that its process runs in, None the caller's; `restrict` has QEMU let no packet of the
     guest out in the first place. The process lives in `cgroup`, and no file that it writes grows
-    beyond `file_limit` bytes: a guest whose disk would have to stands still then.
+    beyond `file_limit` bytes: a guest whose disk would have to stands still then. It dies with its
+    owner, unless it `survives` that: it can be attached to again then.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Launch:
     restrict: bool = True
     cgroup: Cgroup | None = None
     file_limit: int | None = None
+    survives: bool = False
 
 
 class Machine(Protocol):
@@ -80,6 +82,10 @@ class Machine(Protocol):
     @property
     def agent_socket(self) -> Path:
         """The unix socket of the guest's agent port."""
+
+    @property
+    def has_died(self) -> bool:
+        """Whether the process is gone."""
 
     @property
     def cause_of_death(self) -> str | None:
@@ -126,6 +132,9 @@ class Machine(Protocol):
 
     async def wait_died(self) -> str:
         """Return once the process is gone, with the end of its log."""
+
+    async def let_go(self) -> None:
+        """Speak to it no more; it goes on if its launch `survives`."""
 
     async def kill(self) -> None:
         """End the process and wait until it is gone; safe to repeat."""

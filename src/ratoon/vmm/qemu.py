@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import logging
 import os
 import re
@@ -30,6 +31,7 @@ from ratoon.network.netns import entered
 from ratoon.vmm import command
 from ratoon.vmm.driver import Cgroup, Launch
 from ratoon.vmm.logs import bound_logs, log_tail
+from ratoon.vmm.process import MachineProcess
 from ratoon.vmm.standstill import Standstill
 
 # What goes wrong in a conversation is raised as an error of ours; it need not be logged as well.
@@ -63,16 +65,18 @@ def qemu_version() -> str:
 
 
 class QemuMachine:
-    """A QEMU process. Made by `start`; implements `driver.Machine`.
+    """A QEMU process. Made by `start` or `attach`; implements `driver.Machine`.
 
-    The process dies with the thread that started it (PR_SET_PDEATHSIG), whatever way that goes.
+    Unless its launch says otherwise, the process dies with the thread that started it
+    (PR_SET_PDEATHSIG), whatever way that goes.
     """
 
-    def __init__(self, launch: Launch, process: subprocess.Popen[bytes]) -> None:
-        self._launch = launch
+    def __init__(self, name: str, process: MachineProcess, log: Path, runtime: Path) -> None:
+        self._name = name
         self._process = process
-        self._qmp = QMPClient(launch.name)
-        self._died = asyncio.get_running_loop().create_future()
+        self._log = log
+        self._runtime = runtime
+        self._qmp = QMPClient(name)
         self._disconnecting = asyncio.Lock()  # QMPClient cannot be asked twice at once
         self._overlays = 1
         self._active: str | None = command.FIRST_OVERLAY
@@ -97,7 +101,7 @@ class QemuMachine:
         launch.runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _listener(launch.runtime / "qmp") as qmp, _listener(launch.runtime / "agent") as agent:
             arguments = command.arguments(launch, qmp_fd=qmp.fileno(), agent_fd=agent.fileno())
-            words = [*_confinement(), command.BINARY, *arguments]
+            words = [*_confinement(launch.survives), command.BINARY, *arguments]
             inside = nullcontext() if launch.netns is None else entered(launch.netns)
             with launch.log.open("ab") as log, inside:
                 process = subprocess.Popen(
@@ -111,7 +115,7 @@ class QemuMachine:
                     # fails then, instead of ending QEMU.
                     restore_signals=False,
                 )
-        machine = cls(launch, process)
+        machine = cls(launch.name, MachineProcess(process.pid, process), launch.log, launch.runtime)
         try:
             _prefer_to_kill(process.pid)
             await machine.confine(launch.cgroup, launch.file_limit)
@@ -122,13 +126,60 @@ class QemuMachine:
             raise
         return machine
 
+    @classmethod
+    async def attach(cls, name: str, pid: int, log: Path, runtime: Path) -> QemuMachine:
+        """Speak to a QEMU that another process started with a launch that `survives`.
+
+        MachineDied, MachineError: nobody speaks there; it is left as it is then.
+        """
+        try:
+            process = MachineProcess(pid)
+        except ProcessLookupError:
+            raise MachineDied(f"QEMU of {name} (process {pid}) has died", log_tail(log)) from None
+        machine = cls(name, process, log, runtime)
+        try:
+            async with machine._explained("attach"):
+                await machine._qmp.connect(str(runtime / "qmp"))
+        except BaseException:
+            await machine.let_go()
+            raise
+        return machine
+
+    @property
+    def has_died(self) -> bool:
+        return self._process.died.done()
+
+    async def active_overlay(self) -> Path:
+        """Which file the guest's disk writes go to; after `attach`.
+
+        An overlay that was added and not switched to is forgotten, as by `drop_overlay`.
+        """
+        nodes = await self._execute("query-named-block-nodes", flat=True)
+        names = {node["node-name"] for node in nodes}
+        numbers = sorted(_number(name) for name in names if name.startswith(command.OVERLAY))
+        (drive,) = await self._execute("query-block")
+        active = _number(drive["inserted"]["node-name"])
+        self._overlays = numbers[-1] + 1
+        self._active = command.OVERLAY + str(active)
+        below = [number for number in numbers if number < active]
+        self._below = command.OVERLAY + str(below[-1]) if below else None
+        for number in numbers:
+            if number > active:
+                self._added = command.OVERLAY + str(number)
+                await self.drop_overlay()
+        return _file_of(drive["inserted"]["file"])
+
+    async def is_running(self) -> bool:
+        """Whether the guest runs; not when it is paused, or stands still."""
+        return bool((await self._execute("query-status"))["running"])
+
     @property
     def pid(self) -> int:
         return self._process.pid
 
     @property
     def agent_socket(self) -> Path:
-        return self._launch.runtime / "agent"
+        return self._runtime / "agent"
 
     @property
     def cause_of_death(self) -> str | None:
@@ -189,7 +240,7 @@ class QemuMachine:
             os.close(fd)
 
     async def add_overlay(self, overlay: Path) -> None:
-        name = f"overlay{self._overlays}"
+        name = command.OVERLAY + str(self._overlays)
         node = command.overlay_node(overlay, name)
         await self._execute("blockdev-add", **node, backing=None)
         self._added = name
@@ -219,46 +270,49 @@ class QemuMachine:
         self._active, self._below = self._below, None
 
     async def wait_died(self) -> str:
-        await asyncio.shield(self._died)
-        return log_tail(self._launch.log)
+        await self._process.wait()
+        return log_tail(self._log)
 
     async def kill(self) -> None:
         self._killing = True
-        with suppress(ProcessLookupError):
-            self._process.kill()
-        await asyncio.shield(self._died)
+        self._process.kill()
+        await self._process.wait()
+        await self._disconnect()
+
+    async def let_go(self) -> None:
+        """Speak to it no more; it goes on if its launch `survives`."""
+        self._next_look.cancel()
+        self._process.let_go()
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
         async with self._disconnecting:
             with suppress(QMPError, EOFError, OSError):
                 await self._qmp.disconnect()
 
     def _watch(self) -> None:
-        """Notice the death of the process at once, and reap it; until then, bound its logs."""
+        """Find out why it dies; until then, bound its logs."""
         loop = asyncio.get_running_loop()
-        pidfd = os.pidfd_open(self._process.pid)
 
         def look_at_logs() -> None:
-            bound_logs(self._launch.log)
+            bound_logs(self._log)
             self._next_look = loop.call_later(LOGS_INTERVAL, look_at_logs)
 
-        def died() -> None:
+        def died(status: int | None) -> None:
             self._next_look.cancel()
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
-            status = self._process.wait()
             if not self._killing:
                 self._cause_of_death = self._find_cause(status)
-            self._died.set_result(None)
 
         self._next_look = loop.call_later(LOGS_INTERVAL, look_at_logs)
-        loop.add_reader(pidfd, died)
+        self._process.on_death = died
 
-    def _find_cause(self, status: int) -> str | None:
-        """Why the process ended with `status`, a negative one being a signal's number."""
+    def _find_cause(self, status: int | None) -> str | None:
+        """Why the process ended with `status`, if known; a negative one is a signal's number."""
         if self._cgroup is not None and (cause := self._cgroup.cause_of_death()):
             return cause
         if status == -signal.SIGKILL:
             return "it was killed, by somebody or by the kernel for want of memory (see dmesg)"
-        return f"it got {signal.Signals(-status).name}" if status < 0 else None
+        return f"it got {signal.Signals(-status).name}" if status and status < 0 else None
 
     def _hear(self, event: Message) -> bool:
         """Take notice of an event as it arrives; False: it need not be queued."""
@@ -274,9 +328,9 @@ class QemuMachine:
         return False
 
     def _explain_standstill(self) -> str:
-        name, error = self._launch.name, self._io_error
+        name, error = self._name, self._io_error
         if error.get("nospace"):
-            where = self._launch.overlay.parent
+            where = self._log.parent
             return f"{name} stands still: no space left for {where}; make room, then resume it"
         reason = error.get("reason", "QEMU does not say why")
         if self._file_limit is not None and reason == _FILE_TOO_LARGE:
@@ -299,7 +353,7 @@ class QemuMachine:
     @asynccontextmanager
     async def _explained(self, what: str) -> AsyncIterator[None]:
         """Turn the failures of a conversation with QEMU into errors that say what happened."""
-        name = self._launch.name
+        name = self._name
         try:
             yield
         except ExecuteError as error:
@@ -312,22 +366,35 @@ class QemuMachine:
             # The socket closes a moment before the process can be waited for.
             with suppress(TimeoutError):
                 async with asyncio.timeout(1):
-                    await asyncio.shield(self._died)
-            if not self._died.done():
+                    await self._process.wait()
+            if not self.has_died:
                 raise MachineError(f"QEMU of {name} failed at {what}: {error}") from error
             raise MachineDied(
                 f"QEMU of {name} (process {self.pid}) died at {what}",
-                log_tail(self._launch.log),
+                log_tail(self._log),
                 self._cause_of_death,
             ) from error
 
 
-def _confinement() -> list[str]:
-    """What precedes a command that dies with this thread and has next to no privileges.
+def _number(overlay: str) -> int:
+    return int(overlay.removeprefix(command.OVERLAY))
+
+
+def _file_of(filename: str) -> Path:
+    """The file of a node: QEMU names one as JSON where its graph is not that of the headers."""
+    if filename.startswith("json:"):
+        filename = json.loads(filename.removeprefix("json:"))["file"]["filename"]
+    return Path(filename)
+
+
+def _confinement(survives: bool) -> list[str]:
+    """What precedes a command that has next to no privileges, and dies with this thread or not.
 
     setpriv is an exec, not a fork: it leaves its settings to the command and is gone.
     """
-    words = ["setpriv", "--pdeathsig", "KILL", "--no-new-privs"]
+    words = ["setpriv", "--no-new-privs"]
+    if not survives:
+        words += ["--pdeathsig", "KILL"]
     if os.geteuid() == 0:
         # The one that is left is for the memory file: mode 0444, but QEMU opens it for writing.
         words += ["--inh-caps", "-all", "--bounding-set", "-all,+dac_override"]
