@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
-from ratoon.network.policy import NEVER, NetworkPolicy, Rule
+from ratoon.network.policy import NEVER, OUTBOUND, NetworkPolicy, Rule
 
 #: What every uplink's name on the host begins with, whoever made it.
 PREFIX = "rtn"
 #: The uplink's name within its namespace.
 INSIDE = "up0"
+#: The way out may have a smaller MTU than the uplink, and routers that do not say so.
+_CLAMP = "tcp flags syn tcp option maxseg size set rt mtu"
 
 
-def inside(interface: str = INSIDE) -> str:
+def inside() -> str:
     """For the namespace: what is in it talks through its uplink, to whom it has spoken first.
 
     Many sandboxes share it. What is for its own address goes by the loopback, and so nowhere.
@@ -25,11 +27,11 @@ def inside(interface: str = INSIDE) -> str:
 table inet ratoon {{
     chain input {{
         type filter hook input priority filter; policy drop;
-        iifname "{interface}" ct state {{ established, related }} accept
+        iifname "{INSIDE}" ct state {{ established, related }} accept
     }}
     chain output {{
         type filter hook output priority filter; policy drop;
-        oifname "{interface}" meta nfproto ipv4 accept
+        oifname "{INSIDE}" meta nfproto ipv4 accept
     }}
 }}
 """
@@ -41,10 +43,11 @@ def outside(name: str, address: IPv4Address, policy: NetworkPolicy) -> str:
     The table is called like the uplink, and replaces any that was.
     """
     never = ", ".join(str(network) for network in NEVER)
-    lines = [_allowed(rule) for rule in policy.rules]
-    allowed = "\n        ".join([*lines, _REFUSE]) if policy.kind == "allow" else "accept"
+    last = "accept" if policy == OUTBOUND else "goto refuse"
+    allowed = "\n        ".join([*map(_allowed, policy.rules), last])
     # The destination is judged before anybody's DNAT (priority -100) can make another one of it:
-    # a port of the host that leads to a container is the host's too.
+    # a port of the host that leads to a container is the host's too. What is refused is told so,
+    # TCP by a reset, because the kernel limits how much ICMP it sends.
     return f"""
 table inet {name}
 delete table inet {name}
@@ -56,9 +59,13 @@ table inet {name} {{
     chain leaving {{
         meta nfproto != ipv4 drop
         ip saddr != {address} drop
-        ip daddr {{ {never} }} {_REFUSE}
-        fib daddr type != unicast {_REFUSE}
+        ip daddr {{ {never} }} goto refuse
+        fib daddr type != unicast goto refuse
         {allowed}
+    }}
+    chain refuse {{
+        meta l4proto tcp reject with tcp reset
+        reject with icmpx admin-prohibited
     }}
     chain input {{
         type filter hook input priority filter;
@@ -66,7 +73,7 @@ table inet {name} {{
     }}
     chain forward {{
         type filter hook forward priority filter;
-        iifname "{name}" oifname "{PREFIX}*" {_REFUSE}
+        iifname "{name}" oifname "{PREFIX}*" goto refuse
         oifname "{name}" ct state != {{ established, related }} drop
         iifname "{name}" {_CLAMP}
         oifname "{name}" {_CLAMP}
@@ -77,12 +84,6 @@ table inet {name} {{
     }}
 }}
 """
-
-
-#: At once, so that nobody waits for a timeout.
-_REFUSE = "reject with icmpx admin-prohibited"
-#: The way out may have a smaller MTU than the uplink, and routers that do not say so.
-_CLAMP = "tcp flags syn tcp option maxseg size set rt mtu"
 
 
 def _allowed(rule: Rule) -> str:
