@@ -23,6 +23,7 @@ FLOORS = [
     {"cli"},
     {"sandbox"},
     {"check", "pack"},
+    {"host"},
     {"snapshot", "vmm", "guest", "sources"},
     {"memory", "disk", "network"},
     {"artifacts"},

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ratoon.errors import OutOfDisk
 from ratoon.vmm.standstill import Standstill
+
+STOP = {"event": "STOP"}
+RESUME = {"event": "RESUME"}
+
+
+def io_error(reason: str, *, nospace: bool = False) -> dict[str, Any]:
+    return {"event": "BLOCK_IO_ERROR", "data": {"nospace": nospace, "reason": reason}}
+
+
+@pytest.fixture
+def standstill() -> Standstill:
+    return Standstill("sb-1", Path("/sandboxes/sb-1"))
 
 
 async def waiting(standstill: Standstill, seconds: float = 60) -> str:
@@ -22,50 +37,68 @@ async def started(count: int, standstill: Standstill) -> list[asyncio.Task[str]]
     return tasks
 
 
-async def test_all_who_wait_are_told_why() -> None:
-    standstill = Standstill()
+@pytest.mark.parametrize(
+    ("limit", "event", "said"),
+    [
+        (64 << 20, io_error(os.strerror(27)), r"its limit of 64\.0 MiB; give it a higher one"),
+        (None, io_error(os.strerror(27)), "its disk failed: File too large"),
+        (1, io_error("No space", nospace=True), "no space left for /sandboxes/sb-1; make room"),
+        (1, io_error("Input/output error"), "its disk failed: Input/output error"),
+        (1, RESUME, "its disk failed: QEMU did not say why"),
+    ],
+)
+async def test_all_who_wait_are_told_why(
+    standstill: Standstill, limit: int | None, event: dict[str, Any], said: str
+) -> None:
+    standstill.file_limit = limit
     tasks = await started(3, standstill)
-    standstill.begin("no room")
+    assert not standstill.hear(event)
+    assert not standstill.hear(STOP)
     for task in tasks:
-        with pytest.raises(OutOfDisk, match="no room"):
+        with pytest.raises(OutOfDisk, match=f"sb-1 stands still: .*{said}"):
             await task
 
 
-async def test_who_comes_later_is_told_at_once_until_it_goes_on() -> None:
-    standstill = Standstill()
-    standstill.begin("no room")
+async def test_a_stop_on_request_interrupts_nobody(standstill: Standstill) -> None:
+    (task,) = await started(1, standstill)
+    with standstill.pausing():
+        standstill.hear(STOP)
+    await asyncio.sleep(0)
+    assert not task.done()
+    task.cancel()
+
+
+async def test_who_comes_later_is_told_at_once_until_it_goes_on(standstill: Standstill) -> None:
+    standstill.hear(STOP)
     for _ in range(2):
-        with pytest.raises(OutOfDisk, match="no room"):
+        with pytest.raises(OutOfDisk):
             await waiting(standstill)
-    standstill.end()
+    standstill.hear(RESUME)
     assert await waiting(standstill, 0) == "answered"
 
 
-async def test_it_may_stand_still_again_and_be_said_twice() -> None:
-    standstill = Standstill()
+async def test_it_may_stand_still_again_and_be_said_twice(standstill: Standstill) -> None:
     (first,) = await started(1, standstill)
-    standstill.begin("no room")
-    standstill.begin("no room")
-    standstill.end()
+    for event in (io_error("one"), STOP, io_error("another"), STOP, RESUME):
+        standstill.hear(event)
     (second,) = await started(1, standstill)
-    with pytest.raises(OutOfDisk, match="no room"):
+    with pytest.raises(OutOfDisk):
         await first
     assert not second.done()
-    standstill.begin("none again")
-    with pytest.raises(OutOfDisk, match="none again"):
+    standstill.hear(STOP)  # QEMU may hold back the error itself
+    with pytest.raises(OutOfDisk, match="another"):
         await second
 
 
-async def test_who_is_cancelled_is_cancelled() -> None:
-    standstill = Standstill()
+async def test_who_is_cancelled_is_cancelled(standstill: Standstill) -> None:
     (task,) = await started(1, standstill)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    standstill.begin("no room")  # nobody is left to be told
+    standstill.begin()  # nobody is left to be told
 
 
-async def test_a_timeout_inside_remains_one() -> None:
+async def test_a_timeout_inside_remains_one(standstill: Standstill) -> None:
     with pytest.raises(TimeoutError):
-        async with Standstill().interrupts(), asyncio.timeout(0):
+        async with standstill.interrupts(), asyncio.timeout(0):
             await asyncio.sleep(60)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import logging
 import os
@@ -22,9 +21,9 @@ from contextlib import (
 )
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
 from ratoon.errors import HostError, MachineDied, MachineError
 from ratoon.network.netns import entered
@@ -32,7 +31,7 @@ from ratoon.vmm import command
 from ratoon.vmm.driver import Cgroup, Launch
 from ratoon.vmm.logs import bound_logs, log_tail
 from ratoon.vmm.process import MachineProcess
-from ratoon.vmm.standstill import Standstill
+from ratoon.vmm.standstill import EVENTS, Standstill
 
 # What goes wrong in a conversation is raised as an error of ours; it need not be logged as well.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
@@ -43,8 +42,6 @@ COMMAND_TIMEOUT = 60
 LOGS_INTERVAL = 10.0
 #: How much sooner than its owner a machine is chosen when the host has no memory left (proc(5)).
 OOM_SCORE = 500
-#: Why a guest that writes stands still (`BLOCK_IO_ERROR` in QEMU's QMP reference).
-_FILE_TOO_LARGE = os.strerror(errno.EFBIG)
 
 
 @cache
@@ -83,13 +80,10 @@ class QemuMachine:
         self._below: str | None = None
         self._added: str | None = None
         self._cgroup: Cgroup | None = None
-        self._file_limit: int | None = None
-        self._standstill = Standstill()
-        self._io_error: dict[str, Any] = {}
-        self._pausing = False
+        self._standstill = Standstill(name, log.parent)
         self._killing = False
         self._cause_of_death: str | None = None
-        self._qmp.register_listener(EventListener(("BLOCK_IO_ERROR", "STOP", "RESUME"), self._hear))
+        self._qmp.register_listener(EventListener(EVENTS, self._standstill.hear))
         self._watch()
 
     @classmethod
@@ -140,6 +134,8 @@ class QemuMachine:
         try:
             async with machine._explained("attach"):
                 await machine._qmp.connect(str(runtime / "qmp"))
+            if (await machine._execute("query-status"))["status"] == "io-error":
+                machine._standstill.begin()
         except BaseException:
             await machine.let_go()
             raise
@@ -190,7 +186,7 @@ class QemuMachine:
             _, most = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
             limits = most if file_limit is None else file_limit, most
             resource.prlimit(self.pid, resource.RLIMIT_FSIZE, limits)
-        self._file_limit = file_limit
+        self._standstill.file_limit = file_limit
         if cgroup is not None:
             # The kernel waits for all of its processors to have taken notice.
             await asyncio.to_thread(cgroup.add, self.pid)
@@ -216,11 +212,8 @@ class QemuMachine:
         await self._execute("cont")
 
     async def pause(self) -> None:
-        self._pausing = True
-        try:
+        with self._standstill.pausing():
             await self._execute("stop")
-        finally:
-            self._pausing = False
 
     async def save_state(self) -> bytes:
         fd = _memory_file(b"")
@@ -313,32 +306,6 @@ class QemuMachine:
         if status == -signal.SIGKILL:
             return "it was killed, by somebody or by the kernel for want of memory (see dmesg)"
         return f"it got {signal.Signals(-status).name}" if status and status < 0 else None
-
-    def _hear(self, event: Message) -> bool:
-        """Take notice of an event as it arrives; False: it need not be queued."""
-        match event["event"]:
-            case "BLOCK_IO_ERROR":
-                self._io_error = cast(dict[str, Any], event["data"])
-            case "STOP" if not self._pausing:
-                # Newer versions hold back errors that follow each other closely, but no stops: the
-                # last one known may be an earlier one of the same kind.
-                self._standstill.begin(self._explain_standstill())
-            case "RESUME":
-                self._standstill.end()
-        return False
-
-    def _explain_standstill(self) -> str:
-        name, error = self._name, self._io_error
-        if error.get("nospace"):
-            where = self._log.parent
-            return f"{name} stands still: no space left for {where}; make room, then resume it"
-        reason = error.get("reason", "QEMU does not say why")
-        if self._file_limit is not None and reason == _FILE_TOO_LARGE:
-            return (
-                f"{name} stands still: its disk has reached its limit of "
-                f"{self._file_limit / 2**20:.1f} MiB; give it a higher one, and it goes on"
-            )
-        return f"{name} stands still: its disk failed: {reason}"
 
     async def _hand_over(self, fd: int, name: str, **arguments: Any) -> Any:
         """Execute a command that takes a descriptor."""

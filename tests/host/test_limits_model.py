@@ -1,0 +1,38 @@
+"""Limits that cannot be meant are refused, with what could be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from ratoon.host.limits import Limits
+
+MIB = 1024 * 1024
+
+
+def test_none_is_the_default() -> None:
+    assert Limits() == Limits(memory_bytes=None, cpus=None, pids=None, disk_bytes=None)
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"memory_bytes": 64 * MIB}, r"67108864 bytes are too few; use 134217728 \(128 MiB\)"),
+        ({"memory_bytes": -1}, "too few"),
+        ({"disk_bytes": 16 * MIB - 1}, r"use 16777216 \(16 MiB\) or more"),
+        ({"cpus": 0.01}, r"0\.01 CPUs: use 0\.05 or more"),
+        ({"cpus": float("nan")}, r"nan CPUs: use 0\.05 or more"),
+        ({"cpus": float("inf")}, "inf CPUs"),
+        ({"pids": 8}, "8 threads: use 160 or more"),
+        ({"memory": 1}, "memory"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(values: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        Limits(**values)
+
+
+def test_the_least_of_each_is_taken() -> None:
+    Limits(memory_bytes=128 * MIB, cpus=0.05, pids=160, disk_bytes=16 * MIB)
