@@ -6,6 +6,7 @@ import asyncio
 import json
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,9 @@ Script = Callable[["Machine", asyncio.StreamReader, asyncio.StreamWriter], Await
 
 class Machine:
     """A machine without a VM: a socket where the agent would be, and a script for the agent."""
+
+    cause_of_death = "it was the script"
+    while_moving = staticmethod(nullcontext)
 
     def __init__(self, launch: Launch, script: Script) -> None:
         self.agent_socket = launch.runtime / "agent"
@@ -171,7 +175,7 @@ async def test_one_that_dies_is_not_tried_again(
     launch: Launch, machines: list[Machine], monkeypatch: pytest.MonkeyPatch, script: Script
 ) -> None:
     starting(monkeypatch, machines, script)
-    with pytest.raises(MachineDied, match="base died while booting") as failure:
+    with pytest.raises(MachineDied, match="base died while booting: it was the script") as failure:
         await boot(launch)
     assert failure.value.log_tail == "the log's end"
     assert machines[0].killed

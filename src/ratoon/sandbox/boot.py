@@ -95,7 +95,7 @@ async def _watch_boot(machine: Machine, launch: Launch) -> None:
         await asyncio.wait({died}, timeout=FIRST_LINE_TIMEOUT)
         if not died.done() and not console.stat().st_size:
             raise _timeout(launch, FIRST_LINE_TIMEOUT)
-        raise MachineDied(_died(launch), await died)
+        raise MachineDied(_died(launch), await died, machine.cause_of_death)
     finally:
         died.cancel()
 

@@ -15,9 +15,13 @@ MOMENT = 0.5
 
 @asynccontextmanager
 async def blamed(machine: Machine, what: str) -> AsyncIterator[None]:
-    """Turn a GuestError into MachineDied, which says `what`, where the death is its cause."""
+    """Turn a GuestError into MachineDied, which says `what`, where the death is its cause.
+
+    OutOfDisk: the guest stands still, so that it would not answer.
+    """
     try:
-        yield
+        async with machine.while_moving():
+            yield
     except GuestTimeout:
         raise
     except GuestError as error:
@@ -26,7 +30,7 @@ async def blamed(machine: Machine, what: str) -> AsyncIterator[None]:
                 log_end = await machine.wait_died()
         except TimeoutError:
             raise error from None
-        raise MachineDied(what, log_end) from None
+        raise MachineDied(what, log_end, machine.cause_of_death) from None
 
 
 def explained(sandbox_id: str, machine: Machine) -> AbstractAsyncContextManager[None]:
