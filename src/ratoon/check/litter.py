@@ -31,6 +31,9 @@ from ratoon.snapshot.snapshot import (
 )
 from ratoon.snapshot.store import Store
 
+#: In the directory of a sandbox that the next daemon is to take over.
+SANDBOX_RECORD = "state.json"
+
 #: Written by `files.write_durable` and for templates: the writer's thread id stands in the name.
 _TEMPORARY = re.compile(r"\..+\.(?P<thread>\d+)\.tmp")
 _IMAGE_TEMPORARY = re.compile(r"\.(?P<root>[0-9a-f]{64})\.(ram|json\.\d+)\.tmp")
@@ -86,7 +89,8 @@ def find_litter(store: Store) -> Litter:
             for path in _entries(parent):
                 if _is_directory(path):
                     with suppress(FileNotFoundError):
-                        litter.judge(path, is_directory_held(path), what)
+                        held = is_directory_held(path) or (path / SANDBOX_RECORD).exists()
+                        litter.judge(path, held, what)
                 else:
                     litter.stranger(path)
     for path in _entries(store.home):

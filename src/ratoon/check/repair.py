@@ -71,7 +71,7 @@ def _what_to_do(finding: Finding) -> str | None:
 
 
 def repair_store(
-    store: Store, repairs: tuple[Repair, ...], *, sweep_sandboxes: Callable[[], None]
+    store: Store, repairs: tuple[Repair, ...], *, sweep_sandboxes: Callable[[], object]
 ) -> tuple[Outcome, ...]:
     """Do what was planned, as far as it still is right; one that fails stops no other.
 
@@ -98,7 +98,7 @@ def repair_store(
     return tuple(outcomes)
 
 
-def _remove(store: Store, repair: Repair, sweep_sandboxes: Callable[[], None]) -> str:
+def _remove(store: Store, repair: Repair, sweep_sandboxes: Callable[[], object]) -> str:
     path = repair.file
     if is_temporary(path):
         if is_temporary_held(path):

@@ -122,7 +122,6 @@ class BaseBuilder:
         run = Incarnation(booted.machine, booted.channel, memory, overlay, launch.runtime)
         sandbox = Sandbox(directory, run, None, new_machine_id(), SandboxOptions())
         try:
-            directory.write_state(id=directory.id, snapshot=None, pid=sandbox.pid)
             await rebirth(sandbox.id, sandbox.machine_id, run.machine, run.channel)
         except BaseException:
             await sandbox.kill()

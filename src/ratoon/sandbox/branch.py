@@ -112,9 +112,14 @@ class Brancher:
         with self._store.stage(tag) as staging:
             publish = partial(write, sandbox, staging, machine, guest)
             async with sandbox.changing:
-                return await to_the_end(
+                branched = await to_the_end(
                     self._branch(sandbox, staging, machine.disk_bytes, publish, resumed)
                 )
+        snapshot = branched.snapshot
+        sandbox.branch_count += 1
+        sandbox.last_branch_memory = snapshot.memory_path(snapshot.depth)
+        sandbox.persist()
+        return branched
 
     async def begin(
         self, sandbox: Sandbox, tag: str, machine: MachineConfig, guest: GuestInfo, *, mode: Mode
@@ -179,6 +184,7 @@ class Brancher:
                 raise
             pages = len(frozen.captured.numbers)
         _stand_on(sandbox, run, snapshot)
+        sandbox.persist()
         return Branched(snapshot, dict(stages.ms), frozen.pause_ms, pages)
 
     async def _freeze_state(

@@ -3,7 +3,7 @@
 ::
 
     sandboxes/ID/
-      state.json           what whoever finds it must know
+      state.json           what whoever takes it over must know; see `record`
       parent/              a twin of the snapshot it stands on; in standby, the sandbox itself
       disk.qcow2 …         its overlays, numbered
       log, log.console     QEMU's, and the guest's console
@@ -11,22 +11,23 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import secrets
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ratoon import files
-from ratoon.snapshot.snapshot import Snapshot, link_snapshot
+from ratoon.snapshot.snapshot import Snapshot, link_snapshot, load_snapshot
 from ratoon.snapshot.staging import Staging
 
-STATE = "state.json"
 LOG = "log"
 PARENT = "parent"
+
+_OVERLAY = re.compile(r"disk(?:-(\d+))?\.qcow2")
 
 
 class SandboxDirectory:
@@ -37,11 +38,13 @@ class SandboxDirectory:
     """
 
     def __init__(self, path: Path, lock: int, runtime: Path) -> None:
+        """Of a directory that is there; `lock` is the descriptor that holds it."""
         self.path = path
         self._runtime = runtime / path.name
         self._lock = lock
-        self._overlays = 0
-        self._machines = 0
+        self._overlays = max((number + 1 for number in self._overlay_numbers()), default=0)
+        taken = self._runtime.iterdir() if self._runtime.exists() else ()
+        self._machines = max((int(name.name) for name in taken), default=0)
 
     @classmethod
     def create(cls, sandboxes: Path, store_lock: Path, runtime: Path) -> SandboxDirectory:
@@ -75,10 +78,10 @@ class SandboxDirectory:
         self._overlays += 1
         return self.path / f"disk{number}.qcow2"
 
-    def forget_overlays(self, *, keep: Path | None = None) -> None:
-        """Unlink all overlays but `keep`: no machine writes to them, and layers have links."""
+    def forget_overlays(self, *keep: Path | None) -> None:
+        """Unlink all overlays but these: no machine writes to them, and layers have links."""
         for path in self.path.glob("disk*.qcow2"):
-            if path != keep:
+            if path not in keep:
                 path.unlink()
 
     def stand_on(self, snapshot: Snapshot) -> Snapshot:
@@ -91,20 +94,36 @@ class SandboxDirectory:
 
     def stage(self) -> Staging:
         """Where the sandbox's own state is written when it goes to standby."""
-        unfinished = self.path / "standby.new"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.rmtree(self._standby, ignore_errors=True)
-        unfinished.mkdir(mode=0o700)
-        return Staging(unfinished, self.id, self._standby)
+        self.discard_standby()
+        self._unfinished.mkdir(mode=0o700)
+        return Staging(self._unfinished, self.id, self._standby)
 
     def stand_on_itself(self, snapshot: Snapshot) -> Snapshot:
         """Take what was published from `stage` in place of what the sandbox stood on before."""
         self._replace_parent(self._standby)
         return Snapshot(self.path / PARENT, snapshot.manifest)
 
-    def write_state(self, **state: Any) -> None:
-        """Record what whoever finds this directory must know; read by `sweep`."""
-        (self.path / STATE).write_text(json.dumps(state, indent=2) + "\n")
+    def has_standby(self) -> bool:
+        """Whether its own state was written whole, for a standby that was not completed."""
+        return self._standby.exists()
+
+    def parent(self) -> Snapshot:
+        """What it stands on, as it lies there. Corrupt.
+
+        That is itself where somebody died between its standby and `stand_on_itself`.
+        """
+        if self.has_standby():
+            self._replace_parent(self._standby)
+        return load_snapshot(self.path / PARENT)
+
+    def discard_standby(self) -> None:
+        """Forget what was written for a standby that was not completed."""
+        for name in (self._standby, self._unfinished, self.path / f"{PARENT}.new"):
+            shutil.rmtree(name, ignore_errors=True)
+
+    def let_go(self) -> None:
+        """Hold it no more; it stays."""
+        os.close(self._lock)
 
     def remove(self) -> None:
         """Delete the directory and the machine's sockets, and let it go."""
@@ -112,9 +131,18 @@ class SandboxDirectory:
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 
+    def _overlay_numbers(self) -> Iterator[int]:
+        for path in self.path.iterdir():
+            if match := _OVERLAY.fullmatch(path.name):
+                yield int(match[1] or 0)
+
     @property
     def _standby(self) -> Path:
         return self.path / "standby"
+
+    @property
+    def _unfinished(self) -> Path:
+        return self.path / "standby.new"
 
     def _replace_parent(self, new: Path) -> None:
         shutil.rmtree(self.path / PARENT, ignore_errors=True)

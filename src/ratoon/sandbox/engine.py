@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -27,9 +27,11 @@ from ratoon.disk.qcow2 import OverlayTemplates
 from ratoon.errors import CommandFailed, InFlight, InvalidInput, NotFound, RatoonError
 from ratoon.guest.commands import ExecResult
 from ratoon.memory.image import ImageStore
+from ratoon.sandbox.adopt import adopt, lost
 from ratoon.sandbox.base import DISK_BYTES, MIB, RAM_BYTES, BaseBuilder, Built
 from ratoon.sandbox.branch import Branched, Brancher, Mode, Writing
 from ratoon.sandbox.capture import Buffers
+from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.fork import Forker
 from ratoon.sandbox.heads import Heads
 from ratoon.sandbox.keeper import keep_time
@@ -57,13 +59,17 @@ EXEC_TIMEOUT = 600.0
 class Engine:
     """All that one process does with one store. Get it with `Engine.open`."""
 
-    def __init__(self, store: Store, runtime: Path, accelerators: frozenset[Accelerator]) -> None:
+    def __init__(
+        self, store: Store, runtime: Path, accelerators: frozenset[Accelerator], *, keep: bool
+    ) -> None:
         self.store = store
+        #: Whether sandboxes outlive this engine.
+        self.keep = keep
         self.images = ImageStore(store.images)
         self.pool = Pool()
         self._heads = Heads(self.images)
         templates, buffers = OverlayTemplates(store.templates), Buffers()
-        starter = Starter(self._heads, templates)
+        starter = Starter(self._heads, templates, survives=keep)
         self._forker = Forker(store, starter, self.pool, runtime, accelerators)
         self.pool.reserve = self._forker.reserve
         self._brancher = Brancher(store, self._heads, templates, buffers)
@@ -75,20 +81,24 @@ class Engine:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, home: Path | None = None) -> AsyncIterator[Engine]:
+    async def open(cls, home: Path | None = None, *, keep: bool = False) -> AsyncIterator[Engine]:
         """An engine on the store in `home` (default: where the environment says), cleaned up first.
 
         What a process that died has left is removed; what another one holds is not touched. On
         leaving, the sandboxes are killed, and snapshots and images being made are finished.
+
+        `keep`: the sandboxes live on instead, also if this process is killed, and the next engine
+        that keeps takes them over. There must be one such engine at a time: its caller sees to it.
         """
         store = Store.open(home or paths.home())
         runtime = paths.runtime(store.home)
-        sweep(store, runtime)
+        left = sweep(store, runtime, claim=keep)
         accelerators: set[Accelerator] = {"tcg"}
         if os.access("/dev/kvm", os.R_OK | os.W_OK):
             accelerators.add("kvm")
-        engine = cls(store, runtime, frozenset(accelerators))
+        engine = cls(store, runtime, frozenset(accelerators), keep=keep)
         engine.images.sweep()
+        await engine._adopt(left)
         keeper = asyncio.create_task(
             keep_time(lambda: engine.sandboxes, kill=Sandbox.kill, suspend=engine._suspend_idle)
         )
@@ -98,7 +108,10 @@ class Engine:
             keeper.cancel()
             await asyncio.gather(keeper, return_exceptions=True)
             await engine.pool.close()
-            await engine.kill_all()
+            if keep:
+                await engine._let_go()
+            else:
+                await engine.kill_all()
             await engine.settle()
             with suppress(OSError):  # not there, or in use by another process
                 runtime.rmdir()
@@ -277,13 +290,34 @@ class Engine:
         self, source: Snapshot, options: SandboxOptions | None, *, burst: bool
     ) -> Sandbox:
         sandbox = await self._forker.fork(source, options or SandboxOptions(), burst=burst)
+        self._admit(sandbox)
+        if self.keep:
+            sandbox.kept = True
+            sandbox.persist()
+        return sandbox
+
+    def _admit(self, sandbox: Sandbox) -> None:
         self._sandboxes[sandbox.id] = sandbox
         sandbox.on_killed = self._forget
         sandbox.wake = self._wake
-        return sandbox
 
     def _forget(self, sandbox: Sandbox) -> None:
         del self._sandboxes[sandbox.id]
+        if sandbox.parent and sandbox.parent.manifest.memory_root not in self._memory_roots():
+            self.images.remove(sandbox.parent.manifest.memory_root)
+
+    async def _adopt(self, left: Iterable[SandboxDirectory]) -> None:
+        """Take over the sandboxes of an engine that is gone."""
+        for directory in left:
+            try:
+                self._admit(await adopt(self.store, directory))
+            except RatoonError as error:
+                lost(directory, error)
+
+    async def _let_go(self) -> None:
+        await asyncio.gather(*(live.done for live in self.writing), return_exceptions=True)
+        for sandbox in self.sandboxes:
+            await sandbox.let_go()
 
     # Branches -------------------------------------------------------------------------------------
 
@@ -329,9 +363,7 @@ class Engine:
 
     async def resume(self, sandbox: Sandbox) -> Stages:
         """Let a sandbox in standby go on."""
-        stages = await self._lifecycle.resume(sandbox)
-        assert sandbox.parent is not None
-        return stages
+        return await self._lifecycle.resume(sandbox)
 
     async def reset(self, sandbox: Sandbox) -> Stages:
         """Take a running sandbox back to its last branch, or to the snapshot it was forked from."""

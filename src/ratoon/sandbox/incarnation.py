@@ -36,6 +36,11 @@ class Incarnation:
         self.overlay.unlink()
         self.overlay, self.frozen = self.frozen, None
 
+    async def let_go(self) -> None:
+        """Speak to the machine no more; it goes on."""
+        self.channel.close()
+        await self.machine.let_go()
+
     async def end(self) -> None:
         """Kill the machine and wait until it is gone; safe to repeat."""
         self.channel.close()

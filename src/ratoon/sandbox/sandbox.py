@@ -6,7 +6,8 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -19,10 +20,11 @@ from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.heads import MappedMemory
 from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.options import SandboxOptions
+from ratoon.sandbox.record import Record, forget_record, record_of, write_record
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.vmm.driver import Machine
 
-State = Literal["running", "standby", "killed"]
+State = Literal["running", "standby", "dead", "killed"]
 
 
 def new_machine_id() -> str:
@@ -44,13 +46,13 @@ class Sandbox:
     def __init__(
         self,
         directory: SandboxDirectory,
-        incarnation: Incarnation,
+        incarnation: Incarnation | None,
         parent: Snapshot | None,
         machine_id: str,
         options: SandboxOptions,
     ) -> None:
         self._directory = directory
-        self._incarnation: Incarnation | None = incarnation
+        self._incarnation = incarnation
         #: What the sandbox stands on: the snapshot it was forked from, its last branch, or itself
         #: as it was when it last went to standby.
         self.parent = parent
@@ -61,6 +63,13 @@ class Sandbox:
         self.stages: dict[str, float] = {}
         self.fork_ms = 0.0
         self.created_at_unix = time.time()
+        #: How many snapshots were made of it, and where the memory of the last one is.
+        self.branch_count = 0
+        self.last_branch_memory: Path | None = None
+        #: Why it is dead, where that was found out by whoever took it over.
+        self.cause_of_death: MachineDied | None = None
+        #: Whether it is written down, so that it can be taken over by another process.
+        self.kept = False
         #: Held by whoever changes what the sandbox stands on.
         self.changing = asyncio.Lock()
         #: Whether it resumes by itself when it is used in standby, and how.
@@ -89,13 +98,17 @@ class Sandbox:
     def state(self) -> State:
         if self._killed:
             return "killed"
+        if self.cause_of_death or (self._incarnation and self._incarnation.machine.has_died):
+            return "dead"
         return "running" if self._incarnation else "standby"
 
     # The machine, while there is one --------------------------------------------------------------
 
     @property
     def incarnation(self) -> Incarnation:
-        """Its present run. Conflict: it is in standby."""
+        """Its present run. Conflict: it is in standby. MachineDied: it was found dead."""
+        if self.cause_of_death:
+            raise self.cause_of_death
         if self._incarnation is None:
             raise Conflict(f"sandbox {self.id} is in standby; resume it first")
         return self._incarnation
@@ -120,7 +133,27 @@ class Sandbox:
         """Go on as `incarnation`, or in standby; the one before, to be ended."""
         before, self._incarnation = self._incarnation, incarnation
         self._last_used = time.monotonic()
+        self.persist()
         return before
+
+    def persist(self) -> None:
+        """Write down what has changed, if it is to outlive this process."""
+        if not self.kept:
+            return
+        with suppress(ProcessLookupError):  # it is dead: the record before says enough
+            write_record(
+                self._directory.path,
+                Record(
+                    id=self.id,
+                    created_at_unix=self.created_at_unix,
+                    machine_id=self.machine_id,
+                    options=self.options,
+                    run=record_of(self._incarnation) if self._incarnation else None,
+                    wakes=self.wakes,
+                    branch_count=self.branch_count,
+                    last_branch_memory=self.last_branch_memory,
+                ),
+            )
 
     # Use ------------------------------------------------------------------------------------------
 
@@ -187,6 +220,8 @@ class Sandbox:
         if self._killed:
             return
         self._killed = True
+        self.kept = False
+        forget_record(self._directory.path)  # whoever comes upon the rest removes it
         if self._incarnation:
             await self._incarnation.end()
         async with self.changing:  # a branch that has begun publishes, or fails, at once
@@ -194,6 +229,13 @@ class Sandbox:
                 await self._incarnation.end()
             self._directory.remove()
         self.on_killed(self)
+
+    async def let_go(self) -> None:
+        """Leave it as it is, for another process to take over; this one does no more with it."""
+        async with self.changing:
+            if self._incarnation:
+                await self._incarnation.let_go()
+            self._directory.let_go()
 
     async def __aenter__(self) -> Sandbox:
         return self

@@ -40,11 +40,10 @@ class Lifecycle:
         """
         stages = Stages()
         async with sandbox.changing:
-            await to_the_end(self._suspend(sandbox, stages))
-            sandbox.wakes = wakes
+            await to_the_end(self._suspend(sandbox, wakes, stages))
         return stages
 
-    async def _suspend(self, sandbox: Sandbox, stages: Stages) -> None:
+    async def _suspend(self, sandbox: Sandbox, wakes: bool, stages: Stages) -> None:
         run, parent = sandbox.incarnation, sandbox.parent
         assert parent is not None, "only a base's own boot has no parent"
         manifest = parent.manifest
@@ -79,6 +78,7 @@ class Lifecycle:
                 await thaw(sandbox.id, run)
                 raise
         with stages("end"):
+            sandbox.wakes = wakes
             sandbox.become(None)
             await run.end()
             sandbox.parent = sandbox.directory.stand_on_itself(snapshot)
@@ -109,7 +109,7 @@ class Lifecycle:
             sandbox.become(after)
             with stages("end"):
                 await before.end()
-            sandbox.directory.forget_overlays(keep=after.overlay)
+            sandbox.directory.forget_overlays(after.overlay)
         return stages
 
     async def _start(self, sandbox: Sandbox, stages: Stages) -> Incarnation:

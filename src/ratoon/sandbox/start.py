@@ -45,9 +45,11 @@ class Prepared:
 class Starter:
     """Starts machines for the directories of sandboxes."""
 
-    def __init__(self, heads: Heads, templates: OverlayTemplates) -> None:
+    def __init__(self, heads: Heads, templates: OverlayTemplates, *, survives: bool) -> None:
+        """`survives`: the machines outlive this process."""
         self._heads = heads
         self._templates = templates
+        self._survives = survives
 
     async def prepare(
         self,
@@ -83,12 +85,10 @@ class Starter:
                 log=directory.log,
                 runtime=directory.next_runtime(),
                 descriptors=(image.fd,),
+                survives=self._survives,
             )
             machine, pages = await self._start(launch, patch, stages)
         try:
-            directory.write_state(
-                id=directory.id, snapshot=twin.manifest.reference.tag, pid=machine.pid
-            )
             if pages:
                 with stages("image"):
                     await asyncio.to_thread(write_patch, machine.pid, memory, pages)

@@ -1,8 +1,7 @@
-"""Removing the sandboxes whose owner died."""
+"""Removing the sandboxes whose owner died, and that nobody is to take over."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -10,33 +9,43 @@ from contextlib import suppress
 from pathlib import Path
 
 from ratoon import files
-from ratoon.sandbox.directory import STATE, SandboxDirectory
+from ratoon.sandbox.directory import SandboxDirectory
+from ratoon.sandbox.record import processes_of, read_record
 from ratoon.snapshot.store import Store
 
 log = logging.getLogger(__name__)
 
 
-def sweep(store: Store, runtime: Path) -> None:
-    """Remove sandboxes whose owner died; one that somebody holds is not touched.
+def sweep(store: Store, runtime: Path, *, claim: bool = False) -> list[SandboxDirectory]:
+    """Remove what nobody holds and nobody is to take over; to `claim` is to hold what somebody is.
 
-    Their machines die with their owner; should one have survived, it is killed.
+    Machines die with their owner, unless they are written down; should one have survived all the
+    same, it is killed.
     """
+    found = []
     with files.locked(store.lock):
-        for directory in store.sandboxes.iterdir():
-            if not directory.is_dir():  # no sandbox; `ratoon check` tells of it
+        for path in store.sandboxes.iterdir():
+            if not path.is_dir():  # no sandbox; `ratoon check` tells of it
                 continue
-            lock = files.try_lock_directory(directory)
+            lock = files.try_lock_directory(path)
             if lock is None:
                 continue
-            _kill_leftover(directory)
-            SandboxDirectory(directory, lock, runtime).remove()
-            log.info("removed sandbox %s, whose owner died", directory.name)
+            directory = SandboxDirectory(path, lock, runtime)
+            if read_record(path):
+                if claim:
+                    found.append(directory)
+                else:
+                    directory.let_go()
+                continue
+            kill_strays(path)
+            directory.remove()
+            log.info("removed sandbox %s, whose owner died", path.name)
+    return found
 
 
-def _kill_leftover(directory: Path) -> None:
-    """Kill the recorded process, if it still is this sandbox's machine and not another's number."""
-    with suppress(OSError, ValueError, KeyError):
-        pid = int(json.loads((directory / STATE).read_text())["pid"])
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if directory.name.encode() in arguments:
-            os.kill(pid, signal.SIGKILL)
+def kill_strays(directory: Path, *, keep: int | None = None) -> None:
+    """Kill the machines that were started with files of a sandbox's directory, all but one."""
+    for pid in processes_of(directory):
+        if pid != keep:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

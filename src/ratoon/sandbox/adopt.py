@@ -1,0 +1,137 @@
+"""Taking over the sandboxes of an engine that is gone: it was stopped, or it died at any moment.
+
+A record says what was true, or was about to be. What a machine itself says decides: one that is
+paused was being branched or suspended, and goes on; an overlay that was switched to belongs to a
+branch that was cut short, unless its snapshot was published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from ratoon.errors import GuestError, MachineDied, MachineError, RatoonError
+from ratoon.guest.channel import Channel
+from ratoon.sandbox.capture import thaw
+from ratoon.sandbox.directory import SandboxDirectory
+from ratoon.sandbox.incarnation import Incarnation
+from ratoon.sandbox.record import Record, RunRecord, is_alive, read_record
+from ratoon.sandbox.sandbox import Sandbox
+from ratoon.sandbox.sweep import kill_strays
+from ratoon.snapshot.snapshot import Snapshot
+from ratoon.snapshot.store import Store
+from ratoon.vmm.logs import log_tail
+from ratoon.vmm.qemu import QemuMachine
+
+log = logging.getLogger(__name__)
+
+#: Seconds for an agent to answer whoever takes over; a loaded host under emulation is slow.
+HELLO_TIMEOUT = 60.0
+
+
+async def adopt(store: Store, directory: SandboxDirectory) -> Sandbox:
+    """The sandbox in a directory that is held and has a record: as it was, or dead.
+
+    Corrupt: it cannot be made out what it stands on.
+    """
+    record = read_record(directory.path)
+    assert record is not None
+    run, death = None, None
+    if record.run is None or not is_alive(record.run):
+        kill_strays(directory.path)
+        stood_by = directory.has_standby()
+        parent = directory.parent()
+        if record.run and not stood_by:
+            death = MachineDied(
+                f"sandbox {record.id} died while nobody looked after it (process {record.run.pid})",
+                log_tail(directory.log),
+            )
+    else:
+        kill_strays(directory.path, keep=record.run.pid)
+        directory.discard_standby()
+        parent = directory.parent()
+        try:
+            run, parent = await _attach(store, directory, record.run, parent)
+        except (MachineError, GuestError) as error:
+            kill_strays(directory.path)
+            death = MachineDied(f"sandbox {record.id} could not be taken over: {error}")
+    sandbox = Sandbox(directory, run, parent, record.machine_id, record.options)
+    _recall(sandbox, record)
+    sandbox.cause_of_death = death
+    if run is None and death is None:
+        directory.forget_overlays()
+    sandbox.kept = True
+    if death is None:
+        sandbox.persist()
+    return sandbox
+
+
+def _recall(sandbox: Sandbox, record: Record) -> None:
+    sandbox.created_at_unix = record.created_at_unix
+    sandbox.wakes = record.wakes
+    sandbox.branch_count = record.branch_count
+    sandbox.last_branch_memory = record.last_branch_memory
+
+
+async def _attach(
+    store: Store, directory: SandboxDirectory, record: RunRecord, parent: Snapshot
+) -> tuple[Incarnation, Snapshot]:
+    name = directory.id
+    machine = await QemuMachine.attach(name, record.pid, directory.log, record.runtime)
+    channel = None
+    try:
+        overlay = await machine.active_overlay()
+        channel = await Channel.connect(machine.agent_socket, name)
+        run = Incarnation(machine, channel, record.memory, overlay, record.runtime)
+        if not await machine.is_running():
+            log.info("sandbox %s was left paused", name)
+            await machine.resume()
+        channel.begin()
+        await channel.request("hello", timeout=HELLO_TIMEOUT)
+        await thaw(name, run)
+        if overlay != record.overlay:
+            parent = await _end_branch(store, directory, run, record.overlay, parent)
+        directory.forget_overlays(run.overlay, run.frozen)
+    except BaseException:
+        if channel:
+            channel.close()
+        await machine.let_go()
+        raise
+    return run, parent
+
+
+async def _end_branch(
+    store: Store, directory: SandboxDirectory, run: Incarnation, frozen: Path, parent: Snapshot
+) -> Snapshot:
+    """A branch was cut short after the switch: stand on its snapshot, or undo the switch."""
+    if parent.disk_path(parent.depth).samefile(frozen):
+        return parent
+    if frozen.stat().st_nlink > 1:  # published, and only that was not taken note of
+        found = await asyncio.to_thread(_published, store, frozen)
+        if found is None:  # to undo the switch would be to write to what others stand on
+            raise MachineError("its disk is part of a snapshot that is gone")
+        return directory.stand_on(found)
+    run.frozen = frozen
+    log.info("sandbox %s: a branch that was cut short is undone", directory.id)
+    await run.undo_branch()
+    return parent
+
+
+def _published(store: Store, disk: Path) -> Snapshot | None:
+    """The snapshot whose own disk layer is the file `disk`."""
+    for entry in store.list():
+        if isinstance(entry, Snapshot):
+            try:
+                if entry.disk_path(entry.depth).samefile(disk):
+                    return entry
+            except FileNotFoundError:  # deleted meanwhile
+                continue
+    return None
+
+
+def lost(directory: SandboxDirectory, error: RatoonError) -> None:
+    """Remove a sandbox that cannot be taken over."""
+    log.error("sandbox %s cannot be taken over and is removed: %s", directory.id, error)
+    kill_strays(directory.path)
+    directory.remove()
