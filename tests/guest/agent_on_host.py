@@ -25,14 +25,19 @@ import ctypes, resource, sys
 port, package, descriptors = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 sys.path.insert(0, package)
 import agent.__main__ as main
+exec(sys.argv[4])
 
 class Identity:
+    def __init__(self, evaluator):
+        pass
     def rebirth(self, message):
         raise OSError("no such name")
     def admit(self, pid):
         pass
     def freeze(self, timeout):
         return True
+    def set_clock(self, unix_ns):
+        pass
     def thaw(self):
         pass
 
@@ -48,11 +53,12 @@ Frame = tuple[int, int, bytes]
 class AgentOnHost:
     """Speaks to the agent with its own hand: frames are sent and received one by one."""
 
-    def __init__(self, descriptors: int = 1024) -> None:
+    def __init__(self, descriptors: int = 1024, before: str = "") -> None:
+        """`before` is run in the agent's process before it starts."""
         self.socket, theirs = socket.socketpair()
         with theirs:
             theirs.setblocking(False)
-            arguments = [str(theirs.fileno()), str(PACKAGE), str(descriptors)]
+            arguments = [str(theirs.fileno()), str(PACKAGE), str(descriptors), before]
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-B", "-c", _DRIVER, *arguments],
                 pass_fds=[theirs.fileno()],
@@ -205,7 +211,7 @@ def wait_for(met: Callable[[], bool], seconds: float = 10) -> None:
 
 
 @contextmanager
-def agent_on_host(**options: int) -> Iterator[AgentOnHost]:
+def agent_on_host(**options: Any) -> Iterator[AgentOnHost]:
     agent = AgentOnHost(**options)
     try:
         agent.begin()

@@ -98,18 +98,19 @@ async def test_no_answer_in_time() -> None:
 async def test_rebirth_brings_randomness_time_and_a_name() -> None:
     async with connected() as (channel, peer):
         seen = []
-        for _ in range(2):
-            asking = asyncio.create_task(channel.rebirth("sb-ü", timeout=5))
+        for resume, expected in ((False, wire.FORK), (True, wire.RESUME)):
+            rebirth = channel.rebirth("sb-ü", "5" * 32, resume=resume, timeout=5)
+            asking = asyncio.create_task(rebirth)
             stream, kind, payload = await peer.receive()
             assert kind == wire.REBIRTH
-            unix_ns, machine_id, entropy = wire.REBIRTH_FIELDS.unpack_from(payload)
+            what, unix_ns, machine_id, entropy = wire.REBIRTH_FIELDS.unpack_from(payload)
+            assert (what, machine_id) == (expected, b"5" * 32)
             assert 1.6e18 < unix_ns < 4e18
-            assert len(bytes.fromhex(machine_id.decode())) == 16
             assert payload[wire.REBIRTH_FIELDS.size :].decode() == "sb-ü"
-            seen += [machine_id, entropy]
+            seen.append(entropy)
             peer.reply(stream)
             await asking
-        assert len(set(seen)) == 4
+        assert len(set(seen)) == 2
 
 
 # A session ------------------------------------------------------------------------------------

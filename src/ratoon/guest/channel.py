@@ -243,10 +243,19 @@ class Channel(asyncio.Protocol):
         """A question whose answer takes a conversation; leaving it early cancels it."""
         return GuestStream(self, op, wire.REQUEST, _message(op, fields))
 
-    async def rebirth(self, name: str, *, timeout: float) -> None:
-        """Give the guest a name, randomness and the time, and let its processes run."""
+    async def rebirth(
+        self, name: str, machine_id: str, *, resume: bool = False, timeout: float
+    ) -> None:
+        """Give the guest names, randomness and the time, and let its processes run.
+
+        `resume`: it is the individual that it was before a standby; of the names, nothing changes.
+        GuestError names what the guest's own part failed in, such as a hook.
+        """
         fields = wire.REBIRTH_FIELDS.pack(
-            time.time_ns(), secrets.token_hex(16).encode(), secrets.token_bytes(64)
+            wire.RESUME if resume else wire.FORK,
+            time.time_ns(),
+            machine_id.encode(),
+            secrets.token_bytes(64),
         )
         await self._ask("rebirth", wire.REBIRTH, fields + name.encode(), timeout)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +95,6 @@ async def freeze(run: Incarnation) -> str | None:
 async def thaw(name: str, run: Incarnation) -> None:
     """Let the processes of sandbox `name` go on."""
     try:
-        await run.channel.request("thaw", timeout=FREEZE_TIMEOUT + 1)
+        await run.channel.request("thaw", timeout=FREEZE_TIMEOUT + 1, unix_ns=time.time_ns())
     except GuestError as error:  # nothing is lost: the next branch or rebirth thaws as well
         log.warning("sandbox %s: %s", name, error)

@@ -167,4 +167,4 @@ async def rebirth(name: str, machine_id: str, machine: Machine, channel: Channel
     """
     async with explained(name, machine):
         channel.begin()
-        await channel.rebirth(name, timeout=REBIRTH_TIMEOUT)
+        await channel.rebirth(name, machine_id, timeout=REBIRTH_TIMEOUT)

@@ -14,6 +14,7 @@ import select
 import time
 
 from . import wire
+from .evaluator import Evaluator
 from .loop import Loop, call
 from .processes import Processes
 from .rebirth import SYSROOT, Identity
@@ -37,7 +38,8 @@ class Agent(Loop):
 
     def __init__(self, port: int) -> None:
         super().__init__()
-        self.identity = Identity()
+        self.evaluator = Evaluator(self)
+        self.identity = Identity(self.evaluator)
         self.processes = Processes(self)
         #: The port does not keep up: nothing but short answers until it does.
         self.congested = False
@@ -200,6 +202,7 @@ class Freeze(Stream):
 @operation("thaw")
 class Thaw(Stream):
     def start(self, request: Request) -> None:
+        self.agent.identity.set_clock(request["unix_ns"])
         self.agent.identity.thaw()
         self.reply()
 

@@ -9,6 +9,11 @@ import struct
 import time
 
 from . import wire
+from .hooks import find_hooks, find_host_keys, renew_host_keys, run_hooks
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .evaluator import Evaluator
 
 #: Where the sandbox's root file system is, seen from the initramfs.
 SYSROOT = "/sysroot"
@@ -30,7 +35,8 @@ class Identity:
     what it starts begins there and is moved to the sandbox's, which can be frozen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
         self._random = _open("/dev/random", os.O_WRONLY)
         # Files in memory, made by init; the first is bound over the sandbox's /etc/machine-id.
         self._machine_id = _open(f"{SYSROOT}/run/ratoon/machine-id", os.O_WRONLY)
@@ -39,20 +45,40 @@ class Identity:
         self._events = _open(f"{CGROUPS}/sandbox/cgroup.events", os.O_RDONLY)
         self._members = _open(f"{CGROUPS}/sandbox/cgroup.procs", os.O_WRONLY)
         self._newcomers = _open(f"{CGROUPS}/agent/cgroup.procs", os.O_RDWR)
+        #: What a fork of this state has to do besides, as was found when it was frozen.
+        self._chores: Chores | None = None
         os.write(self._newcomers, b"0")
 
     def rebirth(self, message: bytes) -> None:
-        """Take on the identity in `message` (see wire.REBIRTH_FIELDS), then let processes run."""
-        unix_ns, machine_id, entropy = wire.REBIRTH_FIELDS.unpack_from(message)
-        name = message[wire.REBIRTH_FIELDS.size :]
+        """Do as `message` says (see wire.REBIRTH_FIELDS), then let processes run.
+
+        They stay frozen if it fails: Refusal names the hook, or what else it was.
+        """
+        kind, unix_ns, machine_id, entropy = wire.REBIRTH_FIELDS.unpack_from(message)
         pool = struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy
         fcntl.ioctl(self._random, RNDADDENTROPY, pool)
         fcntl.ioctl(self._random, RNDRESEEDCRNG)
+        self.set_clock(unix_ns)
+        if kind == wire.FORK:
+            self._become(message[wire.REBIRTH_FIELDS.size :], machine_id)
+        self.thaw()
+
+    def set_clock(self, unix_ns: int) -> None:
+        """It stood still while the machine was paused, or was a snapshot."""
         time.clock_settime_ns(time.CLOCK_REALTIME, unix_ns)
+
+    def _become(self, name: bytes, machine_id: bytes) -> None:
+        """Be another one than the snapshot was of."""
         socket.sethostname(name.decode())
         os.pwrite(self._machine_id, machine_id + b"\n", 0)
         os.pwrite(self._instance_id, name + b"\n", 0)
-        self.thaw()
+        chores = self._chores or Chores(self._evaluator)
+        if chores.host_keys or chores.hooks:
+            renew_host_keys(chores.host_keys, name.decode())
+            ids = {"RATOON_INSTANCE_ID": name.decode(), "RATOON_MACHINE_ID": machine_id.decode()}
+            run_hooks(chores.hooks, ids)
+            self._admit_newcomers()  # what they have left running
+        self._evaluator.reborn(*chores.interpreter)
 
     def admit(self, pid: int) -> None:
         """Move a process that the agent has started to the sandbox's cgroup."""
@@ -69,10 +95,12 @@ class Identity:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.0005)
+        self._chores = Chores(self._evaluator)
         time.sleep(SETTLE)
         return True
 
     def thaw(self) -> None:
+        self._chores = None
         os.write(self._freeze, b"0")
 
     def _admit_newcomers(self) -> bool:
@@ -82,6 +110,15 @@ class Identity:
         for pid in strays:
             self.admit(pid)
         return bool(strays)
+
+
+class Chores:
+    """What only some forks have to do, found out beforehand: in most of them it is nothing."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.host_keys = find_host_keys()
+        self.hooks = find_hooks()
+        self.interpreter = evaluator.look()
 
 
 def _open(path: str, flags: int) -> int:

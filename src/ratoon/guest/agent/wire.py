@@ -50,10 +50,12 @@ OUTPUT_WINDOW = 512 * 1024
 CREDIT = struct.Struct(">I")
 SIZE = struct.Struct(">HH")
 HEADER = struct.Struct(">IIB")
-#: REBIRTH's payload: wall clock in ns, machine-id, entropy; the rest is the instance's name, which
-#: becomes the hostname too. Packed, not JSON: it is on the path of every fork, and under emulation
-#: each line of code that runs for the first time is paid for.
-REBIRTH_FIELDS = struct.Struct(">q32s64s")
+#: REBIRTH's payload: FORK or RESUME, wall clock in ns, machine-id, entropy; the rest is the
+#: instance's name, which becomes the hostname too. Packed, not JSON: it is on the path of every
+#: fork, and under emulation each line of code that runs for the first time is paid for.
+REBIRTH_FIELDS = struct.Struct(">Bq32s64s")
+#: A new individual; or the one that it was, which keeps its names.
+FORK, RESUME = 1, 2
 
 
 class ProtocolError(Exception):

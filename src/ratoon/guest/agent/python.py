@@ -1,0 +1,208 @@
+"""A running interpreter of the sandbox's own, as the agent sees it; see `interpreter.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+
+from . import wire
+from .process import StartError
+from .stream import Refusal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .__main__ import Agent
+    from .evaluator import Evaluation
+    from .loop import Timer
+    from .process import Process
+
+with open(os.path.join(os.path.dirname(__file__), "interpreter.py"), "rb") as _file:
+    PROGRAM = _file.read()
+#: What `python3 -c` executes: the program in a pipe. It leaves no names in `__main__`, which is the
+#: code's, and imports nothing that lies in the current directory.
+BOOTSTRAP = """\
+(lambda os, sys, names: (
+    sys.path.remove(''),
+    exec(compile(os.read({program}, {size}), '<ratoon>', 'exec'), names),
+    names['main']({program}, {control}),
+))(__import__('os'), __import__('sys'), {{'__name__': 'ratoon'}})
+"""
+#: Seconds from the interrupt of code whose time is over to the end of its interpreter. At half of
+#: it the process group is interrupted too: `os.system` is deaf while it waits for its child.
+GRACE = 10.0
+#: As in `interpreter.py`.
+RESEED = signal.SIGRTMAX
+CHUNK = 64 * 1024
+
+
+class Python:
+    """A running interpreter."""
+
+    def __init__(self, agent: Agent, on_idle: Callable[[], None]) -> None:
+        """Start `python3`; Refusal of kind `no-python` where the sandbox has none."""
+        #: What it evaluates, also once nobody listens to that.
+        self.evaluation: Evaluation | None = None
+        #: Somebody was told that it has ended.
+        self.mourned = False
+        self._agent = agent
+        self._on_idle = on_idle
+        self._outcome: dict[str, Any] | None = None
+        self._fault = ""
+        self._said = b""
+        self._unsent = b""
+        self._timer: Timer | None = None
+        control, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self.process = _start(agent, theirs.fileno())
+            except BaseException:
+                control.close()
+                raise
+        self.process.on_end = self._deliver
+        self._control: socket.socket | None = control
+        control.setblocking(False)
+        agent.watch(control.fileno(), self._ready)
+
+    @property
+    def alive(self) -> bool:
+        return self.process.status is None
+
+    def evaluate(self, evaluation: Evaluation, *, reseed: bool) -> None:
+        """Give it code, while it has none."""
+        self.evaluation = evaluation
+        self.process.hear(evaluation)
+        self._unsent = json.dumps({"code": evaluation.code, "reseed": reseed}).encode() + b"\n"
+        self._watch(select.EPOLLIN | select.EPOLLOUT)
+
+    def interrupt(self) -> None:
+        """End the code that runs; where that does not help, the interpreter."""
+        if self._timer is None and self._outcome is None:
+            self.tell(signal.SIGINT)
+            self._timer = self._agent.after(GRACE / 2, self._interrupt_all)
+
+    def _interrupt_all(self) -> None:
+        self.process.kill(signal.SIGINT)
+        self._timer = self._agent.after(
+            GRACE / 2, lambda: self._kill(f"did not heed an interrupt for {GRACE:g} s")
+        )
+
+    def tell(self, number: int) -> None:
+        """Send a signal to the interpreter alone; its children are in its process group."""
+        if self.alive:
+            os.kill(self.process.pid, number)
+
+    def loss(self) -> dict[str, Any]:
+        """The outcome of an evaluation, once the interpreter has ended or been killed."""
+        self.mourned = True
+        ended = self.process.outcome()
+        how = f"ended with exit code {ended['exit_code']}"
+        if "signal" in ended:
+            how = f"was killed by signal {ended['signal']}"
+            if self._fault and ended["signal"] == signal.SIGKILL:
+                how = f"{self._fault} and was killed"
+        reason = f"the interpreter {how}: its state is lost, and the next evaluation starts anew"
+        exit_code = ended["exit_code"] or 1
+        return {"result": None, "reason": reason, "exit_code": exit_code, "state_lost": True}
+
+    def _deliver(self) -> None:
+        """What was written has been delivered: the evaluation is over, or the interpreter is."""
+        self._lift_limits()
+        if not self.alive:
+            self._hang_up()
+        evaluation, outcome = self.evaluation, self._outcome
+        self.evaluation = self._outcome = self.process.listener = None
+        if evaluation is not None and not evaluation.ended:
+            evaluation.conclude(**(outcome or self.loss()))
+        self._on_idle()
+
+    def _lift_limits(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.evaluation is not None:
+            self.evaluation.lift_limit()
+
+    def _kill(self, fault: str) -> None:
+        self._fault = fault
+        self.process.kill()
+
+    # The socket ---------------------------------------------------------------------------------
+
+    def _watch(self, events: int) -> None:
+        if self._control is not None:  # else it is about to end
+            self._agent.unwatch(self._control.fileno())
+            self._agent.watch(self._control.fileno(), self._ready, events)
+
+    def _hang_up(self) -> None:
+        if self._control is not None:
+            self._agent.unwatch(self._control.fileno())
+            self._control.close()
+            self._control = None
+
+    def _ready(self) -> None:
+        assert self._control is not None
+        try:
+            if self._unsent:
+                self._unsent = self._unsent[self._control.send(self._unsent) :]
+                if not self._unsent:
+                    self._watch(select.EPOLLIN)
+            data = self._control.recv(CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:  # it has ended, or closed what it does not know, with code unread
+            data = b""
+        if not data:
+            self._hang_up()
+            fault = "closed its connection with the agent"
+            self._agent.after(1, lambda: self._kill(fault))  # unless it ends by itself
+            return
+        self._said += data
+        if not data.endswith(b"\n") and len(self._said) <= wire.MAX_MESSAGE:
+            return
+        try:
+            if self.evaluation is None or self._outcome is not None:
+                raise ValueError
+            self._outcome = _checked(json.loads(self._said))
+        except Exception:  # the code has found the socket
+            self._hang_up()
+            self._kill("sent nonsense to the agent")
+            return
+        self._said = b""
+        self._lift_limits()
+        self.process.settle(self._deliver)
+
+
+def _start(agent: Agent, control: int) -> Process:
+    program, write = os.pipe2(os.O_CLOEXEC)
+    try:
+        os.write(write, PROGRAM)
+        fds = {"program": program, "size": len(PROGRAM), "control": control}
+        for fd in (program, control):
+            os.set_inheritable(fd, True)
+        # Ignored until it can handle it: an interrupt may come while it starts.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            return agent.processes.start({"argv": ["python3", "-c", BOOTSTRAP.format(**fds)]})
+        finally:
+            signal.signal(signal.SIGINT, before)
+    except StartError as error:
+        raise Refusal(f"the sandbox has no Python: {error}", "no-python") from None
+    finally:
+        for fd in (program, write):
+            os.close(fd)
+
+
+def _checked(outcome: dict[str, Any]) -> dict[str, Any]:
+    """An outcome as a reply has it; ValueError, KeyError or TypeError if it is none."""
+    result, error, exit_code = outcome["result"], outcome["error"], outcome["exit_code"]
+    texts = all(text is None or isinstance(text, str) for text in (result, error))
+    if not texts or type(exit_code) is not int or not 0 <= exit_code <= 255:
+        raise ValueError
+    truncated = outcome["truncated"] is True
+    return {"result": result, "reason": error, "exit_code": exit_code, "truncated": truncated}
