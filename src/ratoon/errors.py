@@ -22,6 +22,7 @@
     │   └── BootTimeout
     └── GuestError                 exit 1, HTTP 500   the agent in the guest refused or failed
         ├── GuestTimeout                              the agent did not answer in time
+        ├── NoPython           exit 1, HTTP 409   the guest has no Python to evaluate code with
         └── CommandFailed                             a command that had to succeed did not
 
 The messages are for the person at the prompt: what failed, which thing, and what to do next.
@@ -151,6 +152,10 @@ class GuestError(RatoonError):
 
 class GuestTimeout(GuestError):
     pass
+
+
+class NoPython(GuestError):
+    http_status = 409
 
 
 class CommandFailed(GuestError):
