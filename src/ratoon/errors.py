@@ -23,7 +23,15 @@
     └── GuestError                 exit 1, HTTP 500   the agent in the guest refused or failed
         ├── GuestTimeout                              the agent did not answer in time
         ├── NoPython           exit 1, HTTP 409   the guest has no Python to evaluate code with
-        └── CommandFailed                             a command that had to succeed did not
+        ├── CommandFailed                             a command that had to succeed did not
+        ├── UnsafeArchive                             a tree that must not be let onto the host
+        └── GuestFileError                            a file in the guest; the message names it
+            ├── GuestFileNotFound  exit 3, HTTP 404
+            ├── GuestFileExists    exit 4, HTTP 409   also: a directory that is not empty
+            ├── GuestNotADirectory exit 4, HTTP 409
+            ├── GuestIsADirectory  exit 4, HTTP 409
+            ├── GuestAccessDenied  exit 1, HTTP 403   also: a read-only file system
+            └── GuestNoSpace       exit 1, HTTP 507   its own disk is full
 
 The messages are for the person at the prompt: what failed, which thing, and what to do next.
 `exit_code` and `http_status` are the only mapping to the outside; nothing else translates errors.
@@ -160,3 +168,39 @@ class NoPython(GuestError):
 
 class CommandFailed(GuestError):
     pass
+
+
+class UnsafeArchive(GuestError):
+    """What a guest sent as files would have harmed the host; nothing of it was kept."""
+
+
+class GuestFileError(GuestError):
+    """What the guest's system said of a file; `kind` is the name of its errno, such as EBUSY."""
+
+
+class GuestFileNotFound(GuestFileError):
+    exit_code = 3
+    http_status = 404
+
+
+class GuestFileExists(GuestFileError):
+    exit_code = 4
+    http_status = 409
+
+
+class GuestNotADirectory(GuestFileError):
+    exit_code = 4
+    http_status = 409
+
+
+class GuestIsADirectory(GuestFileError):
+    exit_code = 4
+    http_status = 409
+
+
+class GuestAccessDenied(GuestFileError):
+    http_status = 403
+
+
+class GuestNoSpace(GuestFileError):
+    http_status = 507

@@ -37,10 +37,11 @@ PYTHON_PACKAGES = (
     "libpython3.11-stdlib",
     "libc6",
     "libexpat1",
+    "libffi8",
     "zlib1g",
     "busybox-static",
 )
-LIBRARIES = ("libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1")
+LIBRARIES = ("libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1", "libffi.so.8")
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,10 @@ class Cursor:
         left, self.fd = self.fd, above
         return left
 
+    def path(self, name: bytes) -> bytes:
+        """How `name` here is called from the root."""
+        return b"/".join((*self.names, name))
+
     def close(self) -> None:
         os.close(self.fd)
 
@@ -66,12 +70,7 @@ def remove_tree(name: bytes, directory: int | None = None) -> Iterator[None]:
         left = [names_in(cursor.fd)]
         while left:
             if left[-1]:
-                entry = left[-1].pop()
-                try:
-                    os.unlink(entry, dir_fd=cursor.fd)
-                except IsADirectoryError:
-                    cursor.enter(entry)
-                    left.append(names_in(cursor.fd))
+                _remove_or_enter(left[-1].pop(), cursor, left)
             else:
                 left.pop()
                 if left:
@@ -79,9 +78,23 @@ def remove_tree(name: bytes, directory: int | None = None) -> Iterator[None]:
                     os.close(cursor.leave())
                     os.rmdir(emptied, dir_fd=cursor.fd)
             yield
+    except OSError as error:
+        if error.filename is not None:
+            error.filename = os.path.join(name, cursor.path(error.filename))
+        raise
     finally:
         cursor.close()
     os.rmdir(name, dir_fd=directory)
+
+
+def _remove_or_enter(entry: bytes, cursor: Cursor, left: list[list[bytes]]) -> None:
+    try:
+        os.unlink(entry, dir_fd=cursor.fd)
+    except FileNotFoundError:
+        pass
+    except IsADirectoryError:
+        cursor.enter(entry)
+        left.append(names_in(cursor.fd))
 
 
 def _identity(fd: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ GATHERED = 16 * 1024
 MAX_NAME = 4095
 #: What was left out is listed up to here, and counted.
 MAX_LISTED = 1000
+MAX_SHOWN = 200
 
 
 class LeftOut:
@@ -33,7 +34,8 @@ class LeftOut:
     def add(self, name: bytes, reason: str) -> None:
         self.count += 1
         if len(self.listed) < MAX_LISTED:
-            self.listed.append(f"{name.decode('utf-8', 'surrogateescape')}: {reason}")
+            shown = name if len(name) <= MAX_SHOWN else name[:MAX_SHOWN] + b"..."
+            self.listed.append(f"{shown.decode('utf-8', 'surrogateescape')}: {reason}")
 
 
 class Packer:
@@ -55,7 +57,7 @@ class Packer:
         self.entries = 0
         self.left_out = LeftOut()
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self) -> Generator[bytes, None, None]:
         """The archive. An unfinished iteration is to be closed: it holds descriptors."""
         if stat.S_ISDIR(self._status.st_mode):
             yield from self._tree()
@@ -83,6 +85,9 @@ class Packer:
                         to_do.append(names_in(cursor.fd)[::-1])
                 except (FileNotFoundError, NotADirectoryError):
                     pass  # it is gone again, or is something else by now
+                except OSError as error:
+                    error.filename = os.path.join(self._path, cursor.path(name))
+                    raise
                 if len(self._gathered) >= GATHERED:
                     yield self._take()
         finally:
@@ -91,10 +96,10 @@ class Packer:
     def _thing(self, name: bytes, cursor: Cursor) -> Generator[bytes, None, bool]:
         """Pack what is called `name` at the cursor; true if it is to be entered."""
         status = os.stat(name, dir_fd=cursor.fd, follow_symlinks=False)
-        path = b"/".join((*cursor.names, name))
+        path = cursor.path(name)
         kind = stat.S_IFMT(status.st_mode)
         if len(path) > MAX_NAME:
-            self.left_out.add(path[:200], "its name is too long")
+            self.left_out.add(path, "its name is too long")
         elif kind == stat.S_IFDIR:
             self._add(path, tar.DIRECTORY, status)
             if status.st_dev == self._status.st_dev:
@@ -125,7 +130,7 @@ class Packer:
             while left:
                 data = os.read(fd, min(CHUNK, left))
                 if not data:
-                    raise OSError(errno.ESTALE, "it became shorter while it was read", path)
+                    raise OSError(errno.ESTALE, "it became shorter while it was read")
                 left -= len(data)
                 if self._gathered:
                     self._gathered += data
