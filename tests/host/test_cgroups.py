@@ -105,7 +105,7 @@ def test_who_takes_too_much_processor_time_waits(cgroups: Cgroups, sandbox: Path
 def test_who_starts_too_many_threads_cannot(cgroups: Cgroups, sandbox: Path) -> None:
     cgroup = make(cgroups, sandbox, Limits(pids=160))
     script = (
-        "for _ in range(200): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()"
+        "for _ in range(200): threading.Thread(target=threading.Event().wait, daemon=True).start()"
     )
     with running(cgroup, script) as process:
         _, complaint = process.communicate()
