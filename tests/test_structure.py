@@ -21,6 +21,7 @@ AGENT = "ratoon.guest.agent"
 FLOORS = [
     {"bench"},
     {"cli"},
+    {"daemon"},
     {"sandbox"},
     {"check", "pack"},
     {"host"},

@@ -51,6 +51,11 @@ def runtime(home: Path) -> Path:
     return directory
 
 
+def daemon_socket(home: Path) -> Path:
+    """Where the daemon of the store `home` listens."""
+    return runtime(home) / "daemon.sock"
+
+
 def _directory(variable: str, for_root: str, xdg_variable: str, below_user: str) -> Path:
     if named := os.environ.get(variable):
         return Path(named).absolute()

@@ -1,0 +1,57 @@
+"""`ratoon serve`: the daemon, in the foreground."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ratoon.cli.app import app, run, say
+from ratoon.errors import InvalidInput
+
+
+@app.command("serve")
+def serve(
+    bind: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Listen there too, such as on 127.0.0.1:8889."),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Has the token that every request must bear.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate for HOST:PORT.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its PEM key.")] = None,
+    stop_sandboxes: Annotated[
+        bool, typer.Option("--stop-sandboxes", help="End the sandboxes with the daemon.")
+    ] = False,
+    branch_cap: Annotated[int, typer.Option(min=1, help="Branches at a time.")] = 4,
+) -> None:
+    """Serve the store over HTTP until interrupted: on a unix socket, and on TCP if asked to.
+
+    Sandboxes live on when the daemon ends, and the next one takes them over. One daemon serves a
+    store; a second one is refused.
+    """
+    # Here, so that no other verb waits for it.
+    from ratoon.daemon.auth import read_token
+    from ratoon.daemon.serve import Serving, Tls, serve
+    from ratoon.daemon.settings import Settings
+
+    if (tls_cert is None) != (tls_key is None):
+        raise InvalidInput("--tls-cert and --tls-key: give both, or none")
+    if tls_cert and not bind:
+        raise InvalidInput("--tls-cert is for TCP: give --bind too")
+    serving = Serving(
+        bind=bind,
+        tls=Tls(tls_cert, tls_key) if tls_cert and tls_key else None,
+        settings=Settings(
+            token=read_token(token_file) if token_file else None, branch_cap=branch_cap
+        ),
+        stop_sandboxes=stop_sandboxes,
+    )
+    run(serve(serving, _started))
+
+
+def _started(urls: Sequence[str]) -> None:
+    say(f"serving on {' and '.join(urls)}")

@@ -1,0 +1,1 @@
+"""The daemon: the engine over HTTP. `app.create_app` for one in this process, `serve` for all."""

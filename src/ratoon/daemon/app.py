@@ -1,0 +1,38 @@
+"""The application: all routes over one engine.
+
+`serve` offers it on sockets; a program that has it embedded needs none.
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+import ratoon
+from ratoon.daemon import branches, commands, problems, sandboxes, snapshots, system
+from ratoon.daemon.auth import Guard
+from ratoon.daemon.context import Daemon
+from ratoon.daemon.settings import Settings
+from ratoon.sandbox.engine import Engine
+
+_ROUTERS = [each.router for each in (system, snapshots, sandboxes, branches, commands)]
+
+
+def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
+    """An ASGI application for `engine`, which must stay open for as long as it is used."""
+    settings = settings or Settings()
+    app = FastAPI(
+        title="Ratoon",
+        version=ratoon.__version__,
+        description="Forks microVMs: snapshots, sandboxes, and chains of them.",
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        max_body_size=settings.max_body_bytes,
+        middleware=[Middleware(Guard, token=settings.token)],
+    )
+    app.state.daemon = Daemon(engine, settings)
+    problems.install(app)
+    for router in _ROUTERS:
+        app.include_router(router)
+    return app

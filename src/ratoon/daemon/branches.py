@@ -1,0 +1,92 @@
+"""The route of branches: a running sandbox into a new snapshot."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from contextlib import ExitStack
+from typing import Literal
+
+from fastapi import APIRouter, Response
+
+from ratoon.daemon import snapshots
+from ratoon.daemon.context import TheDaemon
+from ratoon.daemon.models import BranchRequest, SnapshotInfo
+from ratoon.daemon.problems import answers
+from ratoon.errors import InvalidInput
+from ratoon.sandbox.branch import Branched
+from ratoon.sandbox.sandbox import Sandbox
+
+router = APIRouter(tags=["branches"])
+
+Mode = Literal["full", "diff", "live"]
+
+
+@router.post(
+    "/v1/sandboxes/{sandbox_id}/branch",
+    status_code=201,
+    responses={
+        202: {"model": SnapshotInfo, "description": "It is being written."},
+        **answers(400, 404, 409, 503),
+    },
+    response_model_exclude_none=True,
+)
+async def branch(
+    sandbox_id: str, daemon: TheDaemon, response: Response, body: BranchRequest | None = None
+) -> SnapshotInfo:
+    """Publish the state of a running sandbox as a snapshot; it goes on running.
+
+    Without a `tag` it gets one. `parent_tag`, for a diff: the sandbox's snapshot or last branch;
+    the answer says which of them it stands on.
+    """
+    sandbox = daemon.engine.get(sandbox_id)
+    body = body or BranchRequest()
+    mode = _mode(body)
+    _check_parent(body, mode, sandbox)
+    tag = body.tag if body.tag is not None else _automatic_tag(sandbox)
+    with ExitStack() as slot:
+        slot.enter_context(daemon.branches.take())
+        if mode != "live":
+            branched = await daemon.engine.branch(sandbox, tag, mode)
+            return _summarise(branched, measured=body.measure_diff)
+        live = await daemon.engine.begin_branch(sandbox, tag)
+        if body.wait:
+            return _summarise(await asyncio.shield(live.done), measured=False)
+        slots = slot.pop_all()
+        live.done.add_done_callback(lambda done: slots.close())
+        response.status_code = 202
+        return snapshots.find(daemon, tag)
+
+
+def _mode(body: BranchRequest) -> Mode:
+    older = [name for name in ("diff", "live", "measure_diff") if getattr(body, name)]
+    if body.mode and (body.diff or body.live):
+        raise InvalidInput(f"mode {body.mode} and {older[0]}: give one of them")
+    if body.mode not in (None, "full") and body.measure_diff:
+        raise InvalidInput(f"measure_diff is of a full branch, not of mode {body.mode}")
+    if len(older) > 1:
+        raise InvalidInput(f"{' and '.join(older)}: give one of them")
+    mode: Mode = body.mode or ("diff" if body.diff else "live" if body.live else "full")
+    if not body.wait and mode != "live":
+        raise InvalidInput(f"a {mode} branch cannot be left to itself: wait=false is for live ones")
+    return mode
+
+
+def _check_parent(body: BranchRequest, mode: Mode, sandbox: Sandbox) -> None:
+    if body.parent_tag is None:
+        return
+    if mode != "diff":
+        raise InvalidInput(f"parent_tag is of a diff, but this is a {mode} branch")
+    if body.parent_tag != sandbox.snapshot_tag:
+        raise InvalidInput(
+            f"sandbox {sandbox.id} stands on {sandbox.snapshot_tag}, not on {body.parent_tag}"
+        )
+
+
+def _automatic_tag(sandbox: Sandbox) -> str:
+    return f"branch-{sandbox.id}-{int(time.time())}-{secrets.token_hex(2)}"
+
+
+def _summarise(branched: Branched, *, measured: bool) -> SnapshotInfo:
+    return snapshots.summarise(branched.snapshot).model_copy(update={"pause_ms": branched.pause_ms})

@@ -1,0 +1,220 @@
+"""What goes over the wire as JSON: requests and answers, as OpenAPI shows them.
+
+Requests are strict about types, and what they do not know they ignore.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ratoon.sandbox.base import DISK_BYTES, MIB, RAM_BYTES
+from ratoon.sandbox.options import Seconds
+
+Count = Annotated[int, Field(ge=0)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+#: How long something may be waited for, in seconds.
+Timeout = Annotated[float, Field(gt=0, le=86400)]
+#: Text that goes to a program in the guest, which ends at a NUL.
+Word = Annotated[str, Field(pattern=r"^[^\x00]*$", max_length=1 << 20)]
+
+
+class Request(BaseModel):
+    """A body that a client sends."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class Answer(BaseModel):
+    """A body that the daemon sends."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class ErrorAnswer(Answer):
+    """What went wrong, for a person; `kind` is its class in `ratoon.errors`, for a program."""
+
+    error: str
+    kind: str
+
+
+class Health(Answer):
+    ok: bool
+
+
+class Version(Answer):
+    version: str
+    api: Literal["v1"] = "v1"
+
+
+# Snapshots ----------------------------------------------------------------------------------------
+
+
+class SnapshotInfo(Answer):
+    """A snapshot, also one that is being written. What is not known is left out.
+
+    `pause_ms`: for how long the sandbox that it was branched from stood still. `diff_…`: of a diff,
+    how long its making took, and the size of its memory.
+    """
+
+    tag: str
+    dir: str
+    created_at_unix: int
+    status: Literal["writing", "ready", "failed"]
+    bootable: bool
+    branched_from: str | None = None
+    parent_tag: str | None = None
+    pause_ms: float | None = None
+    diff_ms: float | None = None
+    diff_physical_bytes: int | None = None
+    diff_logical_bytes: int | None = None
+    warning: str | None = None
+    #: Why it cannot be forked.
+    error: str | None = None
+
+
+class SnapshotDetail(Answer):
+    """All about one snapshot; sizes in bytes. `ancestors` is root first."""
+
+    tag: str
+    dir: str
+    created_at_unix: int
+    memory_logical_bytes: int
+    memory_physical_bytes: int
+    vmstate_bytes: int
+    parent_tag: str | None = None
+    parent_content_hash: str | None = None
+    chain_depth: int
+    ancestors: list[str]
+    dependents: list[str]
+
+
+class SnapshotRequest(Request):
+    """`image` is booted cold, with so much RAM, so many virtual CPUs and a disk of that size."""
+
+    tag: str
+    image: str
+    ram_mib: Annotated[int, Field(ge=128, le=1 << 20)] = RAM_BYTES // MIB
+    vcpus: Annotated[int, Field(ge=1, le=64)] = 1
+    disk_mib: Annotated[int, Field(ge=256, le=1 << 24)] = DISK_BYTES // MIB
+
+
+class CompactRequest(Request):
+    to: str
+
+
+# Sandboxes ----------------------------------------------------------------------------------------
+
+
+class ForkOptions(Request):
+    """What the new sandboxes get besides their snapshot."""
+
+    ttl_seconds: Seconds | None = None
+    idle_seconds: Seconds | None = None
+    metadata: dict[str, str] = {}
+
+
+class ForkRequest(ForkOptions):
+    """`memory_limit_mib` bounds what a sandbox may take of the host's memory.
+
+    The rest is there for clients of another runtime, and changes nothing.
+    """
+
+    snapshot_tag: str
+    n: Annotated[int, Field(ge=1, le=1000)] = 1
+    memory_limit_mib: Annotated[int, Field(gt=0, le=1 << 24)] | None = None
+    per_child_netns: bool = False
+    prewarm: bool | None = None
+    live_fork: bool = False
+    hugepages: bool = False
+
+
+class SandboxInfo(Answer):
+    """A sandbox. `pid` is that of its machine, and null in standby.
+
+    `stages_ms` are those of its fork, `fork_ms` is all of it until its agent had answered.
+    """
+
+    id: str
+    snapshot_tag: str
+    netns: str | None
+    guest_addr: str | None
+    created_at_unix: int
+    pid: int | None
+    memory_limit_mib: int | None
+    has_branched: bool
+    last_branch_memory_path: str | None
+    branch_count: int
+    state: Literal["running", "standby", "dead", "killed"]
+    accelerator: Literal["tcg", "kvm"]
+    ttl_seconds: float | None
+    idle_seconds: float | None
+    metadata: dict[str, str]
+    fork_ms: float
+    stages_ms: dict[str, float]
+
+
+class Failures(Answer):
+    """What the sandboxes of the last burst that did not start died of."""
+
+    snapshot_tag: str | None
+    errors: list[ErrorAnswer]
+
+
+class Pong(Answer):
+    """`pid` is the agent's, in the guest."""
+
+    pong: Literal[True] = True
+    pid: int
+    agent_lang: Literal["python"] = "python"
+    protocol: int
+
+
+# Commands -----------------------------------------------------------------------------------------
+
+
+class ExecRequest(Request):
+    """`args` is the program and its arguments; no shell takes part."""
+
+    args: Annotated[list[Word], Field(min_length=1)]
+    timeout_secs: Timeout = 30
+    env: dict[Word, Word] | None = None
+    cwd: Word | None = None
+    stdin: str = ""
+
+
+class ExecAnswer(Answer):
+    """How a command ended.
+
+    `exit_code` is a shell's: 124 timed out, 126 not executable, 127 not found, 128 + n killed by
+    signal n. `reason` says so in words where it is not the command's own; that is in `stderr` too.
+    Output that is not UTF-8 has replacement characters; what is beyond the limit is `truncated`.
+    """
+
+    stdout: str
+    stderr: str
+    exit_code: int
+    timed_out: bool
+    truncated: bool
+    reason: str | None
+
+
+# Branches -----------------------------------------------------------------------------------------
+
+
+class BranchRequest(Request):
+    """`mode` says what is stored; `diff`, `live` and `measure_diff` are its older form.
+
+    `full` (default): all of it, of depth 0. `diff`: what changed since `parent_tag`. `live`: as
+    `diff`; without `wait` the answer comes when the sandbox runs again. `measure_diff`: full, and
+    what the difference would have taken.
+    """
+
+    tag: str | None = None
+    mode: Literal["full", "diff", "live"] | None = None
+    diff: bool = False
+    live: bool = False
+    measure_diff: bool = False
+    wait: bool = True
+    parent_tag: str | None = None

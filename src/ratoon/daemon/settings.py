@@ -1,0 +1,23 @@
+"""What may be chosen about a daemon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`token`: what requests must bear, if any."""
+
+    token: str | None = None
+    #: Branches under way at a time; more are refused.
+    branch_cap: int = 4
+    #: Bytes of a request's body, where it is not a file that is passed on piece by piece.
+    max_body_bytes: int = 8 * MIB
+    #: Seconds until a request must have begun its answer.
+    request_seconds: float = 3600.0
+    #: Where the kernels and disks that a request names may lie.
+    image_roots: tuple[Path, ...] = ()

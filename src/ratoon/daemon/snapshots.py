@@ -1,0 +1,158 @@
+"""The routes of snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import BeforeValidator
+
+from ratoon.daemon.context import Daemon, TheDaemon
+from ratoon.daemon.models import CompactRequest, SnapshotDetail, SnapshotInfo, SnapshotRequest
+from ratoon.daemon.problems import answers, error_response
+from ratoon.errors import AlreadyExists, InFlight, InvalidInput, NotFound
+from ratoon.sandbox.branch import Writing
+from ratoon.sandbox.engine import MIB
+from ratoon.snapshot.manifest import check_tag
+from ratoon.snapshot.snapshot import Snapshot
+from ratoon.snapshot.store import BrokenSnapshot
+
+router = APIRouter(tags=["snapshots"])
+
+#: `?cascade` alone means yes.
+Flag = Annotated[bool, BeforeValidator(lambda value: value == "" or value)]
+
+
+def check_exists(tag: str) -> str:
+    """The tag; NotFound if it can be none: then it is no snapshot's."""
+    try:
+        check_tag(tag)
+    except InvalidInput as error:
+        raise NotFound(f"no snapshot {tag!r}: {error}") from None
+    return tag
+
+
+@router.get("/v1/snapshots", responses=answers(), response_model_exclude_none=True)
+async def list_snapshots(daemon: TheDaemon) -> list[SnapshotInfo]:
+    """All snapshots, those that are being written and those that failed included."""
+    store = daemon.engine.store
+    entries = await asyncio.to_thread(store.list)
+    found = {
+        **{live.tag: _writing(daemon, live) for live in daemon.engine.writing},
+        **{info.tag: info for info in (_listed(daemon, entry) for entry in entries)},
+    }
+    return [found[tag] for tag in sorted(found)]
+
+
+@router.post(
+    "/v1/snapshots",
+    status_code=201,
+    response_model=SnapshotInfo,
+    responses=answers(400, 404),
+    response_model_exclude_none=True,
+)
+async def make_snapshot(request: SnapshotRequest, daemon: TheDaemon) -> SnapshotInfo | JSONResponse:
+    """Boot an image cold and publish it as a base. A tag that is taken is a 400 here."""
+    try:
+        built = await daemon.engine.from_image(
+            request.image,
+            request.tag,
+            ram_bytes=request.ram_mib * MIB,
+            vcpus=request.vcpus,
+            disk_bytes=request.disk_mib * MIB,
+        )
+    except (AlreadyExists, InFlight) as error:
+        return error_response(400, str(error), type(error).__name__)
+    return summarise(built.branched.snapshot).model_copy(
+        update={"pause_ms": built.branched.pause_ms}
+    )
+
+
+@router.get("/v1/snapshots/{tag}", responses=answers(404, 409), response_model_exclude_none=True)
+async def get_snapshot(tag: str, daemon: TheDaemon) -> SnapshotInfo:
+    """One snapshot."""
+    return find(daemon, tag)
+
+
+@router.get(
+    "/v1/snapshots/{tag}/info", responses=answers(404, 409), response_model_exclude_none=True
+)
+async def snapshot_info(tag: str, daemon: TheDaemon) -> SnapshotDetail:
+    """All about one snapshot."""
+    check_exists(tag)
+    detail = await asyncio.to_thread(daemon.engine.store.info, tag)
+    return SnapshotDetail(**asdict(detail))
+
+
+@router.delete("/v1/snapshots/{tag}", status_code=204, responses=answers(400, 404, 409))
+async def delete_snapshot(
+    tag: str, daemon: TheDaemon, cascade: Flag = False, force: Flag = False
+) -> None:
+    """Delete a snapshot: with `cascade` what was made from it too, with `force` it alone."""
+    await daemon.engine.delete(check_exists(tag), force=force, cascade=cascade)
+
+
+@router.post(
+    "/v1/snapshots/{tag}/compact",
+    responses=answers(400, 404, 409),
+    response_model_exclude_none=True,
+)
+async def compact_snapshot(tag: str, request: CompactRequest, daemon: TheDaemon) -> SnapshotInfo:
+    """Make `to`, an equal snapshot that stands on no other."""
+    return summarise(await daemon.engine.compact(check_exists(tag), request.to))
+
+
+def find(daemon: Daemon, tag: str) -> SnapshotInfo:
+    """A snapshot of any status. NotFound."""
+    for live in daemon.engine.writing:
+        if live.tag == tag:
+            return _writing(daemon, live)
+    return summarise(daemon.engine.store.get(check_exists(tag)))
+
+
+def _listed(daemon: Daemon, entry: Snapshot | BrokenSnapshot) -> SnapshotInfo:
+    if isinstance(entry, Snapshot):
+        return summarise(entry)
+    path = daemon.engine.store.snapshots / entry.tag
+    return SnapshotInfo(
+        tag=entry.tag,
+        dir=str(path),
+        created_at_unix=0,
+        status="failed",
+        bootable=False,
+        error=str(entry.error),
+    )
+
+
+def summarise(entry: Snapshot) -> SnapshotInfo:
+    """A snapshot that was published."""
+    manifest = entry.manifest
+    size = manifest.layers[-1].memory.size if manifest.parent else None
+    return SnapshotInfo(
+        tag=manifest.tag,
+        dir=str(entry.path),
+        created_at_unix=int(manifest.created_at_unix),
+        status="ready",
+        bootable=True,
+        branched_from=manifest.branched_from,
+        parent_tag=manifest.parent.tag if manifest.parent else None,
+        diff_physical_bytes=size,
+        diff_logical_bytes=size,
+        warning=manifest.warning,
+    )
+
+
+def _writing(daemon: Daemon, live: Writing) -> SnapshotInfo:
+    failure = live.done.exception() if live.status == "failed" else None
+    return SnapshotInfo(
+        tag=live.tag,
+        dir=str(daemon.engine.store.snapshots / live.tag),
+        created_at_unix=int(live.began_at_unix),
+        status=live.status,
+        bootable=False,
+        pause_ms=live.pause_ms,
+        error=str(failure) if failure else None,
+    )
