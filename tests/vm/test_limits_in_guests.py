@@ -59,7 +59,8 @@ answer = {
     "group": str(group.directory),
     "no cause": cgroup.cause_of_death(),
 }
-threads = inside("for _ in range(80): threading.Thread(target=threading.Event().wait, daemon=True).start()")
+threads = inside("wait = threading.Event().wait\\n"
+                 "for _ in range(80): threading.Thread(target=wait, daemon=True).start()")
 answer["threads"] = "can't start new thread" in threads.communicate(b"go\\n")[1].decode()
 answer["pids cause"] = cgroup.cause_of_death()
 busy = inside("while True: pass")
