@@ -111,7 +111,7 @@ async def test_killed_once_it_is_published(engine: Engine, sandbox: Sandbox, dea
     ("death", "after"),
     [
         ("", "image.fsync_path = die; await engine.fork('orphan', 2)"),
-        ("", "Sandbox.rebirth = die; await engine.fork_one('base')"),
+        ("", "start.rebirth = die; await engine.fork_one('base')"),
         ("", "start.QemuMachine.load_state = die; await engine.fork_one('orphan')"),
         ("", "import shutil; shutil.rmtree = die; await sandbox.kill()"),
     ],

@@ -53,6 +53,11 @@ class Namespace:
         """Whether QEMU's own filter is to be closed as well."""
         return self.policy == NONE
 
+    @property
+    def uplink(self) -> str | None:
+        """The name of its way out, if it has one; see `Namespaces.adopt`."""
+        return self._namespaces._uplink(self.policy) if self._namespaces else None
+
     async def release(self) -> None:
         """Let it go; safe to repeat."""
         namespaces, self._namespaces = self._namespaces, None
@@ -99,6 +104,35 @@ class Namespaces:
             shared = self._shared[policy]
             shared.users += 1
         return Namespace(self, policy, shared.fd)
+
+    async def adopt(self, policy: NetworkPolicy, pid: int, uplink: str | None) -> Namespace:
+        """The use of the namespace that process `pid` is in, made by an engine that is gone.
+
+        `uplink`: its way out, as `Namespace.uplink` has said. HostError: the process is gone.
+        """
+        async with self._changing:
+            if policy not in self._shared:
+                try:
+                    fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise HostError(f"process {pid} has no network namespace: {error}") from None
+                self._shared[policy] = _Shared(fd, Uplink(uplink) if uplink else None)
+            shared = self._shared[policy]
+            shared.users += 1
+        return Namespace(self, policy, shared.fd)
+
+    async def let_go(self) -> None:
+        """Leave what is in use to the machines in it, and to who takes them over."""
+        async with self._changing:
+            for policy, shared in tuple(self._shared.items()):
+                if shared.users:
+                    del self._shared[policy]
+                    if shared.fd is not None:
+                        os.close(shared.fd)
+
+    def _uplink(self, policy: NetworkPolicy) -> str | None:
+        uplink = self._shared[policy].uplink
+        return uplink.name if uplink else None
 
     async def _make(self, policy: NetworkPolicy) -> None:
         try:

@@ -11,8 +11,12 @@ import asyncio
 import logging
 from pathlib import Path
 
-from ratoon.errors import GuestError, MachineDied, MachineError, RatoonError
+from ratoon.errors import GuestError, HostError, MachineDied, MachineError, RatoonError
 from ratoon.guest.channel import Channel
+from ratoon.host.cgroups import find
+from ratoon.host.limits import Limits
+from ratoon.network.namespaces import Namespace, Namespaces
+from ratoon.network.policy import NONE
 from ratoon.sandbox.capture import thaw
 from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.incarnation import Incarnation
@@ -30,7 +34,7 @@ log = logging.getLogger(__name__)
 HELLO_TIMEOUT = 60.0
 
 
-async def adopt(store: Store, directory: SandboxDirectory) -> Sandbox:
+async def adopt(store: Store, namespaces: Namespaces, directory: SandboxDirectory) -> Sandbox:
     """The sandbox in a directory that is held and has a record: as it was, or dead.
 
     Corrupt: it cannot be made out what it stands on.
@@ -52,8 +56,13 @@ async def adopt(store: Store, directory: SandboxDirectory) -> Sandbox:
         directory.discard_standby()
         parent = directory.parent()
         try:
-            run, parent = await _attach(store, directory, record.run, parent)
-        except (MachineError, GuestError) as error:
+            namespace = await namespaces.adopt(
+                record.options.network or NONE, record.run.pid, record.run.uplink
+            )
+            run, parent = await _attach(
+                store, directory, record.run, namespace, record.options.limits, parent
+            )
+        except (HostError, MachineError, GuestError) as error:
             kill_strays(directory.path)
             death = MachineDied(f"sandbox {record.id} could not be taken over: {error}")
     sandbox = Sandbox(directory, run, parent, record.machine_id, record.options)
@@ -75,15 +84,25 @@ def _recall(sandbox: Sandbox, record: Record) -> None:
 
 
 async def _attach(
-    store: Store, directory: SandboxDirectory, record: RunRecord, parent: Snapshot
+    store: Store,
+    directory: SandboxDirectory,
+    record: RunRecord,
+    namespace: Namespace,
+    limits: Limits,
+    parent: Snapshot,
 ) -> tuple[Incarnation, Snapshot]:
     name = directory.id
-    machine = await QemuMachine.attach(name, record.pid, directory.log, record.runtime)
+    try:
+        machine = await QemuMachine.attach(name, record.pid, directory.log, record.runtime)
+    except BaseException:
+        await namespace.release()
+        raise
     channel = None
     try:
+        await machine.confine(find(directory.path, limits), limits.disk_bytes)
         overlay = await machine.active_overlay()
         channel = await Channel.connect(machine.agent_socket, name)
-        run = Incarnation(machine, channel, record.memory, overlay, record.runtime)
+        run = Incarnation(machine, channel, record.memory, overlay, record.runtime, namespace)
         if not await machine.is_running():
             log.info("sandbox %s was left paused", name)
             await machine.resume()
@@ -97,6 +116,7 @@ async def _attach(
         if channel:
             channel.close()
         await machine.let_go()
+        await namespace.release()
         raise
     return run, parent
 

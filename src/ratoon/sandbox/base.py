@@ -10,11 +10,15 @@ from ratoon import files
 from ratoon.artifacts import Progress, silent
 from ratoon.errors import InvalidInput, NotFound
 from ratoon.guest.build import Guest, build_guest
+from ratoon.guest.evaluation import warm_up
+from ratoon.host.limits import Limits
 from ratoon.memory.digests import PAGE_SIZE
 from ratoon.memory.image import ImageStore
+from ratoon.network.policy import NONE, NetworkPolicy
 from ratoon.sandbox.accelerator import choose_accelerator
 from ratoon.sandbox.boot import boot, boot_from
 from ratoon.sandbox.branch import Branched, Brancher
+from ratoon.sandbox.confinement import Confiner
 from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.heads import Heads, MappedMemory
 from ratoon.sandbox.incarnation import Incarnation
@@ -52,12 +56,19 @@ class BaseBuilder:
     """Boots images, and publishes what came of it."""
 
     def __init__(
-        self, store: Store, images: ImageStore, heads: Heads, brancher: Brancher, runtime: Path
+        self,
+        store: Store,
+        images: ImageStore,
+        heads: Heads,
+        brancher: Brancher,
+        confiner: Confiner,
+        runtime: Path,
     ) -> None:
         self._store = store
         self._images = images
         self._heads = heads
         self._brancher = brancher
+        self._confiner = confiner
         self._runtime = runtime
 
     async def from_image(
@@ -68,9 +79,14 @@ class BaseBuilder:
         ram_bytes: int = RAM_BYTES,
         vcpus: int = 1,
         disk_bytes: int = DISK_BYTES,
+        network: NetworkPolicy = NONE,
         progress: Progress = silent,
     ) -> Built:
-        """Boot `image` (`debian`) cold and publish it as the base snapshot `tag`."""
+        """Boot `image` (`debian`) cold and publish it as the base snapshot `tag`.
+
+        `network`: what its forks may reach unless they are given something else; the boot itself
+        reaches nothing.
+        """
         self._store.require_free(tag)
         if image != "debian":
             raise NotFound(f"no image {image}; there is: debian")
@@ -86,8 +102,10 @@ class BaseBuilder:
         hardware = Hardware(ram_bytes, vcpus, probe.accelerator)
         progress(f"booting {image} with {ram_bytes // MIB} MiB of RAM on {probe.accelerator}")
         with stages("boot"):
-            sandbox, agent_version = await self._boot(guest, disk, hardware)
+            sandbox, agent_version = await self._boot(guest, disk, hardware, network)
         async with sandbox:
+            with stages("warm"):
+                await warm_up(sandbox)
             with stages("branch"):
                 progress(f"taking snapshot {tag}")
                 info = GuestInfo(image=image, agent_version=agent_version)
@@ -97,7 +115,9 @@ class BaseBuilder:
             await self._heads.make_image(branched.snapshot)
         return Built(branched, stages.ms, stages.total_ms)
 
-    async def _boot(self, guest: Guest, disk: Path, hardware: Hardware) -> tuple[Sandbox, int]:
+    async def _boot(
+        self, guest: Guest, disk: Path, hardware: Hardware, network: NetworkPolicy
+    ) -> tuple[Sandbox, int]:
         """A cold-booted sandbox: a fork of all-zero RAM, given a kernel and no device state."""
         zero = await asyncio.to_thread(self._images.make, (), hardware.ram_bytes // PAGE_SIZE)
         memory = MappedMemory.of(zero)
@@ -105,22 +125,27 @@ class BaseBuilder:
         try:
             overlay = directory.next_overlay()
             await asyncio.to_thread(files.copy_sparse, disk, overlay)
-            launch = Launch(
-                name=directory.id,
-                hardware=hardware,
-                memory=memory.path,
-                disks=(),
-                overlay=overlay,
-                log=directory.log,
-                runtime=directory.next_runtime(),
-                boot=boot_from(guest),
-            )
-            booted = await boot(launch)
+            async with self._confiner.confine(directory.path, NONE, Limits()) as confined:
+                launch = Launch(
+                    name=directory.id,
+                    hardware=hardware,
+                    memory=memory.path,
+                    disks=(),
+                    overlay=overlay,
+                    log=directory.log,
+                    runtime=directory.next_runtime(),
+                    boot=boot_from(guest),
+                    netns=confined.namespace.fd,
+                )
+                booted = await boot(launch)
         except BaseException:
             directory.remove()
             raise
-        run = Incarnation(booted.machine, booted.channel, memory, overlay, launch.runtime)
-        sandbox = Sandbox(directory, run, None, new_machine_id(), SandboxOptions())
+        run = Incarnation(
+            booted.machine, booted.channel, memory, overlay, launch.runtime, confined.namespace
+        )
+        options = SandboxOptions(network=network)
+        sandbox = Sandbox(directory, run, None, new_machine_id(), options)
         try:
             await rebirth(sandbox.id, sandbox.machine_id, run.machine, run.channel)
         except BaseException:

@@ -251,6 +251,7 @@ class Brancher:
             guest,
             stages,
             warning=frozen.warning,
+            network=sandbox.network,
             branched_from=sandbox.id,
             anonymous=anonymous,
         )

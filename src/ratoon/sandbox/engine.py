@@ -16,8 +16,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from ratoon import paths
@@ -26,11 +27,18 @@ from ratoon.concurrency import to_the_end
 from ratoon.disk.qcow2 import OverlayTemplates
 from ratoon.errors import CommandFailed, InFlight, InvalidInput, NotFound, RatoonError
 from ratoon.guest.commands import ExecResult
+from ratoon.host.admission import Admission
+from ratoon.host.cgroups import Cgroups
+from ratoon.host.figures import read_figures
+from ratoon.host.hierarchies import hierarchies
 from ratoon.memory.image import ImageStore
+from ratoon.network.namespaces import Namespaces
+from ratoon.network.policy import NONE, NetworkPolicy
 from ratoon.sandbox.adopt import adopt, lost
 from ratoon.sandbox.base import DISK_BYTES, MIB, RAM_BYTES, BaseBuilder, Built
 from ratoon.sandbox.branch import Branched, Brancher, Mode, Writing
 from ratoon.sandbox.capture import Buffers
+from ratoon.sandbox.confinement import Confiner
 from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.fork import Forker
 from ratoon.sandbox.heads import Heads
@@ -60,21 +68,35 @@ class Engine:
     """All that one process does with one store. Get it with `Engine.open`."""
 
     def __init__(
-        self, store: Store, runtime: Path, accelerators: frozenset[Accelerator], *, keep: bool
+        self,
+        store: Store,
+        runtime: Path,
+        accelerators: frozenset[Accelerator],
+        namespaces: Namespaces,
+        *,
+        keep: bool,
     ) -> None:
         self.store = store
+        #: What sandboxes have of the network.
+        self.namespaces = namespaces
         #: Whether sandboxes outlive this engine.
         self.keep = keep
         self.images = ImageStore(store.images)
         self.pool = Pool()
         self._heads = Heads(self.images)
         templates, buffers = OverlayTemplates(store.templates), Buffers()
-        starter = Starter(self._heads, templates, survives=keep)
+        groups = hierarchies()
+        # The runtime directory is the one name of a store that is short, and no other store's.
+        confiner = Confiner(namespaces, Cgroups(runtime.name, groups))
+        self._admission = Admission(partial(read_figures, store.home, groups))
+        starter = Starter(self._heads, templates, confiner, survives=keep)
         self._forker = Forker(store, starter, self.pool, runtime, accelerators)
         self.pool.reserve = self._forker.reserve
         self._brancher = Brancher(store, self._heads, templates, buffers)
         self._lifecycle = Lifecycle(self._heads, starter, buffers)
-        self._bases = BaseBuilder(store, self.images, self._heads, self._brancher, runtime)
+        self._bases = BaseBuilder(
+            store, self.images, self._heads, self._brancher, confiner, runtime
+        )
         self._sandboxes: dict[str, Sandbox] = {}
         #: Live branches by tag, until their snapshot is ready; a failed one until it is deleted.
         self._writing: dict[str, Writing] = {}
@@ -96,25 +118,26 @@ class Engine:
         accelerators: set[Accelerator] = {"tcg"}
         if os.access("/dev/kvm", os.R_OK | os.W_OK):
             accelerators.add("kvm")
-        engine = cls(store, runtime, frozenset(accelerators), keep=keep)
-        engine.images.sweep()
-        await engine._adopt(left)
-        keeper = asyncio.create_task(
-            keep_time(lambda: engine.sandboxes, kill=Sandbox.kill, suspend=engine._suspend_idle)
-        )
-        try:
-            yield engine
-        finally:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
-            await engine.pool.close()
-            if keep:
-                await engine._let_go()
-            else:
-                await engine.kill_all()
-            await engine.settle()
-            with suppress(OSError):  # not there, or in use by another process
-                runtime.rmdir()
+        async with Namespaces() as namespaces:
+            engine = cls(store, runtime, frozenset(accelerators), namespaces, keep=keep)
+            engine.images.sweep()
+            await engine._adopt(left)
+            keeper = asyncio.create_task(
+                keep_time(lambda: engine.sandboxes, kill=Sandbox.kill, suspend=engine._suspend_idle)
+            )
+            try:
+                yield engine
+            finally:
+                keeper.cancel()
+                await asyncio.gather(keeper, return_exceptions=True)
+                await engine.pool.close()
+                if keep:
+                    await engine._let_go()
+                else:
+                    await engine.kill_all()
+                await engine.settle()
+                with suppress(OSError):  # not there, or in use by another process
+                    runtime.rmdir()
 
     # Snapshots ------------------------------------------------------------------------------------
 
@@ -126,15 +149,20 @@ class Engine:
         ram_bytes: int = RAM_BYTES,
         vcpus: int = 1,
         disk_bytes: int = DISK_BYTES,
+        network: NetworkPolicy = NONE,
         progress: Progress = silent,
     ) -> Built:
-        """Boot `image` (`debian`) cold and publish it as the base snapshot `tag`."""
+        """Boot `image` (`debian`) cold and publish it as the base snapshot `tag`.
+
+        `network`: what its forks may reach unless they are given something else.
+        """
         return await self._bases.from_image(
             image,
             tag,
             ram_bytes=ram_bytes,
             vcpus=vcpus,
             disk_bytes=disk_bytes,
+            network=network,
             progress=progress,
         )
 
@@ -223,14 +251,17 @@ class Engine:
 
     async def fork_one(self, tag: str, options: SandboxOptions | None = None) -> Sandbox:
         """A sandbox forked from snapshot `tag`; its agent has answered. See `Forker.fork`."""
-        return await self._fork(self._forkable(tag), options, burst=False)
+        source = self._forkable(tag)
+        with self._admission.require_room(1):
+            return await self._fork(source, options, burst=False)
 
     async def fork(
         self, tag: str, n: int = 1, options: SandboxOptions | None = None
     ) -> list[Sandbox | RatoonError]:
         """`n` sandboxes forked from `tag`: for each, the sandbox or what went wrong with it.
 
-        If it is cancelled, or fails as a whole, none of them is left.
+        If it is cancelled, or fails as a whole, none of them is left. Overloaded: the host has no
+        room for all of them; none was begun.
         """
         return await self._fork_many(self._forkable(tag), n, options)
 
@@ -267,16 +298,19 @@ class Engine:
         if n < 1:
             raise InvalidInput(f"cannot fork {n} times")
 
-        async def attempt() -> Sandbox | RatoonError:
+        async def attempt(ended: Callable[[], None]) -> Sandbox | RatoonError:
             try:
                 return await self._fork(source, options, burst=n > 1)
             except RatoonError as error:
                 return error
+            finally:
+                ended()
 
         tasks: list[asyncio.Task[Sandbox | RatoonError]] = []
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks += [group.create_task(attempt()) for _ in range(n)]
+            with self._admission.require_room(n) as ended:
+                async with asyncio.TaskGroup() as group:
+                    tasks += [group.create_task(attempt(ended)) for _ in range(n)]
         except BaseException:
             for task in tasks:
                 if not task.cancelled() and not task.exception():
@@ -310,7 +344,7 @@ class Engine:
         """Take over the sandboxes of an engine that is gone."""
         for directory in left:
             try:
-                self._admit(await adopt(self.store, directory))
+                self._admit(await adopt(self.store, self.namespaces, directory))
             except RatoonError as error:
                 lost(directory, error)
 
@@ -318,6 +352,7 @@ class Engine:
         await asyncio.gather(*(live.done for live in self.writing), return_exceptions=True)
         for sandbox in self.sandboxes:
             await sandbox.let_go()
+        await self.namespaces.let_go()
 
     # Branches -------------------------------------------------------------------------------------
 

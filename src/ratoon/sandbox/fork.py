@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ratoon.errors import Corrupt, Incompatible, NotFound
 from ratoon.guest.agent import wire
+from ratoon.network.policy import NetworkPolicy
+from ratoon.sandbox.confinement import loosen
 from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.pool import Pool, Reserved
@@ -52,21 +54,35 @@ class Forker:
         meanwhile; Incompatible with this host's QEMU; MachineDied; HostError if a file cannot be
         made: the disk is full. A fork that fails leaves nothing behind.
         """
+        default = NetworkPolicy.parse(source.manifest.network)
+        options = options.model_copy(update={"network": options.network or default})
         async with self._starts:
             stages = Stages()
             with explaining(f"snapshot {source.manifest.tag} was not forked"):
-                reserved = self._pool.take(source) or await self._reserve(
-                    source, stages, burst=burst
-                )
+                if options.network == default and (reserved := await self._pool.take(source)):
+                    with stages("limit"):
+                        await self._limit(reserved, options)
+                else:
+                    reserved = await self._reserve(source, options, stages, burst=burst)
                 return await self._wake(reserved, options, stages)
 
     async def reserve(self, source: Snapshot) -> Reserved:
         """The first half of a fork: a machine that waits. Errors: as `fork`."""
+        options = SandboxOptions(network=NetworkPolicy.parse(source.manifest.network))
         async with self._starts:
             with explaining(f"snapshot {source.manifest.tag} was not forked"):
-                return await self._reserve(source, Stages(), burst=True)
+                return await self._reserve(source, options, Stages(), burst=True)
 
-    async def _reserve(self, source: Snapshot, stages: Stages, *, burst: bool) -> Reserved:
+    async def _limit(self, reserved: Reserved, options: SandboxOptions) -> None:
+        try:
+            await self._starter.limit(reserved.directory, reserved.prepared, options.limits)
+        except BaseException:
+            await reserved.discard()
+            raise
+
+    async def _reserve(
+        self, source: Snapshot, options: SandboxOptions, stages: Stages, *, burst: bool
+    ) -> Reserved:
         with stages("resolve"):
             check_compatible(source, self._accelerators)
             directory = SandboxDirectory.create(
@@ -84,9 +100,10 @@ class Forker:
                     ) from None
                 raise
             prepared = await self._starter.prepare(
-                directory, twin, state, stages, published=source, burst=burst
+                directory, twin, state, options, stages, published=source, burst=burst
             )
         except BaseException:
+            await loosen(directory.path)
             directory.remove()
             raise
         return Reserved(directory, twin, prepared)
@@ -99,6 +116,7 @@ class Forker:
                 directory.id, machine_id, reserved.prepared, stages
             )
         except BaseException:
+            await loosen(directory.path)
             directory.remove()
             raise
         sandbox = Sandbox(directory, incarnation, reserved.twin, machine_id, options)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ratoon.guest.channel import Channel
+from ratoon.network.namespaces import Namespace
 from ratoon.sandbox.heads import MappedMemory
 from ratoon.vmm.driver import Machine
 
@@ -26,6 +27,8 @@ class Incarnation:
     overlay: Path
     #: Where its sockets are.
     runtime: Path
+    #: Where its process is in the network.
+    namespace: Namespace
     #: The overlay below it that is in no layer yet, between a branch's switch and its end.
     frozen: Path | None = None
 
@@ -45,4 +48,5 @@ class Incarnation:
         """Kill the machine and wait until it is gone; safe to repeat."""
         self.channel.close()
         await self.machine.kill()
+        await self.namespace.release()
         shutil.rmtree(self.runtime, ignore_errors=True)

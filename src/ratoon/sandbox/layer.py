@@ -13,6 +13,7 @@ from ratoon.disk.qcow2 import disk_root, file_digest
 from ratoon.memory.chain import overlay
 from ratoon.memory.digests import PAGE_SIZE, memory_root, select_changed, zero_array
 from ratoon.memory.pageset import write_page_set
+from ratoon.network.policy import NetworkPolicy
 from ratoon.sandbox.capture import Capture
 from ratoon.sandbox.heads import Heads
 from ratoon.sandbox.stages import Stages
@@ -39,6 +40,7 @@ def publish_layer(
     stages: Stages,
     *,
     warning: str | None,
+    network: NetworkPolicy,
     branched_from: str,
     anonymous: bool = False,
 ) -> Snapshot:
@@ -86,6 +88,7 @@ def publish_layer(
             vmstate=vmstate,
             layers=layers,
             guest=guest,
+            network=str(network),
             stages=dict(stages.ms),
             warning=warning,
             branched_from=branched_from,

@@ -6,6 +6,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ratoon.host.limits import Limits
+from ratoon.network.policy import NetworkPolicy
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -14,6 +17,10 @@ class SandboxOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    #: What its guest may reach; None: what its snapshot says.
+    network: NetworkPolicy | None = None
+    #: What it may use of its host.
+    limits: Limits = Limits()
     #: It is killed this long after its fork; None: never.
     ttl_seconds: Seconds | None = None
     #: It goes to standby when it has not been used for so long, and wakes when it is; None: never.

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from ratoon.errors import InvalidInput, RatoonError
 from ratoon.memory.process import private_bytes
+from ratoon.sandbox.confinement import loosen
 from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.start import Prepared
 from ratoon.snapshot.snapshot import Snapshot
@@ -32,7 +33,8 @@ class Reserved:
     prepared: Prepared
 
     async def discard(self) -> None:
-        await self.prepared.machine.kill()
+        await self.prepared.discard()
+        await loosen(self.directory.path)
         self.directory.remove()
 
 
@@ -82,14 +84,19 @@ class Pool:
         while stock.ready:
             await stock.ready.popleft().discard()
 
-    def take(self, snapshot: Snapshot) -> Reserved | None:
+    async def take(self, snapshot: Snapshot) -> Reserved | None:
         """A machine of just this snapshot, if one waits; another one is started in its place."""
         stock = self._stocks.get(snapshot.manifest.tag)
         if stock is None or stock.snapshot.manifest.id != snapshot.manifest.id:
             return None
-        taken = stock.ready.popleft() if stock.ready else None
+        while stock.ready:
+            taken = stock.ready.popleft()
+            self._fill(snapshot.manifest.tag)
+            if not taken.prepared.machine.has_died:
+                return taken
+            await taken.discard()
         self._fill(snapshot.manifest.tag)
-        return taken
+        return None
 
     def status(self) -> tuple[PoolStatus, ...]:
         return tuple(

@@ -34,6 +34,8 @@ class RunRecord(_Model):
     memory: MappedMemory
     overlay: Path
     runtime: Path
+    #: The way out of its network namespace, if it has one.
+    uplink: str | None
 
 
 class Record(_Model):
@@ -65,6 +67,7 @@ def record_of(run: Incarnation) -> RunRecord:
         memory=run.memory,
         overlay=run.overlay,
         runtime=run.runtime,
+        uplink=run.namespace.uplink,
     )
 
 

@@ -15,6 +15,8 @@ from ratoon.errors import Conflict, GuestError, MachineDied
 from ratoon.guest import commands
 from ratoon.guest.channel import Channel, GuestStream
 from ratoon.guest.commands import ExecResult
+from ratoon.network.policy import NONE, NetworkPolicy
+from ratoon.sandbox.confinement import loosen
 from ratoon.sandbox.deaths import explained
 from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.heads import MappedMemory
@@ -93,6 +95,11 @@ class Sandbox:
     def snapshot_tag(self) -> str | None:
         """The published snapshot that it was forked from, or its last branch."""
         return self.parent.manifest.reference.tag if self.parent else None
+
+    @property
+    def network(self) -> NetworkPolicy:
+        """What its guest may reach."""
+        return self.options.network or NONE
 
     @property
     def state(self) -> State:
@@ -227,6 +234,7 @@ class Sandbox:
         async with self.changing:  # a branch that has begun publishes, or fails, at once
             if self._incarnation:  # of a reset or resume that was under way
                 await self._incarnation.end()
+            await loosen(self._directory.path)
             self._directory.remove()
         self.on_killed(self)
 

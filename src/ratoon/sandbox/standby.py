@@ -14,6 +14,7 @@ from contextlib import suppress
 from ratoon.concurrency import to_the_end
 from ratoon.errors import Conflict, MachineError
 from ratoon.sandbox.capture import Buffers, capture, freeze, reserve, thaw
+from ratoon.sandbox.confinement import loosen
 from ratoon.sandbox.heads import Heads
 from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.layer import publish_layer
@@ -69,6 +70,7 @@ class Lifecycle:
                     manifest.guest,
                     stages,
                     warning=warning,
+                    network=sandbox.network,
                     branched_from=sandbox.id,
                     anonymous=True,
                 )
@@ -81,6 +83,7 @@ class Lifecycle:
             sandbox.wakes = wakes
             sandbox.become(None)
             await run.end()
+            await loosen(sandbox.directory.path)
             sandbox.parent = sandbox.directory.stand_on_itself(snapshot)
             sandbox.directory.forget_overlays()
 
@@ -93,7 +96,7 @@ class Lifecycle:
         async with sandbox.changing:
             if sandbox.state != "standby":
                 raise Conflict(f"sandbox {sandbox.id} is {sandbox.state}, not in standby")
-            sandbox.become(await self._start(sandbox, stages))
+            sandbox.become(await self._start(sandbox, stages, resume=True))
         return stages
 
     async def reset(self, sandbox: Sandbox) -> Stages:
@@ -105,17 +108,21 @@ class Lifecycle:
         stages = Stages()
         async with sandbox.changing:
             before = sandbox.incarnation
-            after = await self._start(sandbox, stages)
+            after = await self._start(sandbox, stages, resume=False)
             sandbox.become(after)
             with stages("end"):
                 await before.end()
             sandbox.directory.forget_overlays(after.overlay)
         return stages
 
-    async def _start(self, sandbox: Sandbox, stages: Stages) -> Incarnation:
+    async def _start(self, sandbox: Sandbox, stages: Stages, *, resume: bool) -> Incarnation:
         parent = sandbox.parent
         assert parent is not None, "only a base's own boot has no parent"
         with explaining(f"sandbox {sandbox.id} was not started"):
             state = await read_verified(parent, stages)
-            prepared = await self._starter.prepare(sandbox.directory, parent, state, stages)
-            return await self._starter.wake(sandbox.id, sandbox.machine_id, prepared, stages)
+            prepared = await self._starter.prepare(
+                sandbox.directory, parent, state, sandbox.options, stages
+            )
+            return await self._starter.wake(
+                sandbox.id, sandbox.machine_id, prepared, stages, resume=resume
+            )

@@ -17,10 +17,14 @@ from ratoon import files
 from ratoon.disk.qcow2 import OverlayTemplates
 from ratoon.errors import HostError
 from ratoon.guest.channel import Channel
+from ratoon.host.limits import Limits
+from ratoon.network.namespaces import Namespace
+from ratoon.sandbox.confinement import Confiner
 from ratoon.sandbox.deaths import explained
 from ratoon.sandbox.directory import SandboxDirectory
-from ratoon.sandbox.heads import Heads, MappedMemory, Pages, Patch, write_patch
+from ratoon.sandbox.heads import Heads, MappedMemory, Patch, write_patch
 from ratoon.sandbox.incarnation import Incarnation
+from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.stages import Stages
 from ratoon.snapshot.snapshot import Snapshot, read_vmstate
 from ratoon.snapshot.verify import verify_disks
@@ -40,15 +44,24 @@ class Prepared:
     memory: MappedMemory
     overlay: Path
     runtime: Path
+    namespace: Namespace
+
+    async def discard(self) -> None:
+        """End the machine; what it has in the directory of its sandbox stays there."""
+        await self.machine.kill()
+        await self.namespace.release()
 
 
 class Starter:
     """Starts machines for the directories of sandboxes."""
 
-    def __init__(self, heads: Heads, templates: OverlayTemplates, *, survives: bool) -> None:
+    def __init__(
+        self, heads: Heads, templates: OverlayTemplates, confiner: Confiner, *, survives: bool
+    ) -> None:
         """`survives`: the machines outlive this process."""
         self._heads = heads
         self._templates = templates
+        self._confiner = confiner
         self._survives = survives
 
     async def prepare(
@@ -56,6 +69,7 @@ class Starter:
         directory: SandboxDirectory,
         twin: Snapshot,
         state: bytes,
+        options: SandboxOptions,
         stages: Stages,
         *,
         published: Snapshot | None = None,
@@ -67,40 +81,56 @@ class Starter:
         twin; `burst`: see `Heads.choose`. Corrupt names the page that is damaged. If this fails,
         the process is gone; an overlay may be left in the directory.
         """
+        assert options.network is not None
         with stages("image"):
             image, patch = await self._heads.choose(twin, published or twin, burst=burst)
+        confine = self._confiner.confine(directory.path, options.network, options.limits)
         with image:
             memory = MappedMemory.of_image(image)
             config = twin.manifest.machine
             with stages("overlay"):
                 overlay = directory.next_overlay()
                 self._templates.create(overlay, config.disk_bytes)
-            launch = Launch(
-                name=directory.id,
-                hardware=Hardware(config.ram_bytes, config.vcpus, config.accelerator),
-                # By descriptor: QEMU makes a new file, all zeros, where the name is gone.
-                memory=Path(f"/proc/self/fd/{image.fd}"),
-                disks=tuple(twin.disk_path(number) for number in range(twin.depth + 1)),
-                overlay=overlay,
-                log=directory.log,
-                runtime=directory.next_runtime(),
-                descriptors=(image.fd,),
-                survives=self._survives,
-            )
-            machine, pages = await self._start(launch, patch, stages)
-        try:
-            if pages:
-                with stages("image"):
-                    await asyncio.to_thread(write_patch, machine.pid, memory, pages)
-        except BaseException:
-            await machine.kill()
-            raise
-        return Prepared(machine, state, memory, overlay, launch.runtime)
+            async with confine as confined:
+                launch = Launch(
+                    name=directory.id,
+                    hardware=Hardware(config.ram_bytes, config.vcpus, config.accelerator),
+                    # By descriptor: QEMU makes a new file, all zeros, where the name is gone.
+                    memory=Path(f"/proc/self/fd/{image.fd}"),
+                    disks=tuple(twin.disk_path(number) for number in range(twin.depth + 1)),
+                    overlay=overlay,
+                    log=directory.log,
+                    runtime=directory.next_runtime(),
+                    descriptors=(image.fd,),
+                    netns=confined.namespace.fd,
+                    restrict=confined.namespace.restrict,
+                    cgroup=confined.cgroup,
+                    file_limit=confined.file_limit,
+                    survives=self._survives,
+                )
+                machine = await self._start(launch, memory, patch, stages)
+        return Prepared(
+            machine, state, memory, overlay, launch.runtime, namespace=confined.namespace
+        )
+
+    async def limit(self, directory: SandboxDirectory, prepared: Prepared, limits: Limits) -> None:
+        """Give a machine that was prepared without limits these. HostError."""
+        if limits != Limits():
+            group = await asyncio.to_thread(self._confiner.group, directory.path, limits)
+            await prepared.machine.confine(group, limits.disk_bytes)
 
     async def wake(
-        self, name: str, machine_id: str, prepared: Prepared, stages: Stages
+        self,
+        name: str,
+        machine_id: str,
+        prepared: Prepared,
+        stages: Stages,
+        *,
+        resume: bool = False,
     ) -> Incarnation:
         """Let the prepared machine run as the individual `name`, whose agent has then answered.
+
+        `resume`: it has been that individual before, and only stood by.
 
         MachineDied, MachineError, GuestError; the process is gone then.
         """
@@ -113,21 +143,28 @@ class Starter:
             with stages("resume"):
                 await machine.resume()
             with stages("rebirth"):
-                await rebirth(name, machine_id, machine, channel)
+                await rebirth(name, machine_id, machine, channel, resume=resume)
         except BaseException:
             if channel:
                 channel.close()
-            await machine.kill()
+            await prepared.discard()
             raise
-        return Incarnation(machine, channel, prepared.memory, prepared.overlay, prepared.runtime)
+        return Incarnation(
+            machine,
+            channel,
+            prepared.memory,
+            prepared.overlay,
+            prepared.runtime,
+            prepared.namespace,
+        )
 
     async def _start(
-        self, launch: Launch, patch: Patch | None, stages: Stages
-    ) -> tuple[QemuMachine, list[Pages]]:
+        self, launch: Launch, memory: MappedMemory, patch: Patch | None, stages: Stages
+    ) -> QemuMachine:
         """Start the machine and, meanwhile, read and check the pages to be written into it."""
         if patch is None:
             with stages("start"):
-                return await QemuMachine.start(launch), []
+                return await QemuMachine.start(launch)
         reading = asyncio.create_task(asyncio.to_thread(self._heads.read_patch, patch))
         try:
             with stages("start"):
@@ -138,7 +175,9 @@ class Starter:
             raise
         try:
             with stages("image"):
-                return machine, await reading
+                pages = await reading
+                await asyncio.to_thread(write_patch, machine.pid, memory, pages)
+            return machine
         except BaseException:
             await machine.kill()
             raise
@@ -160,11 +199,13 @@ async def read_verified(snapshot: Snapshot, stages: Stages) -> bytes:
         return read_vmstate(snapshot)
 
 
-async def rebirth(name: str, machine_id: str, machine: Machine, channel: Channel) -> None:
+async def rebirth(
+    name: str, machine_id: str, machine: Machine, channel: Channel, *, resume: bool = False
+) -> None:
     """Begin a fresh session with the agent and make the guest an individual of its own.
 
     It gets entropy, the time, and names; only then do the sandbox's processes run.
     """
     async with explained(name, machine):
         channel.begin()
-        await channel.rebirth(name, machine_id, timeout=REBIRTH_TIMEOUT)
+        await channel.rebirth(name, machine_id, resume=resume, timeout=REBIRTH_TIMEOUT)

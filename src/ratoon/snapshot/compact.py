@@ -74,6 +74,7 @@ def publish_flat(
         vmstate=source.manifest.vmstate,
         layers=(own,),
         guest=source.manifest.guest,
+        network=source.manifest.network,
         stages={},
         warning=source.manifest.warning,
         branched_from=branched_from,

@@ -117,6 +117,8 @@ class Manifest(_Model):
     vmstate: FileRef
     layers: Annotated[tuple[LayerRef, ...], Field(min_length=1, fail_fast=True)]
     guest: GuestInfo
+    #: What its forks may reach unless they are given something else: see `network.policy`.
+    network: str = "none"
     stages: dict[str, Milliseconds]
     warning: str | None = None
     branched_from: str | None = None
