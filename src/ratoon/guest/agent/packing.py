@@ -62,7 +62,11 @@ class Packer:
         if stat.S_ISDIR(self._status.st_mode):
             yield from self._tree()
         elif stat.S_ISREG(self._status.st_mode):
-            yield from self._file(self._path, None, os.path.basename(self._path))
+            try:
+                yield from self._file(self._path, None, os.path.basename(self._path))
+            except OSError as error:
+                error.filename = self._path
+                raise
         else:
             raise OSError(errno.EINVAL, "neither a file nor a directory", self._path)
         yield bytes(self._gathered) + tar.END

@@ -1,0 +1,415 @@
+"""Files and trees through the agent: whole or not at all, and never in the way of others."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import AsyncIterator, Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from channel_peer import Peer, connected, together
+from files_on_host import FilesOnHost, files_on_host, until
+
+from ratoon.errors import (
+    AlreadyExists,
+    Conflict,
+    GuestError,
+    GuestFileError,
+    GuestFileExists,
+    GuestFileNotFound,
+    GuestIsADirectory,
+    GuestNotADirectory,
+    HostError,
+    NotFound,
+    UnsafeArchive,
+)
+from ratoon.guest.agent import tar, wire
+from ratoon.guest.files import GuestFiles
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+async def files() -> AsyncIterator[FilesOnHost]:
+    async with files_on_host() as files:
+        yield files
+
+
+@pytest.fixture(autouse=True)
+async def _all_is_let_go(files: FilesOnHost) -> AsyncIterator[None]:
+    before, ours = files.process.descriptors, len(list(Path("/proc/self/fd").iterdir()))
+    yield
+    await until(lambda: files.process.descriptors == before)
+    assert len(list(Path("/proc/self/fd").iterdir())) == ours
+
+
+def tree(root: Path, *, files: int = 50) -> dict[str, tuple[object, ...]]:
+    (root / "d" / "e").mkdir(parents=True)
+    for number in range(files):
+        (root / "d" / f"{number}").write_bytes(os.urandom(number * 10))
+    (root / "large").write_bytes(os.urandom(300_000))
+    (root / "d" / "e" / "same").hardlink_to(root / "large")
+    (root / "link").symlink_to("d/e/same")
+    (root / "d" / "e").chmod(0o510)
+    (root / "d" / "1").chmod(0o4755)
+    (root / os.fsdecode(b"\xff\n")).touch()
+    for path in sorted(root.rglob("*"), reverse=True):
+        os.utime(path, ns=(0, 1_600_000_000_123_456_789), follow_symlinks=False)
+    os.utime(root, ns=(0, 1_500_000_000_000_000_001))
+    return listing(root)
+
+
+def listing(root: Path) -> dict[str, tuple[object, ...]]:
+    found: dict[str, tuple[object, ...]] = {}
+    for path in [root, *root.rglob("*")]:
+        status = path.lstat()
+        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else None
+        link = path.readlink() if path.is_symlink() else None
+        about = (status.st_mode & ~0o6000, status.st_mtime_ns, content, link)
+        found[str(path.relative_to(root))] = about
+    return found
+
+
+# There and back ---------------------------------------------------------------------------------
+
+
+async def test_a_tree_there_and_back(files: FilesOnHost, tmp_path: Path) -> None:
+    there, back = tmp_path / "there", tmp_path / "back"
+    expected = tree(tmp_path / "from")
+    counts: list[int] = []
+    up = await files.upload(tmp_path / "from", there, progress=counts.append)
+    assert listing(there) == expected
+    assert (there / "large").samefile(there / "d" / "e" / "same")
+    assert stat.S_IMODE((there / "d" / "1").stat().st_mode) == 0o4755
+    assert counts == sorted(counts)
+    assert counts[-1] == up.size_bytes
+    counts.clear()
+    down = await files.download(there, back, progress=counts.append)
+    assert listing(back) == expected
+    assert (back / "large").samefile(back / "d" / "e" / "same")
+    assert stat.S_IMODE((back / "d" / "1").stat().st_mode) == 0o755
+    assert counts[-1] == down.size_bytes == up.size_bytes
+    assert up.entries == down.entries == len(expected)
+    assert up.left_out == down.left_out == ()
+
+
+async def test_a_large_file_there_and_back(files: FilesOnHost, tmp_path: Path) -> None:
+    """Neither side holds much of it."""
+    with (tmp_path / "from").open("wb") as file:
+        digest = sha256()
+        for _ in range(128):
+            piece = os.urandom(MIB)
+            digest.update(piece)
+            file.write(piece)
+    (tmp_path / "from").chmod(0o640)
+    before = files.process.resident_bytes
+    await files.upload(tmp_path / "from", tmp_path / "there")
+    await files.download(tmp_path / "there", tmp_path / "back")
+    assert files.process.resident_bytes - before < 16 * MIB
+    for path in (tmp_path / "there", tmp_path / "back"):
+        assert sha256(path.read_bytes()).digest() == digest.digest()
+        assert path.stat().st_mtime_ns == (tmp_path / "from").stat().st_mtime_ns
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+async def test_owners_are_kept_when_asked(files: FilesOnHost, tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "file").touch()
+    (tmp_path / "from" / "link").symlink_to("file")
+    for path in [tmp_path / "from", *(tmp_path / "from").iterdir()]:
+        os.chown(path, 12, 34, follow_symlinks=False)
+
+    def owners(root: Path) -> set[tuple[int, int]]:
+        found = [path.lstat() for path in [root, *root.iterdir()]]
+        return {(status.st_uid, status.st_gid) for status in found}
+
+    for keep, expected in ((False, (0, 0)), (True, (12, 34))):
+        there, back = tmp_path / f"there-{keep}", tmp_path / f"back-{keep}"
+        await files.upload(tmp_path / "from", there, owners=keep)
+        assert owners(there) == {expected}
+        await files.download(tmp_path / "from", back, owners=keep)
+        assert owners(back) == {expected if keep else (os.getuid(), os.getgid())}
+
+
+async def test_what_leads_out_is_left_out_and_named(files: FilesOnHost, tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "passwd").symlink_to("/etc/passwd")
+    os.mkfifo(tmp_path / "from" / "fifo")
+    down = await files.download(tmp_path / "from", tmp_path / "back")
+    assert list((tmp_path / "back").iterdir()) == []
+    assert down.left_out == (
+        "fifo: neither a file, a directory nor a link",
+        "passwd: a link out of the tree, to /etc/passwd",
+    )
+    assert down.left_out_count == 2
+    up = await files.upload(tmp_path / "from", tmp_path / "there")
+    assert (tmp_path / "there" / "passwd").readlink() == Path("/etc/passwd")
+    assert up.left_out == ("fifo: neither a file, a directory nor a link",)
+
+
+async def test_places_that_are_taken(files: FilesOnHost, tmp_path: Path) -> None:
+    tree(tmp_path / "from")
+    for name in ("there", "back"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").touch()
+    with pytest.raises(GuestFileExists):
+        await files.upload(tmp_path / "from", tmp_path / "there")
+    with pytest.raises(AlreadyExists, match="or ask to merge"):
+        await files.download(tmp_path / "from", tmp_path / "back")
+    for name in ("there", "back"):
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["old"]
+    await files.upload(tmp_path / "from", tmp_path / "there", merge=True)
+    await files.download(tmp_path / "from", tmp_path / "back", merge=True)
+    names = {path.name for path in (tmp_path / "from").iterdir()}
+    for name in ("there", "back"):
+        assert {path.name for path in (tmp_path / name).iterdir()} == {*names, "old"}
+
+
+async def test_what_goes_wrong_is_told_and_leaves_nothing(
+    files: FilesOnHost, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    before = listing(tmp_path)
+    file, directory, missing = (tmp_path / name for name in ("file", "directory", "missing"))
+    cases: list[tuple[Any, type[Exception], str]] = [
+        (files.download(missing, tmp_path / "x"), GuestFileNotFound, "missing: No such file"),
+        (files.download(file / "x", tmp_path / "x"), GuestNotADirectory, "file/x: Not a dir"),
+        (files.download(tmp_path / "fifo", tmp_path / "x"), GuestFileError, "neither a file"),
+        (files.download(file, missing / "x"), NotFound, "on this host: .*missing"),
+        (files.download(file, directory, merge=True), Conflict, "directory: Is a directory"),
+        (files.download(directory, file, merge=True), Conflict, "file: Not a directory"),
+        (files.upload(missing, tmp_path / "x"), NotFound, "on this host: .*missing"),
+        (files.upload(tmp_path / "fifo", tmp_path / "x"), HostError, "neither a file"),
+        (files.upload(file, missing / "x"), GuestFileNotFound, "missing"),
+        (files.upload(file, directory), GuestIsADirectory, "directory: Is a dir"),
+        (files.upload(directory, file, merge=True), GuestNotADirectory, "file: Not a dir"),
+        (files.upload(file, file / "x", parents=True), GuestFileExists, "file: File exists"),
+    ]
+    for waiting, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            await waiting
+    assert listing(tmp_path) == before
+    await files.upload(file, missing / "x", parents=True)
+    assert (missing / "x").is_file()
+
+
+async def test_a_disk_that_has_no_more_room(tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "small").touch()
+    (tmp_path / "from" / "large").write_bytes(bytes(5 * MIB))
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))"
+    async with files_on_host(before=limit) as files:
+        with pytest.raises(GuestFileError, match="to/large: File too large") as caught:
+            await files.upload(tmp_path / "from", tmp_path / "to")
+        assert caught.value.kind == "EFBIG"
+        # The refusal comes once all is gone.
+        assert [path.name for path in tmp_path.iterdir()] == ["from"]
+        with pytest.raises(GuestFileError, match="to: File too large"):
+            await files.write(tmp_path / "to", bytes(5 * MIB))
+        assert [path.name for path in tmp_path.iterdir()] == ["from"]
+
+
+# Ends -------------------------------------------------------------------------------------------
+
+
+def temporary(directory: Path) -> list[Path]:
+    return [path for path in directory.iterdir() if path.name.startswith(".ratoon-")]
+
+
+class Halfway:
+    """Cancels the task that reports progress to it, once that has gone some way."""
+
+    def __init__(self, after: int, met: Callable[[], bool] = lambda: True) -> None:
+        self.after = after
+        self.met = met
+        self.task: asyncio.Task[Any] | None = None
+
+    def __call__(self, count: int) -> None:
+        if count >= self.after and self.met():
+            assert self.task is not None
+            self.task.cancel()
+
+    async def cancels(self, transfer: Any) -> None:
+        self.task = asyncio.create_task(transfer)
+        with pytest.raises(asyncio.CancelledError):
+            await self.task
+
+
+async def test_a_cancelled_upload_leaves_nothing(files: FilesOnHost, tmp_path: Path) -> None:
+    tree(tmp_path / "from", files=500)
+    (tmp_path / "from" / "z").write_bytes(bytes(20 * MIB))
+    (tmp_path / "to").mkdir()
+    there = Halfway(5 * MIB, lambda: bool(temporary(tmp_path / "to")))
+    await there.cancels(files.upload(tmp_path / "from", tmp_path / "to" / "x", progress=there))
+    await until(lambda: list((tmp_path / "to").iterdir()) == [])
+    alone = Halfway(5 * MIB, lambda: bool(temporary(tmp_path / "to")))
+    transfer = files.upload(tmp_path / "from" / "z", tmp_path / "to" / "x", progress=alone)
+    await alone.cancels(transfer)
+    await until(lambda: list((tmp_path / "to").iterdir()) == [])
+
+
+async def test_a_cancelled_download_leaves_nothing(files: FilesOnHost, tmp_path: Path) -> None:
+    tree(tmp_path / "from", files=500)
+    (tmp_path / "from" / "z").write_bytes(bytes(20 * MIB))
+    (tmp_path / "to").mkdir()
+    for source in (tmp_path / "from", tmp_path / "from" / "z"):
+        halfway = Halfway(5 * MIB)
+        await halfway.cancels(files.download(source, tmp_path / "to" / "x", progress=halfway))
+        assert list((tmp_path / "to").iterdir()) == []
+
+
+async def test_an_upload_whose_host_goes_away_leaves_nothing(tmp_path: Path) -> None:
+    """Another host takes over, as in a fork."""
+    (tmp_path / "to").mkdir()
+    async with files_on_host() as files:
+        before = files.process.descriptors
+        fields = {"path": str(tmp_path / "to" / "x"), "merge": False, "owners": False}
+        async with files.channel.open("files.unpack", parents=False, **fields) as stream:
+            root = tar.encode(tar.Entry(b".", tar.DIRECTORY))
+            entries = (tar.encode(tar.Entry(b"%d" % n, tar.DIRECTORY)) for n in range(2000))
+            await stream.write(root + b"".join(entries))
+            await until(
+                lambda: any((path / "1999").exists() for path in temporary(tmp_path / "to"))
+            )
+            files.channel.begin()
+            await files.channel.request("hello", timeout=20)
+        await until(lambda: list((tmp_path / "to").iterdir()) == [])
+        assert files.process.descriptors == before
+
+
+async def test_a_source_that_becomes_shorter(files: FilesOnHost, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def truncate(count: int) -> None:
+        os.truncate(log, 100)
+
+    log.write_bytes(bytes(20 * MIB))
+    with pytest.raises(HostError, match="log: it became shorter while it was read"):
+        await files.upload(log, tmp_path / "to", progress=truncate)
+    log.write_bytes(bytes(20 * MIB))
+    with pytest.raises(GuestFileError, match="log: it became shorter while it was read"):
+        await files.download(log, tmp_path / "to", progress=truncate)
+    await until(lambda: list(tmp_path.iterdir()) == [log])
+
+
+# Side by side -----------------------------------------------------------------------------------
+
+
+async def test_a_transfer_holds_up_nobody(files: FilesOnHost, tmp_path: Path) -> None:
+    (tmp_path / "from").write_bytes(bytes(50 * MIB))
+    up = asyncio.create_task(files.upload(tmp_path / "from", tmp_path / "up"))
+    down = asyncio.create_task(files.download(tmp_path / "from", tmp_path / "down"))
+    await until(lambda: len(temporary(tmp_path)) == 2)
+    for _ in range(5):
+        assert (await files.stat(tmp_path / "from")).size_bytes == 50 * MIB
+    assert not up.done()
+    assert not down.done()
+    await asyncio.gather(up, down)
+
+
+async def test_a_reader_that_does_not_read_holds_up_nobody(
+    files: FilesOnHost, tmp_path: Path
+) -> None:
+    (tmp_path / "from").write_bytes(bytes(20 * MIB))
+    before = files.process.resident_bytes
+    async with files.reading(tmp_path / "from") as pieces:
+        assert await anext(pieces)
+        assert len(await files.read(tmp_path / "from")) == 20 * MIB
+        assert files.process.resident_bytes - before < 8 * MIB
+        assert sum([len(piece) async for piece in pieces]) > 19 * MIB
+
+
+# Guests that are not what they seem -------------------------------------------------------------
+
+
+async def served(
+    local: Path, *sent: bytes, reply: dict[str, Any] | None = None, **options: Any
+) -> Any:
+    """What a download ends with if the guest sends this."""
+    async with connected() as (channel, peer):
+
+        async def script(peer: Peer) -> None:
+            stream, request = await peer.request()
+            assert request["op"] == "files.pack"
+            for data in sent:
+                peer.send(stream, wire.STDOUT, data)
+            fields = {"entries": 1, "left_out": [], "left_out_count": 0}
+            peer.reply(stream, **(fields if reply is None else reply))
+
+        files = GuestFiles(channel)
+        result, _ = await together(files.download("/x", local, **options), script(peer))
+        return result
+
+
+ROOT = tar.encode(tar.Entry(b".", tar.DIRECTORY))
+FILE = tar.encode(tar.Entry(b"f", tar.FILE, size=3)) + b"abc" + tar.padding(3)
+
+
+@pytest.mark.parametrize(
+    ("archive", "reason"),
+    [
+        (b"", "ends too early"),
+        (ROOT + FILE, "ends too early"),
+        (ROOT + FILE[:-512], "ends too early"),
+        (bytes(range(256)) * 8, "no ustar header"),
+        (ROOT + FILE + tar.END + FILE, "after its end"),
+        (ROOT + tar.encode(tar.Entry(b"../f", tar.FILE)) + tar.END, "leads out"),
+        (ROOT + tar.encode(tar.Entry(b"/f", tar.FILE)) + tar.END, "leads out"),
+        (tar.encode(tar.Entry(b"f", tar.SYMLINK, target=b"x")) + tar.END, "neither a directory"),
+        (ROOT + tar.encode(tar.Entry(b"f", tar.FILE, size=2**40)), "more than 17179869184 bytes"),
+    ],
+)
+async def test_an_archive_that_would_do_harm(tmp_path: Path, archive: bytes, reason: str) -> None:
+    error = await served(tmp_path / "to", archive)
+    assert type(error) is UnsafeArchive
+    assert reason in str(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_more_than_was_allowed(tmp_path: Path) -> None:
+    archive = ROOT + FILE + tar.END
+    for error in (
+        await served(tmp_path / "to", archive, max_bytes=2),
+        await served(tmp_path / "to", archive, max_entries=1),
+    ):
+        assert type(error) is UnsafeArchive
+    assert list(tmp_path.iterdir()) == []
+    assert (await served(tmp_path / "to", archive, max_bytes=3, max_entries=2)).entries == 2
+
+
+@pytest.mark.parametrize(
+    "reply", [{}, {"left_out": 1, "left_out_count": 1}, {"left_out": [], "left_out_count": "1"}]
+)
+async def test_a_guest_that_does_not_say_how_it_ended(
+    tmp_path: Path, reply: dict[str, Any]
+) -> None:
+    error = await served(tmp_path / "to", ROOT + FILE + tar.END, reply=reply)
+    assert type(error) is GuestError
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_what_a_guest_says_is_fit_to_be_shown(tmp_path: Path) -> None:
+    reply = {"left_out": ["\x1b[2J", 7, *["x"] * 5000], "left_out_count": 5002}
+    result = await served(tmp_path / "to", ROOT + tar.END, reply=reply)
+    assert result.left_out[:3] == ("\ufffd[2J", "7", "x")
+    assert (len(result.left_out), result.left_out_count) == (1000, 5002)
+
+
+async def test_a_guest_that_falls_silent_for_good(tmp_path: Path) -> None:
+    async with connected() as (channel, peer):
+
+        async def script() -> None:
+            stream, _ = await peer.request()
+            peer.send(stream, wire.STDOUT, ROOT + FILE)
+            await until(lambda: bool(temporary(tmp_path)))
+            await peer.close()
+
+        error, _ = await together(GuestFiles(channel).download("/x", tmp_path / "to"), script())
+        assert isinstance(error, GuestError)
+        assert list(tmp_path.iterdir()) == []
