@@ -1,4 +1,4 @@
-"""The routes of commands in a sandbox that are answered when they have ended."""
+"""The routes of programs and code in a sandbox that are answered when they have ended."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from fastapi import APIRouter, Request
 
 from ratoon.daemon.connection import while_connected
 from ratoon.daemon.context import TheDaemon
-from ratoon.daemon.models import ExecAnswer, ExecRequest
+from ratoon.daemon.models import EvalAnswer, EvalRequest, ExecAnswer, ExecRequest
 from ratoon.daemon.problems import answers
-from ratoon.guest import commands
+from ratoon.guest import commands, evaluation
 
 router = APIRouter(tags=["commands"])
 
@@ -46,4 +46,31 @@ async def run(
         timed_out=result.timed_out,
         truncated=result.truncated,
         reason=reason,
+    )
+
+
+@router.post("/v1/sandboxes/{sandbox_id}/eval", responses=answers(400, 404, 409))
+async def evaluate(
+    sandbox_id: str, body: EvalRequest, daemon: TheDaemon, request: Request
+) -> EvalAnswer:
+    """Run Python in the warm interpreter, after what it was given before.
+
+    It is interrupted when its time is over, or the client goes away.
+    """
+    sandbox = daemon.engine.get(sandbox_id)
+    done = await while_connected(
+        request,
+        evaluation.evaluate(
+            sandbox, body.code, timeout=body.timeout_secs, output_limit=OUTPUT_LIMIT
+        ),
+    )
+    return EvalAnswer(
+        result=done.result,
+        error=done.error,
+        exit_code=done.exit_code,
+        stdout=done.stdout.decode(errors="replace"),
+        stderr=done.stderr.decode(errors="replace"),
+        timed_out=done.timed_out,
+        state_lost=done.state_lost,
+        truncated=done.truncated,
     )

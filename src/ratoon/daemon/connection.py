@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
+
+from ratoon.concurrency import beside
+from ratoon.errors import RatoonError
 
 T = TypeVar("T")
+
+#: Bytes of a body that are read on after it was refused, so that the client comes to the answer.
+DRAIN_LIMIT = 64 * 1024 * 1024
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -16,19 +23,29 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
     The body of the request has been read.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+    return await beside(work, until_gone(request.receive))
 
 
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def until_gone(receive: Receive) -> NoReturn:
+    """ClientDisconnect, once the client has gone away."""
+    while (await receive())["type"] != "http.disconnect":
         pass
+    raise ClientDisconnect
+
+
+@asynccontextmanager
+async def draining(request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The body of a request, piece by piece. Where the block fails, the rest of it is read on.
+
+    A client that is still sending would not see the answer otherwise.
+    """
+    pieces = request.stream()
+    try:
+        yield pieces
+    except RatoonError:
+        drained = 0
+        async for piece in pieces:
+            drained += len(piece)
+            if drained > DRAIN_LIMIT:
+                break
+        raise

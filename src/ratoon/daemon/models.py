@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ratoon.guest.files import FileType
 from ratoon.sandbox.base import DISK_BYTES, MIB, RAM_BYTES
 from ratoon.sandbox.options import Seconds
 
@@ -198,6 +199,63 @@ class ExecAnswer(Answer):
     timed_out: bool
     truncated: bool
     reason: str | None
+
+
+class EvalRequest(Request):
+    """Python for the sandbox's warm interpreter, which keeps its state from call to call."""
+
+    code: Annotated[str, Field(max_length=1 << 21)]
+    timeout_secs: Timeout = 30
+
+
+class EvalAnswer(Answer):
+    """How code ended.
+
+    `result` is the `repr` of the last statement, where that is an expression whose value is not
+    None; `error` the traceback, or what else went wrong. `exit_code`: 0, 1 for an exception, 124
+    timed out. `state_lost`: the interpreter is gone with all that was in it, and the next call
+    starts a new one.
+    """
+
+    result: str | None
+    error: str | None
+    exit_code: int
+    stdout: str
+    stderr: str
+    timed_out: bool
+    state_lost: bool
+    truncated: bool
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+class FileInfo(Answer):
+    """A file in a guest. `mode` is its permission bits in octal, `target` what a link says."""
+
+    path: str
+    type: FileType
+    size_bytes: int
+    mode: str
+    uid: int
+    gid: int
+    mtime_ns: int
+    target: str | None
+
+
+class Written(Answer):
+    """`size_bytes`: of what was sent."""
+
+    size_bytes: int
+
+
+class Extracted(Answer):
+    """Of an archive: the things in it, its bytes, and what was left out of it, and why."""
+
+    entries: int
+    size_bytes: int
+    left_out: list[str]
+    left_out_count: int
 
 
 # Branches -----------------------------------------------------------------------------------------

@@ -14,9 +14,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 from ratoon import files
 from ratoon.daemon.models import ErrorAnswer
+from ratoon.daemon.responses import AsciiJson
 from ratoon.errors import RatoonError
 
 log = logging.getLogger(__name__)
@@ -26,6 +29,9 @@ _BAD_VALUES = (
     *("greater_than", "less_than", "finite_number", "too_long", "too_short", "string_too"),
     *("string_pattern", "value_error", "multiple_of", "json_invalid"),
 )
+
+#: The status of an answer to a client that has gone away: nginx's.
+_NOBODY_READS = 499
 
 _MEANINGS = {
     400: "The request cannot be right.",
@@ -55,7 +61,7 @@ def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def error_response(status: int, text: str, kind: str, **headers: str) -> JSONResponse:
-    return JSONResponse({"error": text, "kind": kind}, status, headers)
+    return AsciiJson({"error": text, "kind": kind}, status, headers)
 
 
 def install(app: FastAPI) -> None:
@@ -72,6 +78,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         return error_response(error.status_code, error.detail, "HTTP", **(error.headers or {}))
+
+    @app.exception_handler(ClientDisconnect)
+    async def _gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=_NOBODY_READS)
 
     @app.exception_handler(OSError)
     async def _system(request: Request, error: OSError) -> JSONResponse:

@@ -220,6 +220,28 @@ class GuestFiles:
             progress=progress,
         )
 
+    @asynccontextmanager
+    async def archive(
+        self, path: GuestPath, *, owners: bool = False
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """What `download` gets, as the guest packs it: a tar, piece by piece, not to be trusted."""
+        async with conversation(self._agent, "files.pack", path, owners=owners) as stream:
+            yield output(stream)
+
+    async def extract(
+        self,
+        path: GuestPath,
+        archive: AsyncIterable[bytes],
+        *,
+        merge: bool = False,
+        owners: bool = False,
+        parents: bool = False,
+    ) -> Transfer:
+        """As `upload`, of what is in a tar."""
+        return await transfers.extract(
+            self._agent, path, archive, merge=merge, owners=owners, parents=parents
+        )
+
     # Changes --------------------------------------------------------------------------------------
 
     async def mkdir(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterable, Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +97,33 @@ async def upload(
     return Transfer(packer.entries, sent.count, tuple(left_out.listed), left_out.count)
 
 
+async def extract(
+    agent: Agent,
+    path: GuestPath,
+    archive: AsyncIterable[bytes],
+    *,
+    merge: bool,
+    owners: bool,
+    parents: bool,
+) -> Transfer:
+    """See `GuestFiles.extract`."""
+    fields = {"merge": merge, "owners": owners, "parents": parents}
+    sent = _Counter(lambda count: None)
+
+    async def feed(stream: GuestStream) -> None:
+        async for piece in archive:
+            await stream.write(piece)
+            sent.add(len(piece))
+        stream.end_input()
+
+    async with conversation(agent, "files.unpack", path, **fields) as stream:
+        reply = await beside(stream.result(), feed(stream))
+    entries = reply.get("entries")
+    if type(entries) is not int:
+        raise GuestError(f"{stream.name} did not say how the transfer ended")
+    return Transfer(entries, sent.count, *_left_out(stream, reply))
+
+
 async def _feed(stream: GuestStream, packer: Packer, sent: _Counter) -> None:
     chunks = packer.chunks()
     try:
@@ -162,9 +189,9 @@ def _local_errors() -> Iterator[None]:
         raise HostError(f"on this host: {message}") from error
 
 
-def _left_out(stream: GuestStream, reply: dict[str, Any]) -> tuple[list[str], int]:
+def _left_out(stream: GuestStream, reply: dict[str, Any]) -> tuple[tuple[str, ...], int]:
     """What the guest says that it left out, and how much that was."""
     listed, count = reply.get("left_out"), reply.get("left_out_count")
     if not isinstance(listed, list) or type(count) is not int:
         raise GuestError(f"{stream.name} did not say how the transfer ended")
-    return [printable(line) for line in listed[:MAX_LISTED]], count
+    return tuple(printable(line) for line in listed[:MAX_LISTED]), count
