@@ -430,17 +430,18 @@ def test_a_new_session_with_output_held_back(agent: AgentOnHost) -> None:
     assert agent.reply(agent.shell("echo again")) == {"exit_code": 0}
 
 
-def test_a_new_session_ends_stdin_after_what_was_sent(agent: AgentOnHost) -> None:
-    where = f"/tmp/ratoon-stdin-{agent.pid}"
-    stream = agent.shell(f"echo; sleep 0.3; wc -c >{where}.new; mv {where}.new {where}", stdin=True)
-    agent.line(stream)
+def test_stdin_stays_open_for_the_next_session_after_what_was_sent(agent: AgentOnHost) -> None:
+    stream = agent.shell("echo $$; sleep 0.3; wc -c", stdin=True)
+    pid = int(agent.line(stream))
     agent.send(stream, wire.STDIN, bytes(wire.STDIN_WINDOW))
     agent.hello()
     agent.begin(b"second-session--")
-    wait_for(lambda: agent.reply(agent.run("test", "-e", where)) == {"exit_code": 0})
-    reading = agent.shell(f"cat {where}; rm {where}")
-    agent.reply(reading)
-    assert int(agent.stdout(reading)) == wire.STDIN_WINDOW
+    stream = agent.request("attach", pid=pid)
+    agent.send(stream, wire.STDIN, b"more")
+    agent.send(stream, wire.STDIN_END)
+    assert agent.reply(stream) == {"exit_code": 0}
+    assert agent.stdout(stream).decode().split() == [str(pid), str(wire.STDIN_WINDOW + 4)]
+    assert agent.stdin_taken(stream) == 4
 
 
 def test_an_old_timeout_does_not_reach_into_the_new_session(agent: AgentOnHost) -> None:

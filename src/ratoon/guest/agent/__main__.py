@@ -154,15 +154,16 @@ class Agent(Loop):
     # Sending -------------------------------------------------------------------------------------
 
     def send(self, number: int, kind: int, payload: bytes) -> None:
-        self._out += wire.encode(number, kind, payload)
-        self._flush()
+        frames = wire.encode(number, kind, payload)
+        if not self._out:
+            frames = frames[self._write(frames) :]
+        if frames:  # else, mostly, it went as it is: copies are what output costs
+            self._out += frames
+            self._flush()
 
     def _flush(self) -> None:
         while self._out:
-            try:
-                written = os.write(self._port, self._out[:CHUNK])
-            except BlockingIOError:
-                break
+            written = self._write(self._out[:CHUNK])
             if not written:
                 break
             del self._out[:written]
@@ -170,6 +171,12 @@ class Agent(Loop):
             self.congested = True
         elif len(self._out) < OUTPUT_LIMIT // 2:
             self.congested = False
+
+    def _write(self, data: bytes | bytearray) -> int:
+        try:
+            return os.write(self._port, data)  # 0: no host is there
+        except BlockingIOError:
+            return 0
 
 
 def _hear(stream: Stream, kind: int, payload: bytes) -> None:

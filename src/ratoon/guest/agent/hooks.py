@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 
-from .process import ENVIRONMENT
+from .spawn import ENVIRONMENT
 from .stream import Refusal
 
 HOOKS = "/etc/ratoon/rebirth.d"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import signal
-import subprocess
-from collections import deque
 
-from . import wire
+from . import spawn
+from .sink import Sink
+from .stream import CHUNK
+from .tail import Tail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,34 +17,20 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .loop import Loop, Timer
+    from .spawn import Started
     from .stream import Stream
 
-CHUNK = 32 * 1024
-TIMED_OUT, NOT_EXECUTABLE, NOT_FOUND = 124, 126, 127
-ENVIRONMENT = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": "/root",
-    "LANG": "C.UTF-8",
-}
-#: include/uapi/asm-generic/ioctls.h; the module `termios` would be loaded for it alone.
+TIMED_OUT = 124
+#: What ends the input of a terminal, where a line begins.
+END_OF_TRANSMISSION = b"\x04"
+#: More than a terminal holds when its process ends. It cannot be asked.
+TERMINAL_BUFFER = 64 * 1024
+# include/uapi/asm-generic/ioctls.h
 FIONREAD = 0x541B
 
 
-class StartError(Exception):
-    """The program could not be started; `exit_code` is a shell's for this case, 126 or 127."""
-
-    def __init__(self, program: str, cwd: str, error: OSError) -> None:
-        self.exit_code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
-        what = (
-            f"cannot enter the directory {cwd}"
-            if error.filename == cwd
-            else f"cannot execute {program}"
-        )
-        super().__init__(f"{what}: {error.strerror}")
-
-
 class Output:
-    """A pipe that a process writes to, and the kind of frame it feeds."""
+    """A pipe or terminal that a process writes to, and the kind of frame it feeds."""
 
     def __init__(self, fd: int, kind: int) -> None:
         self.fd = fd
@@ -57,68 +43,31 @@ class Output:
 class Process:
     """A program that runs, or has run. Its output goes to `listener`; without one it is drained."""
 
-    def __init__(self, loop: Loop, pid: int, stdin: int | None, outputs: list[Output]) -> None:
-        self.pid = pid
+    def __init__(self, loop: Loop, started: Started) -> None:
+        self.pid = started.pid
         self.listener: Stream | None = None
+        #: Nobody wants to hear the rest of its output, although there is a listener.
+        self.muted = False
+        #: The end of its output.
+        self.tail = Tail()
         #: As of `waitpid`, once it has ended.
         self.status: int | None = None
         self.timed_out = False
         #: Called when it has ended and its output is delivered, in place of a reply to `listener`.
         self.on_end: Callable[[], None] | None = None
+        self.terminal = started.terminal
         self._loop = loop
-        self._stdin = stdin
-        self._stdin_queue: deque[bytes] = deque()
-        self._stdin_ended = False
-        self._stdin_watched = False
-        self._outputs = outputs
+        self._outputs = [Output(fd, kind) for fd, kind in started.outputs]
+        self._stdin: Sink | None = None
+        # Of what is queued for its input: how much an earlier listener has sent.
+        self._foreign = 0
         self._timer: Timer | None = None
         self._then: Callable[[], None] | None = None
-        for output in outputs:
+        if started.stdin is not None:
+            fd = started.stdin
+            self._stdin = Sink(loop, fd, self._taken, lambda: os.close(fd))
+        for output in self._outputs:
             self._watch(output)
-
-    @classmethod
-    def start(
-        cls, loop: Loop, argv: list[str], *, env: dict[str, str], cwd: str, with_stdin: bool
-    ) -> Process:
-        """Start `argv`; raises StartError if the program is missing or cannot be executed."""
-        ours: list[int] = []
-        theirs: list[int] = []
-        try:
-            for _ in ("stdout", "stderr"):
-                read, write = os.pipe2(os.O_CLOEXEC)
-                ours.append(read)
-                theirs.append(write)
-            stdin = subprocess.DEVNULL
-            if with_stdin:
-                stdin, write = os.pipe2(os.O_CLOEXEC)
-                ours.append(write)
-                theirs.append(stdin)
-            # Nothing is inherited that is not meant to be, and so vfork will do: a fork would make
-            # every page of the agent copied on write, here and then in each fork of the sandbox.
-            started = subprocess.Popen(
-                argv,
-                stdin=stdin,
-                stdout=theirs[0],
-                stderr=theirs[1],
-                cwd=cwd,
-                env={**ENVIRONMENT, **env},
-                start_new_session=True,
-                close_fds=False,
-            )
-        except BaseException as error:
-            for fd in ours:
-                os.close(fd)
-            if isinstance(error, OSError):
-                raise StartError(argv[0], cwd, error) from None
-            raise
-        finally:
-            for fd in theirs:
-                os.close(fd)
-        started.returncode = 0  # it is the loop that waits for it, as for all children
-        for fd in ours:
-            os.set_blocking(fd, False)
-        outputs = [Output(ours[0], wire.STDOUT), Output(ours[1], wire.STDERR)]
-        return cls(loop, started.pid, ours[2] if with_stdin else None, outputs)
 
     # Its end ------------------------------------------------------------------------------------
 
@@ -151,7 +100,8 @@ class Process:
         """
         self.status = status
         self.lift_limit()
-        self._close_stdin()
+        if self._stdin is not None:
+            self._stdin.close()
         self.settle(self.on_end or self._reply)
 
     def settle(self, then: Callable[[], None]) -> None:
@@ -161,16 +111,15 @@ class Process:
         """
         self._then = then
         for output in list(self._outputs):
-            output.left = _unread(output.fd)
+            output.left = TERMINAL_BUFFER if self.terminal else _unread(output.fd)
             while output.left and self._move(output):
                 pass
         self._check_settled()
 
-    def hear(self, listener: Stream) -> None:
-        """After it has settled: give `listener` what it writes from here on."""
-        self.listener = listener
-        for output in self._outputs:
-            output.left = None
+    @property
+    def settled(self) -> bool:
+        """Whether it has ended, and nothing of its output is still to be delivered."""
+        return self.status is not None and self._then is None
 
     def _check_settled(self) -> None:
         if self._then is not None and not any(output.left for output in self._outputs):
@@ -193,8 +142,30 @@ class Process:
 
     # Its output ---------------------------------------------------------------------------------
 
+    def hear(self, listener: Stream) -> None:
+        """Give `listener` what it writes from here on; also after it has settled."""
+        self.listener = listener
+        self.muted = False
+        if self._stdin is not None:
+            self._foreign = self._stdin.queued
+        if self.status is None:
+            for output in self._outputs:
+                output.left = None
+        self.resume()
+
+    def leave(self, listener: Stream) -> None:
+        """Nobody listens any more, if `listener` did: what it writes is drained."""
+        if self.listener is listener:
+            self.listener = None
+            self.resume()
+
+    def mute(self) -> None:
+        """Drop what is still to come, although somebody waits for the end."""
+        self.muted = True
+        self.resume()
+
     def resume(self) -> None:
-        """There is room again, or nobody listens any more."""
+        """There is room again, or none is needed."""
         for output in self._outputs:
             if not output.watched:
                 self._watch(output)
@@ -215,26 +186,32 @@ class Process:
 
     def _move(self, output: Output) -> bool:
         """Read once, and pass on what is read; False if there was nothing, or no room for it."""
-        listener = self.listener if output.left != 0 else None
-        room = CHUNK if listener is None else min(listener.room, CHUNK)
-        if output.left:
-            room = min(room, output.left)
-        if listener is not None and not room:
+        left = output.left
+        listener = None if left == 0 or self.muted else self.listener
+        room = CHUNK if listener is None else listener.room
+        if not room:
+            assert listener is not None
             self._unwatch(output)
             listener.wait_for_room()
             return False
         try:
-            data = os.read(output.fd, room)
+            data = os.read(output.fd, min(room, left) if left else room)
         except BlockingIOError:
+            if left and self.terminal:
+                output.left = 0
             return False
+        except OSError:  # EIO: nobody has the terminal open any more
+            data = b""
         if not data:
             self._unwatch(output)
             self._outputs.remove(output)
             os.close(output.fd)
             output.left = 0
             return False
-        if output.left:
-            output.left -= len(data)
+        if left != 0:
+            self.tail.add(output.kind, data)
+        if left:
+            output.left = left - len(data)
         if listener is not None:
             listener.send(output.kind, data)
         return True
@@ -242,58 +219,30 @@ class Process:
     # Its input ----------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        if self._stdin is None or self._stdin_ended:
+        if self._stdin is None:
             self._taken(len(data))
-            return
-        self._stdin_queue.append(data)
-        if not self._stdin_watched:  # else the pipe is full
-            self._pump()
+        else:
+            self._stdin.write(data)
 
     def end_input(self) -> None:
         """Close its stdin, after what is queued."""
-        self._stdin_ended = True
-        if not self._stdin_queue:
-            self._close_stdin()
-
-    def _pump(self) -> None:
-        """Write what the pipe takes, and go on when it takes more."""
-        while self._stdin is not None and self._stdin_queue:
-            data = self._stdin_queue.popleft()
-            try:
-                written = os.write(self._stdin, data)
-            except BlockingIOError:
-                self._stdin_queue.appendleft(data)
-                if not self._stdin_watched:
-                    self._stdin_watched = True
-                    self._loop.watch(self._stdin, self._pump, select.EPOLLOUT)
-                return
-            except OSError:  # nobody reads
-                self._stdin_queue.appendleft(data)
-                self._close_stdin()
-                return
-            if written < len(data):
-                self._stdin_queue.appendleft(data[written:])
-            self._taken(written)
-        if self._stdin_watched and self._stdin is not None:
-            self._stdin_watched = False
-            self._loop.unwatch(self._stdin)
-        if self._stdin_ended:
-            self._close_stdin()
-
-    def _close_stdin(self) -> None:
         if self._stdin is not None:
-            if self._stdin_watched:
-                self._stdin_watched = False
-                self._loop.unwatch(self._stdin)
-            os.close(self._stdin)
-            self._stdin = None
-        if self._stdin_queue:
-            self._taken(sum(map(len, self._stdin_queue)))
-            self._stdin_queue.clear()
+            if self.terminal:
+                self._stdin.write(END_OF_TRANSMISSION)
+            self._stdin.end()
+
+    def resize(self, rows: int, columns: int) -> None:
+        if self.terminal and self._outputs:
+            try:
+                spawn.resize(self._outputs[0].fd, rows, columns)
+            except OSError:  # nobody has it open any more
+                pass
 
     def _taken(self, count: int) -> None:
-        if self.listener is not None:
-            self.listener.taken(count)
+        foreign = min(count, self._foreign)
+        self._foreign -= foreign
+        if self.listener is not None and count > foreign:
+            self.listener.taken(count - foreign)
 
 
 def _unread(fd: int) -> int:

@@ -2,83 +2,225 @@
 
 from __future__ import annotations
 
-from .process import Process, StartError
-from .stream import Stream, operation
+import time
+
+from . import spawn
+from .process import Process
+from .spawn import StartError
+from .stream import Refusal, Stream, operation
+from .users import look_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .__main__ import Agent
     from .stream import Request
 
+#: Processes in the background whose end is remembered.
+REMEMBERED = 32
+#: Characters of a command line that are listed.
+LISTED = 1000
+#: What a program on a terminal is told that the terminal is, unless the request says it.
+TERM = "xterm"
+
+
+class Command(Process):
+    """A process that the host has asked for, and may find again by its pid.
+
+    In the background it is nobody's but its own: whoever listens may leave. A process gets there
+    if it is started so, or if who started it is gone.
+    """
+
+    def __init__(self, agent: Agent, started: spawn.Started, request: Request) -> None:
+        super().__init__(agent, started)
+        self.background = bool(request.get("background"))
+        self._argv = request["argv"]
+        self._user = request.get("user") or "root"
+        self._started_at = time.time()
+
+    def describe(self) -> dict[str, Any]:
+        argv, room = [], LISTED
+        for word in self._argv:
+            if room <= 0:
+                break
+            argv.append(word[:room])
+            room -= len(word)
+        return {
+            "pid": self.pid,
+            "argv": argv,
+            "user": self._user,
+            "started_at": self._started_at,
+            "background": self.background,
+            "terminal": self.terminal,
+            "attached": self.listener is not None,
+            "exit_code": None if self.status is None else self.outcome()["exit_code"],
+        }
+
 
 class Processes:
-    """Those that run; the ones of an older session have no listener."""
+    """Those that run, and the last ones in the background that have ended."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self.running: dict[int, Process] = {}
+        self._commands: dict[int, Command] = {}
 
     def start(self, request: Request) -> Process:
-        """Start what an `exec` asks for; raises StartError."""
-        process = Process.start(
-            self._agent,
-            request["argv"],
-            env=request.get("env") or {},
-            cwd=request.get("cwd") or "/",
-            with_stdin=bool(request.get("stdin")),
-        )
+        """Start a program that the host will not find among its commands; raises StartError."""
+        process = Process(self._agent, _spawn(request))
         self._agent.identity.admit(process.pid)
-        self.running[process.pid] = process
-        self._agent.on_exit(process.pid, lambda status: self._exited(process, status))
-        timeout = request.get("timeout")
-        if timeout is not None:
-            process.limit(timeout)
+        self._agent.on_exit(process.pid, process.exited)
         return process
 
-    def _exited(self, process: Process, status: int) -> None:
-        del self.running[process.pid]
-        process.exited(status)
+    def run(self, request: Request) -> Command:
+        """Start what an `exec` asks for; raises StartError, or Refusal."""
+        timeout = None if request.get("timeout") is None else float(request["timeout"])
+        command = Command(self._agent, _spawn(request), request)
+        self._agent.identity.admit(command.pid)
+        self._agent.on_exit(command.pid, lambda status: self._ended(command, status))
+        self._commands[command.pid] = command
+        if timeout is not None:
+            command.limit(timeout)
+        return command
+
+    def _ended(self, command: Command, status: int) -> None:
+        command.exited(status)
+        self.tidy(command)
+
+    def find(self, pid: int) -> Command:
+        try:
+            return self._commands[pid]
+        except KeyError:
+            raise Refusal(f"no process {pid} was started here", "no-process") from None
+
+    def tidy(self, command: Command) -> None:
+        """Forget it if nobody can want it any more, and the oldest of too many that have ended."""
+        if command.settled and not command.background:
+            if self._commands.get(command.pid) is command:
+                del self._commands[command.pid]
+            return
+        ended = [c for c in self._commands.values() if c.settled and c.listener is None]
+        for old in ended[:-REMEMBERED]:
+            del self._commands[old.pid]
+
+    def describe(self) -> list[dict[str, Any]]:
+        return [command.describe() for command in self._commands.values()]
+
+
+def _spawn(request: Request) -> spawn.Started:
+    size = request.get("terminal")
+    user = look_up(request["user"]) if request.get("user") else None
+    env = dict(user.environment) if user else {}
+    if size:
+        env["TERM"] = TERM
+    env.update(request.get("env") or {})
+    return spawn.start(
+        request["argv"],
+        env=env,
+        cwd=request.get("cwd") or "/",
+        user=user,
+        with_stdin=bool(request.get("stdin")),
+        terminal=(int(size[0]), int(size[1])) if size else None,
+    )
+
+
+class _Listener(Stream):
+    """Hears a command, and has its input. It is there from `start` on, if that did not refuse."""
+
+    command: Command | None = None
+
+    def listen(self, command: Command) -> None:
+        self.command = command
+        command.hear(self)
+
+    def on_input(self, data: bytes) -> None:
+        if self.command is not None:
+            self.command.write(data)
+
+    def on_input_end(self) -> None:
+        if self.command is not None:
+            self.command.end_input()
+
+    def on_resize(self, rows: int, columns: int) -> None:
+        if self.command is not None:
+            self.command.resize(rows, columns)
+
+    def on_signal(self, number: int) -> None:
+        if self.command is not None:
+            self.command.kill(number)
+
+    def on_room(self) -> None:
+        if self.command is not None:
+            self.command.resume()
+
+    def on_cancel(self) -> None:
+        """Whoever started a program in the foreground has no use for it alone."""
+        if self.command is None or self.command.background:
+            self.reply(left=True)
+        else:
+            self.command.mute()
+            self.command.kill()
+
+    def on_end(self) -> None:
+        command = self.command
+        if command is None or command.listener is not self:
+            return
+        if not command.settled and not command.background:  # a new session has begun
+            command.background = True
+            command.lift_limit()
+        command.leave(self)
+        self.agent.processes.tidy(command)
 
 
 @operation("exec")
-class Exec(Stream):
-    """Run a program until it ends. Where the session ends first, it goes on, unheard."""
-
-    _process: Process | None = None
+class Exec(_Listener):
+    """Run a program until it ends; in the foreground, it is killed if it is cancelled."""
 
     def start(self, request: Request) -> None:
         try:
-            self._process = self.agent.processes.start(request)
+            command = self.agent.processes.run(request)
         except StartError as error:
             self.reply(exit_code=error.exit_code, reason=str(error))
             return
-        self._process.listener = self
+        if request.get("announce"):
+            self.started(pid=command.pid)
+        self.listen(command)
 
-    def on_input(self, data: bytes) -> None:
-        assert self._process is not None
-        self._process.write(data)
 
-    def on_input_end(self) -> None:
-        assert self._process is not None
-        self._process.end_input()
+@operation("attach")
+class Attach(_Listener):
+    """Hear the end of what a command has written, then go on as its listener.
 
-    def on_cancel(self) -> None:
-        assert self._process is not None
-        self._process.kill()
+    Whoever listened is turned away: a connection that has died may not know it yet.
+    """
 
-    def on_signal(self, number: int) -> None:
-        assert self._process is not None
-        self._process.kill(number)
+    def start(self, request: Request) -> None:
+        command = self.agent.processes.find(request["pid"])
+        if command.listener is not None:
+            command.background = True
+            command.listener.refuse(f"somebody else has attached to process {command.pid}", "taken")
+        self.started(**command.describe())
+        for kind, data in command.tail:
+            self.send(kind, data)
+        if command.settled:
+            self.reply(**command.outcome())
+        else:
+            self.listen(command)
 
-    def on_room(self) -> None:
-        assert self._process is not None
-        self._process.resume()
 
-    def on_end(self) -> None:
-        process = self._process
-        if process is None:
-            return
-        process.listener = None
-        process.lift_limit()
-        process.resume()
-        process.end_input()
+@operation("processes")
+class List(Stream):
+    def start(self, request: Request) -> None:
+        self.reply(processes=self.agent.processes.describe())
+
+
+@operation("signal")
+class Signal(Stream):
+    """Send a signal to a command's process group."""
+
+    def start(self, request: Request) -> None:
+        command = self.agent.processes.find(request["pid"])
+        if command.status is not None:
+            raise Refusal(f"process {command.pid} has ended", "ended")
+        command.kill(request["signal"])
+        self.reply()

@@ -9,7 +9,7 @@ import signal
 import socket
 
 from . import wire
-from .process import StartError
+from .spawn import StartError
 from .stream import Refusal
 
 TYPE_CHECKING = False

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     Request = dict[str, Any]
     S = TypeVar("S", bound="type[Stream]")
 
+#: What one write to the port takes, as a frame: output in pieces of this size costs the least.
+CHUNK = 32 * 1024 - wire.HEADER.size
+
 #: What a request's "op" may be, and the stream that answers it. Modules add theirs on import.
 operations: dict[str, type[Stream]] = {}
 
@@ -43,7 +46,7 @@ class Stream:
     """A request, what goes to and fro, and the reply that ends it.
 
     Subclasses override `start` and the hooks `on_…`; what these raise refuses the stream. Output
-    must fit `room`. Where there is none, `wait_for_room`, or let a generator do it (`work`).
+    must fit `room`. Where there is none, `wait_for_room`, or let a generator send it (`work`).
     """
 
     def __init__(self, agent: Agent, number: int) -> None:
@@ -55,8 +58,8 @@ class Stream:
 
     @property
     def room(self) -> int:
-        """How many bytes of output may be sent now."""
-        return 0 if self.agent.congested else self.window
+        """How many bytes of output may be sent now: CHUNK or none."""
+        return CHUNK if self.window >= CHUNK and not self.agent.congested else 0
 
     # What the agent says ------------------------------------------------------------------------
 

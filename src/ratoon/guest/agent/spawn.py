@@ -1,0 +1,149 @@
+"""Starting a program: as whom, where, with what for input and output."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import subprocess
+
+from . import wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .users import User
+
+NOT_EXECUTABLE, NOT_FOUND = 126, 127
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "USER": "root",
+    "LOGNAME": "root",
+    "SHELL": "/bin/sh",
+    "LANG": "C.UTF-8",
+}
+# include/uapi/asm-generic/ioctls.h; the module `termios` would be loaded for them alone.
+TIOCSCTTY = 0x540E
+TIOCSWINSZ = 0x5414
+
+
+class StartError(Exception):
+    """The program could not be started; `exit_code` is a shell's for this case, 126 or 127."""
+
+    def __init__(self, program: str, cwd: str, error: OSError) -> None:
+        self.exit_code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+        what = (
+            f"cannot enter the directory {cwd}"
+            if error.filename == cwd
+            else f"cannot execute {program}"
+        )
+        super().__init__(f"{what}: {error.strerror}")
+
+
+class Started:
+    """A program that runs, and the agent's ends of what it reads from and writes to.
+
+    The descriptors are whoever's who has this; none of them blocks.
+    """
+
+    def __init__(
+        self, pid: int, stdin: int | None, outputs: list[tuple[int, int]], terminal: bool
+    ) -> None:
+        self.pid = pid
+        self.stdin = stdin
+        #: Descriptors, and the kind of frame that each feeds.
+        self.outputs = outputs
+        #: Both are the same terminal.
+        self.terminal = terminal
+
+
+def start(
+    argv: list[str],
+    *,
+    env: dict[str, str],
+    cwd: str,
+    user: User | None,
+    with_stdin: bool,
+    terminal: tuple[int, int] | None,
+) -> Started:
+    """Start `argv`; raises StartError if the program is missing or cannot be executed.
+
+    `terminal`: rows and columns of a new one, for input and output.
+    """
+    ours: list[int] = []
+    theirs: list[int] = []
+    try:
+        if terminal is not None:
+            master, slave = os.openpty()
+            ours += [master, os.dup(master)]
+            theirs += [slave]
+            resize(master, *terminal)
+            if user is not None:
+                os.fchown(slave, user.uid, user.gid)
+            pid = _start(argv, env, cwd, user, [slave, slave, slave], terminal=True)
+            outputs = [(ours[0], wire.STDOUT)]
+            stdin: int | None = ours[1]
+        else:
+            for _ in ("stdout", "stderr"):
+                read, write = os.pipe2(os.O_CLOEXEC)
+                ours.append(read)
+                theirs.append(write)
+            read = subprocess.DEVNULL
+            if with_stdin:
+                read, write = os.pipe2(os.O_CLOEXEC)
+                ours.append(write)
+                theirs.append(read)
+            pid = _start(argv, env, cwd, user, [read, *theirs[:2]], terminal=False)
+            outputs = [(ours[0], wire.STDOUT), (ours[1], wire.STDERR)]
+            stdin = ours[2] if with_stdin else None
+    except BaseException as error:
+        for fd in ours:
+            os.close(fd)
+        if isinstance(error, OSError):
+            raise StartError(argv[0], cwd, error) from None
+        raise
+    finally:
+        for fd in theirs:
+            os.close(fd)
+    for fd in ours:
+        os.set_blocking(fd, False)
+    return Started(pid, stdin, outputs, terminal is not None)
+
+
+def resize(terminal: int, rows: int, columns: int) -> None:
+    fcntl.ioctl(terminal, TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def _start(
+    argv: list[str],
+    env: dict[str, str],
+    cwd: str,
+    user: User | None,
+    stdio: list[int],
+    *,
+    terminal: bool,
+) -> int:
+    # Nothing is inherited that is not meant to be, and so vfork will do: a fork would make every
+    # page of the agent copied on write, here and then in each fork of the sandbox. Another user or
+    # a terminal take a fork all the same.
+    started = subprocess.Popen(
+        argv,
+        stdin=stdio[0],
+        stdout=stdio[1],
+        stderr=stdio[2],
+        cwd=cwd,
+        env={**ENVIRONMENT, **env},
+        start_new_session=True,
+        close_fds=False,
+        user=user.uid if user else None,
+        group=user.gid if user else None,
+        extra_groups=user.groups if user else None,
+        preexec_fn=_take_terminal if terminal else None,  # noqa: PLW1509  there is one thread
+    )
+    started.returncode = 0  # it is the loop that waits for it, as for all children
+    return started.pid
+
+
+def _take_terminal() -> None:
+    """In the child: the terminal becomes its session's, for signals and job control."""
+    fcntl.ioctl(0, TIOCSCTTY, 0)
