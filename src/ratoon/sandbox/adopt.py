@@ -79,6 +79,7 @@ async def adopt(store: Store, namespaces: Namespaces, directory: SandboxDirector
 def _recall(sandbox: Sandbox, record: Record) -> None:
     sandbox.created_at_unix = record.created_at_unix
     sandbox.wakes = record.wakes
+    sandbox.forked_from = record.forked_from
     sandbox.branch_count = record.branch_count
     sandbox.last_branch_memory = record.last_branch_memory
 

@@ -49,6 +49,7 @@ class Record(_Model):
     run: RunRecord | None
     #: It resumes when it is used.
     wakes: bool
+    forked_from: str | None = None
     branch_count: int
     last_branch_memory: Path | None
 
