@@ -82,6 +82,11 @@ def _recall(sandbox: Sandbox, record: Record) -> None:
     sandbox.forked_from = record.forked_from
     sandbox.branch_count = record.branch_count
     sandbox.last_branch_memory = record.last_branch_memory
+    for port in record.ports:
+        try:
+            sandbox.publish(port.guest_port, port.host_port)
+        except RatoonError as error:  # somebody else has it by now
+            log.warning("sandbox %s: %s", record.id, error)
 
 
 async def _attach(

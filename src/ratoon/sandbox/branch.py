@@ -65,6 +65,11 @@ class Writing:
             return "writing"
         return "failed" if self.done.cancelled() or self.done.exception() else "ready"
 
+    @property
+    def reason(self) -> str:
+        """Why it failed."""
+        return "it was interrupted" if self.done.cancelled() else str(self.done.exception())
+
 
 @dataclass(frozen=True)
 class _Frozen:

@@ -25,7 +25,7 @@ from ratoon import paths
 from ratoon.artifacts import Progress, silent
 from ratoon.concurrency import to_the_end
 from ratoon.disk.qcow2 import OverlayTemplates
-from ratoon.errors import CommandFailed, InFlight, InvalidInput, NotFound, RatoonError
+from ratoon.errors import CommandFailed, InvalidInput, NotFound, RatoonError
 from ratoon.guest.commands import ExecResult
 from ratoon.host.admission import Admission
 from ratoon.host.cgroups import Cgroups
@@ -43,6 +43,7 @@ from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.fork import Forker
 from ratoon.sandbox.heads import Heads
 from ratoon.sandbox.keeper import keep_time
+from ratoon.sandbox.live import LiveBranches
 from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.pool import Pool
 from ratoon.sandbox.sandbox import Sandbox
@@ -98,8 +99,7 @@ class Engine:
             store, self.images, self._heads, self._brancher, confiner, runtime
         )
         self._sandboxes: dict[str, Sandbox] = {}
-        #: Live branches by tag, until their snapshot is ready; a failed one until it is deleted.
-        self._writing: dict[str, Writing] = {}
+        self._live = LiveBranches()
 
     @classmethod
     @asynccontextmanager
@@ -211,9 +211,7 @@ class Engine:
         The images of the deleted go too, unless a remaining snapshot has the same memory. Of a live
         branch that failed there is no more than the failure to delete; InFlight while it writes.
         """
-        if failed := self._writing.get(tag):
-            self._require_written(failed)
-            del self._writing[tag]
+        if self._live.forget(tag):
             return (tag,)
         before = self._memory_roots()
         try:
@@ -287,9 +285,7 @@ class Engine:
                     self.images.remove(source.manifest.memory_root)
 
     def _forkable(self, tag: str) -> Snapshot:
-        if live := self._writing.get(tag):
-            self._require_written(live)
-            raise NotFound(f"snapshot {tag} failed: {live.done.exception()}")
+        self._live.require_ready(tag)
         return self.store.get(tag)
 
     async def _fork_many(
@@ -328,6 +324,7 @@ class Engine:
         if self.keep:
             sandbox.kept = True
             sandbox.persist()
+        await self._lifecycle.restock(sandbox)
         return sandbox
 
     def _admit(self, sandbox: Sandbox) -> None:
@@ -344,12 +341,15 @@ class Engine:
         """Take over the sandboxes of an engine that is gone."""
         for directory in left:
             try:
-                self._admit(await adopt(self.store, self.namespaces, directory))
+                sandbox = await adopt(self.store, self.namespaces, directory)
             except RatoonError as error:
                 lost(directory, error)
+            else:
+                self._admit(sandbox)
+                await self._lifecycle.restock(sandbox)
 
     async def _let_go(self) -> None:
-        await asyncio.gather(*(live.done for live in self.writing), return_exceptions=True)
+        await self._live.settle()
         for sandbox in self.sandboxes:
             await sandbox.let_go()
         await self.namespaces.let_go()
@@ -361,34 +361,24 @@ class Engine:
 
         `diff`: what changed since its last branch, or its fork; `full`: all of it, of depth 0.
         """
-        return await self._brancher.branch(sandbox, tag, *_of_parent(sandbox), mode=mode)
+        branched = await self._brancher.branch(sandbox, tag, *_of_parent(sandbox), mode=mode)
+        await self._lifecycle.restock(sandbox)
+        return branched
 
     async def begin_branch(self, sandbox: Sandbox, tag: str, mode: Mode = "diff") -> Writing:
         """As `branch`, but returns when the sandbox runs again; `writing` tells what became of it.
 
         Until then the snapshot can be neither forked nor deleted (InFlight).
         """
-        if (live := self._writing.get(tag)) and live.status == "writing":
-            self._require_written(live)
+        self._live.require_written(tag)
         live = await self._brancher.begin(sandbox, tag, *_of_parent(sandbox), mode=mode)
-        self._writing[tag] = live
-        live.done.add_done_callback(lambda done: self._written(live))
+        self._live.add(live)
         return live
 
     @property
     def writing(self) -> tuple[Writing, ...]:
         """The live branches whose snapshots are still being written, or that failed."""
-        return tuple(self._writing.values())
-
-    def _written(self, live: Writing) -> None:
-        if live.status == "ready":
-            del self._writing[live.tag]
-        else:
-            log.warning("snapshot %s was not written: %s", live.tag, live.done.exception())
-
-    def _require_written(self, live: Writing) -> None:
-        if live.status == "writing":
-            raise InFlight(f"snapshot {live.tag} is still being written; try again")
+        return self._live.all
 
     # Standby --------------------------------------------------------------------------------------
 
@@ -398,7 +388,9 @@ class Engine:
 
     async def resume(self, sandbox: Sandbox) -> Stages:
         """Let a sandbox in standby go on."""
-        return await self._lifecycle.resume(sandbox)
+        stages = await self._lifecycle.resume(sandbox)
+        await self._lifecycle.restock(sandbox)
+        return stages
 
     async def reset(self, sandbox: Sandbox) -> Stages:
         """Take a running sandbox back to its last branch, or to the snapshot it was forked from."""
@@ -415,7 +407,7 @@ class Engine:
 
     async def settle(self) -> None:
         """Wait until no snapshot and no image is being made in the background."""
-        await asyncio.gather(*(live.done for live in self.writing), return_exceptions=True)
+        await self._live.settle()
         await self._heads.settle()
 
     async def kill_all(self) -> None:

@@ -25,5 +25,7 @@ class SandboxOptions(BaseModel):
     ttl_seconds: Seconds | None = None
     #: It goes to standby when it has not been used for so long, and wakes when it is; None: never.
     idle_seconds: Seconds | None = None
+    #: A machine is kept started for its next reset, which is sooner then.
+    spare: bool = False
     #: What its user wants to find it by.
     metadata: dict[str, str] = {}

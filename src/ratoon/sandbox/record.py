@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ratoon.files import write_durable
+from ratoon.network.ports import PublishedPort
 from ratoon.sandbox.heads import MappedMemory
 from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.options import SandboxOptions
@@ -52,6 +53,7 @@ class Record(_Model):
     forked_from: str | None = None
     branch_count: int
     last_branch_memory: Path | None
+    ports: tuple[PublishedPort, ...] = ()
 
 
 def boot_id() -> str:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from ratoon.errors import Conflict, GuestError, MachineDied
+from ratoon.errors import Conflict, GuestError, MachineDied, RatoonError
 from ratoon.guest import commands
 from ratoon.guest.channel import Channel, GuestStream
 from ratoon.guest.commands import ExecResult
+from ratoon.guest.evaluation import EvalResult, Listener, evaluate
+from ratoon.guest.files import GuestFiles
 from ratoon.network.policy import NONE, NetworkPolicy
+from ratoon.network.ports import Ports, PublishedPort
 from ratoon.sandbox.confinement import loosen
 from ratoon.sandbox.deaths import explained
 from ratoon.sandbox.directory import SandboxDirectory
@@ -23,8 +27,11 @@ from ratoon.sandbox.heads import MappedMemory
 from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.record import Record, forget_record, record_of, write_record
+from ratoon.sandbox.start import Prepared
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.vmm.driver import Machine
+
+log = logging.getLogger(__name__)
 
 State = Literal["running", "standby", "dead", "killed"]
 
@@ -65,6 +72,8 @@ class Sandbox:
         self.stages: dict[str, float] = {}
         self.fork_ms = 0.0
         self.created_at_unix = time.time()
+        #: The published snapshot that it was forked from.
+        self.forked_from = parent.manifest.reference.tag if parent else None
         #: How many snapshots were made of it, and where the memory of the last one is.
         self.branch_count = 0
         self.last_branch_memory: Path | None = None
@@ -77,6 +86,12 @@ class Sandbox:
         #: Whether it resumes by itself when it is used in standby, and how.
         self.wakes = False
         self.wake: Callable[[Sandbox], Awaitable[object]] = _nothing
+        #: A machine that is being started, or waits, for its next reset.
+        self.spare: asyncio.Task[Prepared] | None = None
+        #: Its files, as its processes see them.
+        self.files = GuestFiles(self)
+        #: Its ports that are published on the host's loopback.
+        self._ports = Ports(self.dial)
         #: Called once it has been killed.
         self.on_killed: Callable[[Sandbox], None] = lambda sandbox: None
         self._killed = False
@@ -93,7 +108,7 @@ class Sandbox:
 
     @property
     def snapshot_tag(self) -> str | None:
-        """The published snapshot that it was forked from, or its last branch."""
+        """The published snapshot that it stands on: its last branch, or what it was forked from."""
         return self.parent.manifest.reference.tag if self.parent else None
 
     @property
@@ -157,8 +172,10 @@ class Sandbox:
                     options=self.options,
                     run=record_of(self._incarnation) if self._incarnation else None,
                     wakes=self.wakes,
+                    forked_from=self.forked_from,
                     branch_count=self.branch_count,
                     last_branch_memory=self.last_branch_memory,
+                    ports=self.ports,
                 ),
             )
 
@@ -220,6 +237,37 @@ class Sandbox:
         """
         return await commands.exec(self, argv, env=env, cwd=cwd, stdin=stdin, timeout=timeout)
 
+    async def eval(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        on_stdout: Listener | None = None,
+        on_stderr: Listener | None = None,
+    ) -> EvalResult:
+        """Run Python `code` in the sandbox's interpreter, which keeps its state; see `evaluate`."""
+        return await evaluate(self, code, timeout=timeout, on_stdout=on_stdout, on_stderr=on_stderr)
+
+    def dial(self, port: int) -> AbstractAsyncContextManager[GuestStream]:
+        """A TCP connection to `port` of the guest's own loopback; nothing is published."""
+        return self.open("dial", port=port)
+
+    @property
+    def ports(self) -> tuple[PublishedPort, ...]:
+        """Its ports that are published on the host's loopback."""
+        return self._ports.published
+
+    def publish(self, guest_port: int, host_port: int = 0) -> PublishedPort:
+        """Have a port of the host's loopback lead to one in the guest; see `Ports.publish`."""
+        port = self._ports.publish(guest_port, host_port)
+        self.persist()
+        return port
+
+    async def unpublish(self, host_port: int) -> None:
+        """Close a published port and its connections. NotFound."""
+        await self._ports.unpublish(host_port)
+        self.persist()
+
     # The end --------------------------------------------------------------------------------------
 
     async def kill(self) -> None:
@@ -229,18 +277,47 @@ class Sandbox:
         self._killed = True
         self.kept = False
         forget_record(self._directory.path)  # whoever comes upon the rest removes it
+        await self._ports.close()
         if self._incarnation:
             await self._incarnation.end()
         async with self.changing:  # a branch that has begun publishes, or fails, at once
             if self._incarnation:  # of a reset or resume that was under way
                 await self._incarnation.end()
+            await self.drop_spare()
             await loosen(self._directory.path)
             self._directory.remove()
         self.on_killed(self)
 
+    async def take_spare(self) -> Prepared | None:
+        """The machine that waits for its reset, if it is of use."""
+        spare, self.spare = self.spare, None
+        if spare is None or self.parent is None:
+            return None
+        try:
+            prepared = await spare
+        except RatoonError as error:
+            log.warning("sandbox %s has no spare machine: %s", self.id, error)
+            return None
+        fits = prepared.snapshot_id == self.parent.manifest.id
+        if fits and not prepared.machine.has_died:
+            return prepared
+        await prepared.discard()
+        return None
+
+    async def drop_spare(self) -> None:
+        """End the machine that waits for its reset."""
+        spare, self.spare = self.spare, None
+        if spare:
+            spare.cancel()
+            await asyncio.wait((spare,))
+            if not spare.cancelled() and not spare.exception():
+                await spare.result().discard()
+
     async def let_go(self) -> None:
         """Leave it as it is, for another process to take over; this one does no more with it."""
         async with self.changing:
+            await self._ports.close()
+            await self.drop_spare()
             if self._incarnation:
                 await self._incarnation.let_go()
             self._directory.let_go()

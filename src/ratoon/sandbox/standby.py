@@ -2,7 +2,8 @@
 
 In standby a sandbox is a snapshot of its own: its directory holds its memory, device state and
 disk, and no process is left. A resume starts a machine on that. A reset starts one on what the
-sandbox stands on otherwise, and ends the machine that it replaces.
+sandbox stands on otherwise, and ends the machine that it replaces; one that was started for that
+beforehand, a spare, needs no more than its device state.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.layer import publish_layer
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.sandbox.stages import Stages
-from ratoon.sandbox.start import Starter, explaining, read_verified
+from ratoon.sandbox.start import Prepared, Starter, explaining, read_verified
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Lifecycle:
                 await thaw(sandbox.id, run)
                 raise
         with stages("end"):
+            await sandbox.drop_spare()
             sandbox.wakes = wakes
             sandbox.become(None)
             await run.end()
@@ -113,16 +115,31 @@ class Lifecycle:
             with stages("end"):
                 await before.end()
             sandbox.directory.forget_overlays(after.overlay)
+            self._stock(sandbox)
         return stages
 
+    async def restock(self, sandbox: Sandbox) -> None:
+        """Have the spare machine of a sandbox, if it is to have one, fit what it stands on."""
+        if sandbox.options.spare:
+            async with sandbox.changing:
+                await sandbox.drop_spare()
+                self._stock(sandbox)
+
+    def _stock(self, sandbox: Sandbox) -> None:
+        if sandbox.options.spare and sandbox.state == "running":
+            sandbox.spare = asyncio.create_task(self._prepare(sandbox, Stages()))
+
     async def _start(self, sandbox: Sandbox, stages: Stages, *, resume: bool) -> Incarnation:
+        prepared = await sandbox.take_spare() or await self._prepare(sandbox, stages)
+        return await self._starter.wake(
+            sandbox.id, sandbox.machine_id, prepared, stages, resume=resume
+        )
+
+    async def _prepare(self, sandbox: Sandbox, stages: Stages) -> Prepared:
         parent = sandbox.parent
         assert parent is not None, "only a base's own boot has no parent"
         with explaining(f"sandbox {sandbox.id} was not started"):
             state = await read_verified(parent, stages)
-            prepared = await self._starter.prepare(
+            return await self._starter.prepare(
                 sandbox.directory, parent, state, sandbox.options, stages
-            )
-            return await self._starter.wake(
-                sandbox.id, sandbox.machine_id, prepared, stages, resume=resume
             )

@@ -39,6 +39,8 @@ REBIRTH_TIMEOUT = 60.0
 class Prepared:
     """A machine that waits for its device state, with its RAM as it must be."""
 
+    #: The id of the snapshot that it was started on.
+    snapshot_id: str
     machine: Machine
     state: bytes
     memory: MappedMemory
@@ -110,7 +112,13 @@ class Starter:
                 )
                 machine = await self._start(launch, memory, patch, stages)
         return Prepared(
-            machine, state, memory, overlay, launch.runtime, namespace=confined.namespace
+            twin.manifest.id,
+            machine,
+            state,
+            memory,
+            overlay,
+            launch.runtime,
+            confined.namespace,
         )
 
     async def limit(self, directory: SandboxDirectory, prepared: Prepared, limits: Limits) -> None:

@@ -1,0 +1,53 @@
+"""Live branches: snapshots that are still being written while their sandboxes run on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from ratoon.errors import InFlight, NotFound
+from ratoon.sandbox.branch import Writing
+
+log = logging.getLogger(__name__)
+
+
+class LiveBranches:
+    """By tag, until the snapshot is ready; a failed one until it is deleted, or made anew."""
+
+    def __init__(self) -> None:
+        self._live: dict[str, Writing] = {}
+
+    @property
+    def all(self) -> tuple[Writing, ...]:
+        """Those that are being written, and those that failed."""
+        return tuple(self._live.values())
+
+    def add(self, live: Writing) -> None:
+        self._live[live.tag] = live
+        live.done.add_done_callback(lambda done: self._written(live))
+
+    def require_ready(self, tag: str) -> None:
+        """InFlight: snapshot `tag` is still being written. NotFound: that failed, and why."""
+        self.require_written(tag)
+        if live := self._live.get(tag):
+            raise NotFound(f"snapshot {tag} was not written: {live.reason}")
+
+    def require_written(self, tag: str) -> None:
+        """InFlight: snapshot `tag` is still being written."""
+        if (live := self._live.get(tag)) and live.status == "writing":
+            raise InFlight(f"snapshot {tag} is still being written; try again")
+
+    def forget(self, tag: str) -> bool:
+        """Forget a failure; whether there was one. InFlight: it is still being written."""
+        self.require_written(tag)
+        return self._live.pop(tag, None) is not None
+
+    async def settle(self) -> None:
+        """Wait until none is being written."""
+        await asyncio.gather(*(live.done for live in self.all), return_exceptions=True)
+
+    def _written(self, live: Writing) -> None:
+        if live.status == "ready":
+            del self._live[live.tag]
+        else:
+            log.warning("snapshot %s was not written: %s", live.tag, live.reason)
