@@ -14,7 +14,6 @@ Sandboxes end with the engine; snapshots stay.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -33,7 +32,6 @@ from ratoon.host.figures import read_figures
 from ratoon.host.hierarchies import hierarchies
 from ratoon.memory.image import ImageStore
 from ratoon.network.namespaces import Namespaces
-from ratoon.network.policy import NONE, NetworkPolicy
 from ratoon.sandbox.adopt import adopt, lost
 from ratoon.sandbox.base import DISK_BYTES, MIB, RAM_BYTES, BaseBuilder, Built
 from ratoon.sandbox.branch import Branched, Brancher, Mode, Writing
@@ -59,8 +57,6 @@ from ratoon.snapshot.store import Store
 from ratoon.vmm.driver import Accelerator
 
 __all__ = ["DISK_BYTES", "MIB", "RAM_BYTES", "Built", "Engine"]
-
-log = logging.getLogger(__name__)
 
 EXEC_TIMEOUT = 600.0
 
@@ -95,9 +91,9 @@ class Engine:
         self.pool.reserve = self._forker.reserve
         self._brancher = Brancher(store, self._heads, templates, buffers)
         self._lifecycle = Lifecycle(self._heads, starter, buffers)
-        self._bases = BaseBuilder(
-            store, self.images, self._heads, self._brancher, confiner, runtime
-        )
+        bases = BaseBuilder(store, self.images, self._heads, self._brancher, confiner, runtime)
+        #: Boots an image cold and publishes it as a base.
+        self.from_image = bases.from_image
         self._sandboxes: dict[str, Sandbox] = {}
         self._live = LiveBranches()
 
@@ -140,31 +136,6 @@ class Engine:
                     runtime.rmdir()
 
     # Snapshots ------------------------------------------------------------------------------------
-
-    async def from_image(
-        self,
-        image: str,
-        tag: str,
-        *,
-        ram_bytes: int = RAM_BYTES,
-        vcpus: int = 1,
-        disk_bytes: int = DISK_BYTES,
-        network: NetworkPolicy = NONE,
-        progress: Progress = silent,
-    ) -> Built:
-        """Boot `image` (`debian`) cold and publish it as the base snapshot `tag`.
-
-        `network`: what its forks may reach unless they are given something else.
-        """
-        return await self._bases.from_image(
-            image,
-            tag,
-            ram_bytes=ram_bytes,
-            vcpus=vcpus,
-            disk_bytes=disk_bytes,
-            network=network,
-            progress=progress,
-        )
 
     async def snapshot_diff(
         self,
