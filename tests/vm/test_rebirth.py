@@ -51,13 +51,35 @@ async def test_forks_of_an_old_snapshot_live_in_the_present(
             await assert_in_the_present(each)
 
 
-#: Notes the machine-id as fast as it can be read, in one read each.
+#: Notes the time and who it is, as fast as it can be read.
 WATCH = """
-import os
+import os, time
+def read(path):
+    with open(path, "rb", buffering=0) as file:
+        return file.read(64).strip().decode()
 while True:
-    with open("/etc/machine-id", "rb", buffering=0) as file:
-        os.write(1, file.read(64))
+    names = read("/proc/sys/kernel/hostname"), read("/etc/machine-id")
+    uuid = read("/proc/sys/kernel/random/uuid")
+    os.write(1, f"{time.monotonic_ns()} {names[0]} {names[1]} {uuid}\\n".encode())
 """
+
+
+async def notes(sandbox: Sandbox) -> tuple[int, list[list[str]]]:
+    """How many notes are of before the fork, and those written after it, words apart."""
+    own = [sandbox.id, (await sh(sandbox, "cat /etc/machine-id")).strip()]
+    await sh(sandbox, f"until grep -q '{own[0]} {own[1]}' /dev/shm/notes; do sleep 0.05; done")
+    lines = (await sh(sandbox, "head -n -1 /dev/shm/notes")).splitlines()
+    words = [line.split(" ") for line in lines]
+    times = [int(line[0]) for line in words]
+    assert times == sorted(times), "the monotonic clock went back"
+    first = [line[1:3] for line in words].index(own)
+    assert all(line[1:3] == own for line in words[first:])
+    # One note may have been under way: its parts are of either side.
+    old = words[first - 2][1:3]
+    assert own[0] not in old
+    assert own[1] not in old
+    assert all(line[1:3] == old for line in words[: first - 1])
+    return first, words[first + 1 :]
 
 
 async def test_nothing_runs_in_a_fork_before_it_is_reborn(
@@ -70,27 +92,22 @@ async def test_nothing_runs_in_a_fork_before_it_is_reborn(
         await rebirth(channel, name, machine_id, resume=resume, timeout=timeout)
 
     async with await engine.fork_one("base") as source:
-        await sh(source, f"setsid python3 -c '{WATCH}' >/dev/shm/ids 2>&1 & sleep 0.5")
-        source_id = (await sh(source, "cat /etc/machine-id")).strip()
+        await sh(source, f"setsid python3 -c '{WATCH}' >/dev/shm/notes 2>&1 &")
+        await sh(source, "until [ $(wc -l </dev/shm/notes) -gt 100 ]; do sleep 0.05; done")
         await engine.branch(source, "watched")
-        noted = await sh(source, "wc -l </dev/shm/ids")
-        assert int(noted) > 100
-        await sh(source, f"until [ $(wc -l </dev/shm/ids) -gt {noted.strip()} ]; do :; done")
+        noted = int(await sh(source, "wc -l </dev/shm/notes"))
+        await sh(source, f"until [ $(wc -l </dev/shm/notes) -gt {noted} ]; do sleep 0.05; done")
 
-    counts = []
+    found = []
     rebirth = Channel.rebirth
     async with await engine.fork_one("watched") as quick:
         monkeypatch.setattr(Channel, "rebirth", slowly)
         async with await engine.fork_one("watched") as slow:
-            for fork in (quick, slow):
-                await sh(fork, "grep -q $(cat /etc/machine-id) /dev/shm/ids || sleep 1")
-                ids = (await sh(fork, "uniq -c /dev/shm/ids")).split()
-                assert ids[1::2] == [source_id, ids[3]]
-                assert ids[3] == (await sh(fork, "cat /etc/machine-id")).strip()
-                counts.append(ids[0])
-    # Both have noted the source's id as often as the snapshot had, to the line.
-    assert counts[0] == counts[1]
-    assert int(counts[0]) <= int(noted)
+            found = [await notes(fork) for fork in (quick, slow)]
+    # Both have as many notes of the source's as the snapshot had, to the line.
+    assert found[0][0] == found[1][0] <= noted + 1
+    uuids = [{line[3] for line in lines} for _, lines in found]
+    assert not uuids[0] & uuids[1]
 
 
 async def test_a_guest_that_does_not_freeze_is_branched_with_a_warning(
