@@ -9,13 +9,15 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 import ratoon
-from ratoon.daemon import branches, commands, files, problems, sandboxes, snapshots, system
+from ratoon.daemon import branches, commands, files, problems, sandboxes, snapshots, store, system
 from ratoon.daemon.auth import Guard
 from ratoon.daemon.context import Daemon
 from ratoon.daemon.settings import Settings
 from ratoon.sandbox.engine import Engine
 
-_ROUTERS = [each.router for each in (system, snapshots, sandboxes, branches, commands, files)]
+_ROUTERS = [
+    each.router for each in (system, store, snapshots, sandboxes, branches, commands, files)
+]
 
 
 def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:

@@ -27,7 +27,8 @@ class Slots:
         """Overloaded if all are taken."""
         if self.taken >= self.cap:
             raise Overloaded(
-                f"{self.taken} {self._what} are under way, and {self.cap} may be; try again later"
+                f"{self._what} under way: {self.taken}, and no more than {self.cap} may be; "
+                "try again later"
             )
         self.taken += 1
         try:
@@ -43,6 +44,8 @@ class Daemon:
         self.engine = engine
         self.settings = settings
         self.branches = Slots(settings.branch_cap, "branches")
+        #: Checks read the whole store.
+        self.checks = Slots(1, "checks of the store")
         #: Of the last fork that did not start all its sandboxes: of which snapshot, and the errors.
         self.failures: tuple[str | None, Sequence[RatoonError]] = None, ()
 

@@ -21,6 +21,17 @@ Timeout = Annotated[float, Field(gt=0, le=86400)]
 Word = Annotated[str, Field(pattern=r"^[^\x00]*$", max_length=1 << 20)]
 
 
+#: At most 64 short pairs; they are written down with the sandbox.
+Metadata = Annotated[
+    dict[
+        Annotated[str, Field(min_length=1, max_length=256)], Annotated[str, Field(max_length=4096)]
+    ],
+    Field(max_length=64),
+]
+#: How many sandboxes at once.
+Many = Annotated[int, Field(ge=1, le=1000)]
+
+
 class Request(BaseModel):
     """A body that a client sends."""
 
@@ -108,22 +119,39 @@ class CompactRequest(Request):
 # Sandboxes ----------------------------------------------------------------------------------------
 
 
-class ForkOptions(Request):
-    """What the new sandboxes get besides their snapshot."""
+class LimitsOfSandbox(Request):
+    """What a sandbox may use of its host; null: no limit. See `ratoon.host.limits.Limits`."""
 
+    memory_mib: Annotated[int, Field(gt=0, le=1 << 24)] | None = None
+    cpus: Annotated[float, Field(gt=0, le=1 << 16)] | None = None
+    pids: Annotated[int, Field(gt=0, le=1 << 20)] | None = None
+    disk_mib: Annotated[int, Field(gt=0, le=1 << 24)] | None = None
+
+
+class ForkOptions(Request):
+    """What new sandboxes get besides their snapshot.
+
+    `network`: `none`, `outbound`, or `allow:CIDR:PORT,…`; null: what the snapshot says.
+    `ttl_seconds`: killed so long after its fork; `idle_seconds`: in standby after so long without
+    use, and awake when it is used. `spare`: a machine is kept started for its next reset.
+    """
+
+    network: str | None = None
+    limits: LimitsOfSandbox = LimitsOfSandbox()
     ttl_seconds: Seconds | None = None
     idle_seconds: Seconds | None = None
-    metadata: dict[str, str] = {}
+    spare: bool = False
+    metadata: Metadata = {}
 
 
 class ForkRequest(ForkOptions):
-    """`memory_limit_mib` bounds what a sandbox may take of the host's memory.
+    """`memory_limit_mib` is `limits.memory_mib`, as clients of another runtime know it.
 
-    The rest is there for clients of another runtime, and changes nothing.
+    The flags are theirs too, and change nothing.
     """
 
     snapshot_tag: str
-    n: Annotated[int, Field(ge=1, le=1000)] = 1
+    n: Many = 1
     memory_limit_mib: Annotated[int, Field(gt=0, le=1 << 24)] | None = None
     per_child_netns: bool = False
     prewarm: bool | None = None
@@ -131,10 +159,26 @@ class ForkRequest(ForkOptions):
     hugepages: bool = False
 
 
-class SandboxInfo(Answer):
-    """A sandbox. `pid` is that of its machine, and null in standby.
+class ForkSandboxRequest(ForkOptions):
+    """Options that are not given are those of the sandbox."""
 
-    `stages_ms` are those of its fork, `fork_ms` is all of it until its agent had answered.
+    n: Many = 1
+
+
+class OptionsRequest(Request):
+    """What is given is changed; null takes it away. `ttl_seconds` counts from the fork."""
+
+    ttl_seconds: Seconds | None = None
+    idle_seconds: Seconds | None = None
+    metadata: Metadata = {}
+
+
+class SandboxInfo(Answer):
+    """A sandbox. `pid` is that of its machine, and null where it has none.
+
+    `snapshot_tag`: what it was forked from; `stands_on`: its last branch, or the same.
+    `idle_for_seconds`: for how long nobody has used it. `stages_ms` are those of its fork,
+    `fork_ms` is all of it until its agent had answered; a daemon that took it over knows neither.
     """
 
     id: str
@@ -148,11 +192,23 @@ class SandboxInfo(Answer):
     last_branch_memory_path: str | None
     branch_count: int
     state: Literal["running", "standby", "dead", "killed"]
+    stands_on: str
     accelerator: Literal["tcg", "kvm"]
+    network: str
+    limits: LimitsOfSandbox
     ttl_seconds: float | None
     idle_seconds: float | None
+    idle_for_seconds: float
+    spare: bool
     metadata: dict[str, str]
     fork_ms: float
+    stages_ms: dict[str, float]
+
+
+class Changed(Answer):
+    """A sandbox after a change, and how long the stages of that took, in milliseconds."""
+
+    sandbox: SandboxInfo
     stages_ms: dict[str, float]
 
 
@@ -256,6 +312,109 @@ class Extracted(Answer):
     size_bytes: int
     left_out: list[str]
     left_out_count: int
+
+
+# The store ----------------------------------------------------------------------------------------
+
+
+class LineageNode(Answer):
+    """A snapshot's place in the forest: `level` counts from its root, `depth` the layers below."""
+
+    tag: str
+    level: int
+    parent: str | None
+    children: list[str]
+    depth: int | None
+    created_at_unix: int | None
+    note: str | None
+
+
+class ChangedFile(Answer):
+    path: str
+    what: list[str]
+
+
+class FileDifferences(Answer):
+    added: list[str]
+    removed: list[str]
+    changed: list[ChangedFile]
+
+
+class Differences(Answer):
+    """What differs between two snapshots. Pages are of 4096 bytes.
+
+    `files` is null where the disks differ but cannot be read as file systems; `no_files` says why.
+    """
+
+    ram_pages: int
+    changed_pages: int
+    disk_bytes: int
+    changed_disk_bytes: int
+    files: FileDifferences | None
+    no_files: str | None
+
+
+class DiskUsage(Answer):
+    """In bytes: `own` is what would become free if this alone were deleted, `shared` the rest."""
+
+    own_bytes: int
+    shared_bytes: int
+    total_bytes: int
+
+
+class StoreUsage(Answer):
+    """What everything takes on the disk; `images` are by memory root."""
+
+    total_bytes: int
+    snapshots: dict[str, DiskUsage]
+    images: dict[str, DiskUsage]
+    sandboxes: dict[str, DiskUsage]
+    other: DiskUsage
+
+
+class CheckRequest(Request):
+    """`read_data`: compare all data with its digests; `subset`, `n/t`: part n of t of it."""
+
+    read_data: bool = False
+    subset: str | None = None
+
+
+class Finding(Answer):
+    """Something that is not as it should be, and what to do about it."""
+
+    severity: Literal["damage", "minor", "note"]
+    kind: str
+    snapshot: str | None
+    file: str
+    page: int | None
+    what: str
+    way_out: str
+
+
+class CheckReport(Answer):
+    """`sound`: there is nothing but notes. `in_use`: held by somebody, and so not judged."""
+
+    sound: bool
+    findings: list[Finding]
+    snapshots: int
+    images: int
+    bytes_read: int
+    in_use: list[str]
+
+
+class PoolInfo(Answer):
+    """Machines that wait, started, to become sandboxes of a snapshot; `private_bytes` in all."""
+
+    tag: str
+    wanted: int
+    ready: int
+    private_bytes: int
+
+
+class PoolRequest(Request):
+    """How many machines shall wait; 0: none."""
+
+    size: Annotated[int, Field(ge=0, le=1000)]
 
 
 # Branches -----------------------------------------------------------------------------------------

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from collections.abc import Coroutine, Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import ValidationError
 
 from ratoon.daemon.connection import while_connected
-from ratoon.daemon.context import TheDaemon
-from ratoon.daemon.models import Failures, ForkOptions, ForkRequest, Pong, SandboxInfo
+from ratoon.daemon.context import Daemon, TheDaemon
+from ratoon.daemon.models import (
+    Changed,
+    Failures,
+    ForkOptions,
+    ForkRequest,
+    ForkSandboxRequest,
+    LimitsOfSandbox,
+    OptionsRequest,
+    Pong,
+    SandboxInfo,
+)
 from ratoon.daemon.problems import answers, error_answer
-from ratoon.errors import GuestError, RatoonError
+from ratoon.errors import GuestError, InvalidInput, RatoonError
+from ratoon.host.limits import Limits
+from ratoon.network.policy import NetworkPolicy
+from ratoon.sandbox.engine import MIB
 from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.snapshot.manifest import first_error
 
 router = APIRouter(tags=["sandboxes"])
 
 #: Seconds a guest may take to answer a ping.
 PING_TIMEOUT = 10.0
+
+Outcomes = Sequence[Sandbox | RatoonError]
 
 
 @router.post("/v1/sandboxes", status_code=201, responses=answers(400, 404, 409, 503))
@@ -27,23 +47,25 @@ async def fork(
     Where some of them did not start, the header `Ratoon-Failed` says how many, and
     `/v1/sandboxes/failures` why.
     """
-    made = await while_connected(
-        request, daemon.engine.fork(body.snapshot_tag, body.n, _options(body))
-    )
-    alive = [each for each in made if isinstance(each, Sandbox)]
-    failures = [each for each in made if isinstance(each, RatoonError)]
-    if failures:
-        daemon.failures = body.snapshot_tag, failures
-        if not alive:
-            raise failures[0]
-        response.headers["Ratoon-Failed"] = str(len(failures))
-    return [summarise(each) for each in alive]
+    options = _options(body, body.memory_limit_mib)
+    work = daemon.engine.fork(body.snapshot_tag, body.n, options)
+    return await _forked(daemon, request, response, work, body.snapshot_tag)
 
 
-@router.get("/v1/sandboxes", responses=answers())
-async def list_sandboxes(daemon: TheDaemon) -> list[SandboxInfo]:
-    """All sandboxes."""
-    return [summarise(each) for each in daemon.engine.sandboxes]
+@router.get("/v1/sandboxes", responses=answers(400))
+async def list_sandboxes(
+    daemon: TheDaemon,
+    metadata: Annotated[list[str], Query(description="KEY:VALUE; all of them must be so.")] = [],  # noqa: B006
+    state: Literal["running", "standby", "dead"] | None = None,
+) -> list[SandboxInfo]:
+    """All sandboxes, or those that are as asked for."""
+    wanted = [_pair(each) for each in metadata]
+    return [
+        summarise(each)
+        for each in daemon.engine.sandboxes
+        if state in (None, each.state)
+        and all(each.options.metadata.get(key) == value for key, value in wanted)
+    ]
 
 
 @router.get("/v1/sandboxes/failures", responses=answers())
@@ -57,6 +79,16 @@ async def failures(daemon: TheDaemon) -> Failures:
 async def get_sandbox(sandbox_id: str, daemon: TheDaemon) -> SandboxInfo:
     """One sandbox."""
     return summarise(daemon.engine.get(sandbox_id))
+
+
+@router.patch("/v1/sandboxes/{sandbox_id}", responses=answers(400, 404))
+async def change_sandbox(sandbox_id: str, body: OptionsRequest, daemon: TheDaemon) -> SandboxInfo:
+    """Change how long a sandbox lives, when it goes to standby, or its metadata."""
+    sandbox = daemon.engine.get(sandbox_id)
+    given = {name: getattr(body, name) for name in body.model_fields_set}
+    sandbox.options = sandbox.options.model_copy(update=given)
+    sandbox.persist()
+    return summarise(sandbox)
 
 
 @router.delete("/v1/sandboxes/{sandbox_id}", status_code=204, responses=answers(404))
@@ -76,34 +108,136 @@ async def ping(sandbox_id: str, daemon: TheDaemon) -> Pong:
     return Pong(pid=pid, protocol=version)
 
 
-def _options(body: ForkOptions) -> SandboxOptions:
-    return SandboxOptions(
-        ttl_seconds=body.ttl_seconds, idle_seconds=body.idle_seconds, metadata=body.metadata
-    )
+@router.post(
+    "/v1/sandboxes/{sandbox_id}/fork", status_code=201, responses=answers(400, 404, 409, 503)
+)
+async def fork_sandbox(
+    sandbox_id: str,
+    daemon: TheDaemon,
+    request: Request,
+    response: Response,
+    body: ForkSandboxRequest | None = None,
+) -> list[SandboxInfo]:
+    """Fork a sandbox as it is now, running or in standby; it goes on. Answers as a fork does."""
+    sandbox = daemon.engine.get(sandbox_id)
+    body = body or ForkSandboxRequest()
+    own = {name: getattr(_options(body), name) for name in body.model_fields_set - {"n"}}
+    options = sandbox.options.model_copy(update=own)
+    work = daemon.engine.fork_sandbox(sandbox, body.n, options)
+    return await _forked(daemon, request, response, work, sandbox.snapshot_tag)
+
+
+@router.post("/v1/sandboxes/{sandbox_id}/standby", responses=answers(404, 409, 507))
+async def standby(sandbox_id: str, daemon: TheDaemon) -> Changed:
+    """Write a sandbox's state to the disk and end its machine. It is resumed on request."""
+    sandbox = daemon.engine.get(sandbox_id)
+    stages = await daemon.engine.standby(sandbox)
+    return Changed(sandbox=summarise(sandbox), stages_ms=stages.ms)
+
+
+@router.post("/v1/sandboxes/{sandbox_id}/resume", responses=answers(404, 409, 503))
+async def resume(sandbox_id: str, daemon: TheDaemon) -> Changed:
+    """Let a sandbox in standby go on where it was."""
+    sandbox = daemon.engine.get(sandbox_id)
+    stages = await daemon.engine.resume(sandbox)
+    return Changed(sandbox=summarise(sandbox), stages_ms=stages.ms)
+
+
+@router.post("/v1/sandboxes/{sandbox_id}/reset", responses=answers(404, 409, 503))
+async def reset(sandbox_id: str, daemon: TheDaemon) -> Changed:
+    """Take a sandbox back to what it stands on: its last branch, or what it was forked from."""
+    sandbox = daemon.engine.get(sandbox_id)
+    stages = await daemon.engine.reset(sandbox)
+    return Changed(sandbox=summarise(sandbox), stages_ms=stages.ms)
+
+
+async def _forked(
+    daemon: Daemon,
+    request: Request,
+    response: Response,
+    work: Coroutine[Any, Any, Outcomes],
+    tag: str | None,
+) -> list[SandboxInfo]:
+    """The answer to a fork, which is given up if the client goes away."""
+    outcomes = await while_connected(request, work)
+    alive = [each for each in outcomes if isinstance(each, Sandbox)]
+    failed = [each for each in outcomes if isinstance(each, RatoonError)]
+    if failed:
+        daemon.failures = tag, failed
+        if not alive:
+            raise failed[0]
+        response.headers["Ratoon-Failed"] = str(len(failed))
+    return [summarise(each) for each in alive]
+
+
+def _options(body: ForkOptions, memory_limit_mib: int | None = None) -> SandboxOptions:
+    limits = body.limits
+    memory_mib = limits.memory_mib if limits.memory_mib is not None else memory_limit_mib
+    try:
+        return SandboxOptions(
+            network=None if body.network is None else NetworkPolicy.parse(body.network),
+            limits=Limits(
+                memory_bytes=_bytes(memory_mib),
+                cpus=limits.cpus,
+                pids=limits.pids,
+                disk_bytes=_bytes(limits.disk_mib),
+            ),
+            ttl_seconds=body.ttl_seconds,
+            idle_seconds=body.idle_seconds,
+            spare=body.spare,
+            metadata=body.metadata,
+        )
+    except ValidationError as error:
+        raise InvalidInput(first_error(error)) from None
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, colon, value = text.partition(":")
+    if not colon:
+        raise InvalidInput(f"metadata {text!r}: write KEY:VALUE")
+    return key, value
 
 
 def summarise(sandbox: Sandbox) -> SandboxInfo:
     """A sandbox as the API shows it."""
-    options = sandbox.options
+    options, branched = sandbox.options, sandbox.last_branch_memory
     assert sandbox.parent is not None, "only a base's own boot has no parent"
-    assert sandbox.snapshot_tag is not None
-    branched = sandbox.last_branch_memory
+    stands_on = sandbox.parent.manifest.reference.tag
+    limits = LimitsOfSandbox(
+        memory_mib=_mib(options.limits.memory_bytes),
+        cpus=options.limits.cpus,
+        pids=options.limits.pids,
+        disk_mib=_mib(options.limits.disk_bytes),
+    )
     return SandboxInfo(
         id=sandbox.id,
-        snapshot_tag=sandbox.snapshot_tag,
+        snapshot_tag=sandbox.forked_from or stands_on,
         netns=None,
         guest_addr=None,
         created_at_unix=int(sandbox.created_at_unix),
         pid=sandbox.pid if sandbox.state == "running" else None,
-        memory_limit_mib=None,
+        memory_limit_mib=limits.memory_mib,
         has_branched=sandbox.branch_count > 0,
         last_branch_memory_path=str(branched) if branched else None,
         branch_count=sandbox.branch_count,
         state=sandbox.state,
+        stands_on=stands_on,
         accelerator=sandbox.parent.manifest.machine.accelerator,
+        network=str(sandbox.network),
+        limits=limits,
         ttl_seconds=options.ttl_seconds,
         idle_seconds=options.idle_seconds,
+        idle_for_seconds=sandbox.idle_seconds,
+        spare=options.spare,
         metadata=options.metadata,
         fork_ms=sandbox.fork_ms,
         stages_ms=sandbox.stages,
     )
+
+
+def _bytes(mib: int | None) -> int | None:
+    return None if mib is None else mib * MIB
+
+
+def _mib(size: int | None) -> int | None:
+    return None if size is None else size // MIB

@@ -1,0 +1,124 @@
+"""The routes about the store as a whole: how snapshots relate, what they take, what is damaged."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import asdict
+
+from fastapi import APIRouter, Response
+
+from ratoon.check.check import check_store
+from ratoon.check.scrub import EVERYTHING, Slice
+from ratoon.daemon import models
+from ratoon.daemon.context import TheDaemon
+from ratoon.daemon.problems import answers
+from ratoon.daemon.responses import AsciiJson
+from ratoon.daemon.snapshots import check_exists
+from ratoon.errors import InvalidInput
+from ratoon.snapshot.diff import Difference, diff
+from ratoon.snapshot.lineage import lineage
+from ratoon.snapshot.usage import Usage, snapshot_usage, usage
+
+router = APIRouter(tags=["store"])
+
+
+@router.get("/v1/lineage", responses=answers())
+async def show_lineage(daemon: TheDaemon) -> list[models.LineageNode]:
+    """All snapshots, each followed by those that were made on it."""
+    nodes = await asyncio.to_thread(lineage, daemon.engine.store)
+    return [models.LineageNode(**asdict(node)) for node in nodes]
+
+
+@router.get(
+    "/v1/snapshots/{tag}/diff/{other}",
+    response_model=models.Differences,
+    responses=answers(404, 409, 507),
+)
+async def show_difference(tag: str, other: str, daemon: TheDaemon) -> Response:
+    """What differs from one snapshot to another: pages, bytes of the disk, files on it."""
+    for each in (tag, other):
+        check_exists(each)
+    found = await asyncio.to_thread(diff, daemon.engine.store, tag, other)
+    return AsciiJson({**asdict(found), "files": _files(found)})
+
+
+@router.get("/v1/usage", responses=answers())
+async def show_usage(daemon: TheDaemon) -> models.StoreUsage:
+    """What everything takes on the disk."""
+    whole = await asyncio.to_thread(usage, daemon.engine.store)
+    return models.StoreUsage(
+        total_bytes=whole.total,
+        snapshots={name: _usage(each) for name, each in whole.snapshots.items()},
+        images={name: _usage(each) for name, each in whole.images.items()},
+        sandboxes={name: _usage(each) for name, each in whole.sandboxes.items()},
+        other=_usage(whole.other),
+    )
+
+
+@router.get("/v1/snapshots/{tag}/usage", responses=answers(404, 409))
+async def show_snapshot_usage(tag: str, daemon: TheDaemon) -> models.DiskUsage:
+    """What one snapshot takes on the disk."""
+    check_exists(tag)
+    return _usage(await asyncio.to_thread(snapshot_usage, daemon.engine.store, tag))
+
+
+@router.post("/v1/check", responses=answers(400, 409, 503))
+async def check(daemon: TheDaemon, body: models.CheckRequest | None = None) -> models.CheckReport:
+    """Check the store. What is found is the answer; an error is that it could not be checked."""
+    body = body or models.CheckRequest()
+    if body.subset and not body.read_data:
+        raise InvalidInput("subset is a part of the data: ask for read_data too")
+    part = (Slice.parse(body.subset) if body.subset else EVERYTHING) if body.read_data else None
+    with daemon.checks.take():
+        report = await asyncio.to_thread(check_store, daemon.engine.store, read_data=part)
+    return models.CheckReport(
+        sound=report.sound,
+        findings=[
+            models.Finding(
+                severity=found.severity.value,
+                kind=found.kind.value,
+                snapshot=found.snapshot,
+                file=str(found.file),
+                page=found.page,
+                what=found.what,
+                way_out=found.way_out,
+            )
+            for found in report.findings
+        ],
+        snapshots=report.snapshots,
+        images=report.images,
+        bytes_read=report.bytes_read,
+        in_use=[str(path) for path in report.in_use],
+    )
+
+
+@router.get("/v1/pool", responses=answers())
+async def show_pool(daemon: TheDaemon) -> list[models.PoolInfo]:
+    """The machines that wait to become sandboxes."""
+    return [models.PoolInfo(**asdict(each)) for each in daemon.engine.pool.status()]
+
+
+@router.put("/v1/pool/{tag}", responses=answers(400, 404, 409, 503))
+async def keep_pool(tag: str, body: models.PoolRequest, daemon: TheDaemon) -> list[models.PoolInfo]:
+    """Have so many machines of a snapshot wait, from soon on. Forks take them, and are quicker."""
+    snapshot = daemon.engine.store.get(check_exists(tag))
+    await daemon.engine.pool.keep(snapshot, body.size)
+    return await show_pool(daemon)
+
+
+def _usage(each: Usage) -> models.DiskUsage:
+    return models.DiskUsage(own_bytes=each.own, shared_bytes=each.shared, total_bytes=each.total)
+
+
+def _files(difference: Difference) -> dict[str, object] | None:
+    if difference.files is None:
+        return None
+    return {
+        "added": [f"/{os.fsdecode(path)}" for path in difference.files.added],
+        "removed": [f"/{os.fsdecode(path)}" for path in difference.files.removed],
+        "changed": [
+            {"path": f"/{os.fsdecode(each.path)}", "what": list(each.what)}
+            for each in difference.files.changed
+        ],
+    }
