@@ -13,7 +13,7 @@ import os
 import select
 import time
 
-from . import files, transfers, watching, wire  # noqa: F401  they answer requests
+from . import dial, files, transfers, watching, wire  # noqa: F401  they answer requests
 from .evaluator import Evaluator
 from .loop import Loop, call
 from .processes import Processes

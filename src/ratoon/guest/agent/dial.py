@@ -1,0 +1,146 @@
+"""Connections made inside the guest: what the host writes goes there, what comes is output."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+
+from . import wire
+from .sink import Sink
+from .stream import Refusal, Stream, operation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .stream import Request
+
+KINDS = {
+    errno.ECONNREFUSED: "refused",
+    errno.ENOENT: "refused",  # of a path
+    errno.EHOSTUNREACH: "unreachable",
+    errno.ENETUNREACH: "unreachable",
+    errno.ETIMEDOUT: "timed-out",
+    errno.ECONNRESET: "reset",
+}
+
+
+@operation("dial")
+class Dial(Stream):
+    """Connect to `port` of `host`, an address of digits, or to the socket at `path`.
+
+    Either side may end its half; the reply comes when both have.
+    """
+
+    _socket: socket.socket | None = None
+    _sink: Sink | None = None
+    _where = ""
+    _watched = False
+    _heard_all = False
+
+    def start(self, request: Request) -> None:
+        path, host = request.get("path"), request.get("host", "127.0.0.1")
+        if path:
+            family, address, self._where = socket.AF_UNIX, path, path
+        else:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            try:
+                socket.inet_pton(family, host)  # else a name, which somebody would have to look up
+            except OSError:
+                raise Refusal(f"{host!r} is no address of digits", "invalid") from None
+            address = host, request["port"]
+            self._where = f"{host}, port {request['port']}"
+        self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        problem = self._socket.connect_ex(address)
+        if problem == errno.EINPROGRESS:
+            self._watched = True
+            self.agent.watch(self._socket.fileno(), self._connected, select.EPOLLOUT)
+        else:
+            self._begin(problem)
+
+    def _connected(self) -> None:
+        assert self._socket is not None
+        self._unwatch()
+        self._begin(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def _begin(self, problem: int) -> None:
+        assert self._socket is not None
+        if problem:
+            self._lose(problem)
+            return
+        # A descriptor of its own: each direction is watched when it has something to wait for.
+        writer = os.dup(self._socket.fileno())
+        self._sink = Sink(self.agent, writer, self.taken, lambda: self._said_all(writer))
+        self.started()
+        self.on_room()
+
+    def _lose(self, problem: int) -> None:
+        text = f"{self._where}: {os.strerror(problem)}"
+        self.refuse(text, KINDS.get(problem, errno.errorcode.get(problem, "")))
+
+    # From there ---------------------------------------------------------------------------------
+
+    def on_room(self) -> None:
+        if self._socket is not None and not self._watched and not self._heard_all:
+            self._watched = True
+            self.agent.watch(self._socket.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        assert self._socket is not None
+        if not self.room:
+            self._unwatch()
+            self.wait_for_room()
+            return
+        try:
+            data = self._socket.recv(self.room)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(error.errno or 0)
+            return
+        self.send(wire.STDOUT, data)
+        if not data:
+            self._heard_all = True
+            self._unwatch()
+            self._end_if_over()
+
+    # To there -----------------------------------------------------------------------------------
+
+    def on_input(self, data: bytes) -> None:
+        if self._sink is None:
+            raise Refusal("input before the connection is there", "invalid")
+        self._sink.write(data)
+
+    def on_input_end(self) -> None:
+        if self._sink is not None:
+            self._sink.end()
+
+    def _said_all(self, writer: int) -> None:
+        """All is written, or nobody reads it."""
+        if self._socket is not None:
+            try:
+                self._socket.shutdown(socket.SHUT_WR)
+            except OSError:  # it is over there too
+                pass
+        os.close(writer)
+        self._end_if_over()
+
+    # The end ------------------------------------------------------------------------------------
+
+    def _end_if_over(self) -> None:
+        if self._heard_all and self._sink is not None and self._sink.closed:
+            self.reply()
+
+    def on_end(self) -> None:
+        self._unwatch()
+        if self._sink is not None:
+            self._sink.close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            assert self._socket is not None
+            self._watched = False
+            self.agent.unwatch(self._socket.fileno())
