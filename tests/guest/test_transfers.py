@@ -101,7 +101,7 @@ async def test_a_large_file_there_and_back(files: FilesOnHost, tmp_path: Path) -
     """Neither side holds much of it."""
     with (tmp_path / "from").open("wb") as file:
         digest = sha256()
-        for _ in range(128):
+        for _ in range(64):
             piece = os.urandom(MIB)
             digest.update(piece)
             file.write(piece)
