@@ -9,15 +9,27 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 import ratoon
-from ratoon.daemon import branches, commands, files, problems, sandboxes, snapshots, store, system
+from ratoon.daemon import (
+    branches,
+    commands,
+    files,
+    ports,
+    problems,
+    sandboxes,
+    snapshots,
+    store,
+    streams,
+    system,
+)
 from ratoon.daemon.auth import Guard
 from ratoon.daemon.context import Daemon
 from ratoon.daemon.settings import Settings
 from ratoon.sandbox.engine import Engine
 
-_ROUTERS = [
-    each.router for each in (system, store, snapshots, sandboxes, branches, commands, files)
-]
+_SUBJECTS = (
+    *(system, store, snapshots, sandboxes, branches),
+    *(commands, files, ports, streams),
+)
 
 
 def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
@@ -35,6 +47,6 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
     )
     app.state.daemon = Daemon(engine, settings)
     problems.install(app)
-    for router in _ROUTERS:
-        app.include_router(router)
+    for subject in _SUBJECTS:
+        app.include_router(subject.router)
     return app

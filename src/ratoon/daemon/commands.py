@@ -6,7 +6,14 @@ from fastapi import APIRouter, Request
 
 from ratoon.daemon.connection import while_connected
 from ratoon.daemon.context import TheDaemon
-from ratoon.daemon.models import EvalAnswer, EvalRequest, ExecAnswer, ExecRequest
+from ratoon.daemon.models import (
+    EvalAnswer,
+    EvalRequest,
+    ExecAnswer,
+    ExecRequest,
+    ProcessInfo,
+    SignalRequest,
+)
 from ratoon.daemon.problems import answers
 from ratoon.guest import commands, evaluation
 
@@ -28,6 +35,7 @@ async def run(
             body.args,
             env=body.env,
             cwd=body.cwd,
+            user=body.user,
             stdin=body.stdin.encode(),
             timeout=body.timeout_secs,
             output_limit=OUTPUT_LIMIT,
@@ -74,3 +82,20 @@ async def evaluate(
         state_lost=done.state_lost,
         truncated=done.truncated,
     )
+
+
+@router.get("/v1/sandboxes/{sandbox_id}/processes", responses=answers(404, 409))
+async def list_processes(sandbox_id: str, daemon: TheDaemon) -> list[ProcessInfo]:
+    """The commands that run, and those in the background of whose end the guest still knows."""
+    found = await commands.processes(daemon.engine.get(sandbox_id))
+    return [ProcessInfo.model_validate(each.model_dump()) for each in found]
+
+
+@router.post(
+    "/v1/sandboxes/{sandbox_id}/processes/{pid}/signal",
+    status_code=204,
+    responses=answers(400, 404, 409),
+)
+async def signal_process(sandbox_id: str, pid: int, body: SignalRequest, daemon: TheDaemon) -> None:
+    """Send a signal to a command's process group."""
+    await commands.signal(daemon.engine.get(sandbox_id), pid, body.signal)

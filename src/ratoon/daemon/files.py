@@ -9,7 +9,6 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from typing import Annotated, Any
-from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
@@ -17,6 +16,7 @@ from ratoon.daemon.connection import draining, while_connected
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.models import Extracted, FileInfo, Written
 from ratoon.daemon.problems import answers
+from ratoon.daemon.query import raw_parameter
 from ratoon.daemon.responses import AsciiJson, Pieces
 from ratoon.guest.files import FileStatus, GuestFiles
 
@@ -41,22 +41,16 @@ def _upload(media_type: str) -> dict[str, Any]:
     return {"openapi_extra": body, "max_body_size": UNBOUNDED}
 
 
-def _raw(request: Request, name: str) -> str:
-    """A parameter as it was sent: FastAPI replaces bytes that are not UTF-8."""
-    pairs = parse_qsl(request.url.query, keep_blank_values=True, errors="surrogateescape")
-    return dict(pairs)[name]
-
-
 async def _path(
     request: Request, path: Annotated[str, Query(description="In the guest, from `/` on.")]
 ) -> str:
-    return _raw(request, "path")
+    return raw_parameter(request, "path")
 
 
 async def _to(
     request: Request, to: Annotated[str, Query(description="The new path, in the guest.")]
 ) -> str:
-    return _raw(request, "to")
+    return raw_parameter(request, "to")
 
 
 async def _files(sandbox_id: str, daemon: TheDaemon) -> GuestFiles:

@@ -5,15 +5,14 @@ Requests are strict about types, and what they do not know they ignore.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ratoon.guest.files import FileType
 from ratoon.sandbox.base import DISK_BYTES, MIB, RAM_BYTES
 from ratoon.sandbox.options import Seconds
 
-Count = Annotated[int, Field(ge=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 #: How long something may be waited for, in seconds.
 Timeout = Annotated[float, Field(gt=0, le=86400)]
@@ -119,6 +118,18 @@ class CompactRequest(Request):
 # Sandboxes ----------------------------------------------------------------------------------------
 
 
+class PublishRequest(Request):
+    """`guest_port` within the guest; `host_port` of the host's loopback, null: one that is free."""
+
+    guest_port: Port
+    host_port: Port | None = None
+
+
+class PublishedPort(Answer):
+    guest_port: int
+    host_port: int
+
+
 class LimitsOfSandbox(Request):
     """What a sandbox may use of its host; null: no limit. See `ratoon.host.limits.Limits`."""
 
@@ -134,6 +145,7 @@ class ForkOptions(Request):
     `network`: `none`, `outbound`, or `allow:CIDR:PORT,…`; null: what the snapshot says.
     `ttl_seconds`: killed so long after its fork; `idle_seconds`: in standby after so long without
     use, and awake when it is used. `spare`: a machine is kept started for its next reset.
+    `publish`: ports to publish; a `host_port` can be that of one sandbox only.
     """
 
     network: str | None = None
@@ -142,6 +154,7 @@ class ForkOptions(Request):
     idle_seconds: Seconds | None = None
     spare: bool = False
     metadata: Metadata = {}
+    publish: Annotated[list[PublishRequest], Field(max_length=64)] = []
 
 
 class ForkRequest(ForkOptions):
@@ -201,6 +214,7 @@ class SandboxInfo(Answer):
     idle_for_seconds: float
     spare: bool
     metadata: dict[str, str]
+    ports: list[PublishedPort]
     fork_ms: float
     stages_ms: dict[str, float]
 
@@ -232,13 +246,81 @@ class Pong(Answer):
 
 
 class ExecRequest(Request):
-    """`args` is the program and its arguments; no shell takes part."""
+    """`args` is the program and its arguments; no shell takes part.
+
+    `user`: NAME or UID, also with `:GROUP`.
+    """
 
     args: Annotated[list[Word], Field(min_length=1)]
     timeout_secs: Timeout = 30
     env: dict[Word, Word] | None = None
     cwd: Word | None = None
+    user: Word | None = None
     stdin: str = ""
+
+
+class TerminalSize(Request):
+    rows: Annotated[int, Field(ge=1, le=65535)]
+    columns: Annotated[int, Field(ge=1, le=65535)]
+
+
+class ExecOpening(Request):
+    """What is said first on `exec/stream`: a program to start, or a pid to attach to.
+
+    `user`: NAME or UID, also with `:GROUP`. A program in the `background` goes on when the client
+    leaves. Without a `timeout`, in seconds, it may take for ever.
+    """
+
+    argv: list[Word] = []
+    env: dict[Word, Word] | None = None
+    cwd: Word | None = None
+    user: Word | None = None
+    timeout: Timeout | None = None
+    pty: TerminalSize | None = None
+    stdin: bool = False
+    background: bool = False
+    attach: int | None = None
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Self:
+        if bool(self.argv) == (self.attach is not None):
+            raise ValueError("give argv, to start a program, or attach, the pid of one")
+        return self
+
+
+class ExecSaying(Request):
+    """What may be said later: no more input, another size, a signal."""
+
+    eof: bool = False
+    resize: TerminalSize | None = None
+    signal: Annotated[int, Field(ge=1, le=64)] | None = None
+
+
+class SignalRequest(Request):
+    signal: Annotated[int, Field(ge=1, le=64)]
+
+
+class EvalOpening(Request):
+    """What is said first on `eval/stream`."""
+
+    code: Annotated[str, Field(max_length=1 << 21)]
+    timeout: Timeout | None = None
+
+
+class ProcessInfo(Answer):
+    """A process that was started from outside. `started_at` is in seconds, by the guest's clock.
+
+    `attached`: somebody listens. `exit_code` is null while it runs.
+    """
+
+    pid: int
+    argv: list[str]
+    user: str
+    started_at: float
+    background: bool
+    terminal: bool
+    attached: bool
+    exit_code: int | None
 
 
 class ExecAnswer(Answer):

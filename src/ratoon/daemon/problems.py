@@ -73,7 +73,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return error_response(*_explain(error.errors()), "InvalidInput")
+        return error_response(*explain(error.errors()), "InvalidInput")
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
@@ -94,7 +94,7 @@ def install(app: FastAPI) -> None:
         return error_response(500, f"unexpected {type(error).__name__}: {error}", "Bug")
 
 
-def _explain(errors: Sequence[Any]) -> tuple[int, str]:
+def explain(errors: Sequence[Any]) -> tuple[int, str]:
     """The status, and where the request is wrong."""
     bad_value = all(error["type"].startswith(_BAD_VALUES) for error in errors)
     shown = [_describe(error) for error in errors[:5]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from ratoon.daemon.models import (
     LimitsOfSandbox,
     OptionsRequest,
     Pong,
+    PublishedPort,
     SandboxInfo,
 )
 from ratoon.daemon.problems import answers, error_answer
@@ -47,9 +49,10 @@ async def fork(
     Where some of them did not start, the header `Ratoon-Failed` says how many, and
     `/v1/sandboxes/failures` why.
     """
+    _check_ports(body)
     options = _options(body, body.memory_limit_mib)
     work = daemon.engine.fork(body.snapshot_tag, body.n, options)
-    return await _forked(daemon, request, response, work, body.snapshot_tag)
+    return await _forked(daemon, request, response, work, body, body.snapshot_tag)
 
 
 @router.get("/v1/sandboxes", responses=answers(400))
@@ -121,10 +124,12 @@ async def fork_sandbox(
     """Fork a sandbox as it is now, running or in standby; it goes on. Answers as a fork does."""
     sandbox = daemon.engine.get(sandbox_id)
     body = body or ForkSandboxRequest()
-    own = {name: getattr(_options(body), name) for name in body.model_fields_set - {"n"}}
+    _check_ports(body)
+    given = body.model_fields_set & set(SandboxOptions.model_fields)
+    own = {name: getattr(_options(body), name) for name in given}
     options = sandbox.options.model_copy(update=own)
     work = daemon.engine.fork_sandbox(sandbox, body.n, options)
-    return await _forked(daemon, request, response, work, sandbox.snapshot_tag)
+    return await _forked(daemon, request, response, work, body, sandbox.snapshot_tag)
 
 
 @router.post("/v1/sandboxes/{sandbox_id}/standby", responses=answers(404, 409, 507))
@@ -156,6 +161,7 @@ async def _forked(
     request: Request,
     response: Response,
     work: Coroutine[Any, Any, Outcomes],
+    body: ForkRequest | ForkSandboxRequest,
     tag: str | None,
 ) -> list[SandboxInfo]:
     """The answer to a fork, which is given up if the client goes away."""
@@ -167,6 +173,13 @@ async def _forked(
         if not alive:
             raise failed[0]
         response.headers["Ratoon-Failed"] = str(len(failed))
+    try:
+        for sandbox in alive:
+            for port in body.publish:
+                sandbox.publish(port.guest_port, port.host_port or 0)
+    except RatoonError:
+        await asyncio.gather(*(each.kill() for each in alive))
+        raise
     return [summarise(each) for each in alive]
 
 
@@ -189,6 +202,11 @@ def _options(body: ForkOptions, memory_limit_mib: int | None = None) -> SandboxO
         )
     except ValidationError as error:
         raise InvalidInput(first_error(error)) from None
+
+
+def _check_ports(body: ForkRequest | ForkSandboxRequest) -> None:
+    if body.n > 1 and any(each.host_port for each in body.publish):
+        raise InvalidInput("a port of the host cannot lead to several sandboxes: leave it out")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -230,6 +248,10 @@ def summarise(sandbox: Sandbox) -> SandboxInfo:
         idle_for_seconds=sandbox.idle_seconds,
         spare=options.spare,
         metadata=options.metadata,
+        ports=[
+            PublishedPort(guest_port=each.guest_port, host_port=each.host_port)
+            for each in sandbox.ports
+        ],
         fork_ms=sandbox.fork_ms,
         stages_ms=sandbox.stages,
     )

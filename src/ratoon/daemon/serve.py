@@ -27,6 +27,8 @@ from ratoon.snapshot.store import Store
 LOCK = "daemon.lock"
 #: Seconds for requests that are under way when the daemon is to end.
 GRACE = 30
+#: Bytes of one message on a WebSocket.
+MAX_MESSAGE = 4 * 1024 * 1024
 #: Seconds that a connection may wait for its next request.
 KEEP_ALIVE = 60
 
@@ -62,6 +64,9 @@ class _Server(uvicorn.Server):
                 app,
                 http="h11",  # it bounds what a client may send before the body
                 ws="websockets-sansio",
+                ws_max_size=MAX_MESSAGE,
+                ws_per_message_deflate=False,
+                ws_ping_interval=None,  # who waits for a guest to take its input answers no ping
                 lifespan="off",
                 log_config=None,
                 access_log=False,

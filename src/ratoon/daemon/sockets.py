@@ -70,6 +70,9 @@ def tcp_socket(bind: str, *, has_token: bool) -> Iterator[socket.socket]:
         )
     with socket.socket(family, kind) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # What it accepts has these too: a client that vanished is noticed, however long it takes.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
         try:
             listener.bind(address)
         except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from ratoon.errors import InFlight, NotFound
+from ratoon.errors import Conflict, InFlight
 from ratoon.sandbox.branch import Writing
 
 log = logging.getLogger(__name__)
@@ -27,10 +27,10 @@ class LiveBranches:
         live.done.add_done_callback(lambda done: self._written(live))
 
     def require_ready(self, tag: str) -> None:
-        """InFlight: snapshot `tag` is still being written. NotFound: that failed, and why."""
+        """InFlight: snapshot `tag` is still being written. Conflict: that failed, and why."""
         self.require_written(tag)
         if live := self._live.get(tag):
-            raise NotFound(f"snapshot {tag} was not written: {live.reason}")
+            raise Conflict(f"snapshot {tag} was not written: {live.reason}")
 
     def require_written(self, tag: str) -> None:
         """InFlight: snapshot `tag` is still being written."""

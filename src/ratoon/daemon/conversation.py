@@ -1,0 +1,92 @@
+"""WebSockets: a JSON object in each text, bytes in each binary message, and errors as texts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import ValidationError
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from ratoon import files
+from ratoon.daemon.models import Request
+from ratoon.daemon.problems import explain
+from ratoon.errors import InvalidInput, RatoonError
+
+Model = TypeVar("Model", bound=Request)
+
+#: Seconds for a client to say what it wants.
+OPENING_TIMEOUT = 30.0
+#: Bytes in a message; clients limit what they take at once.
+MAX_MESSAGE = 256 * 1024
+
+
+class Conversation:
+    """One accepted WebSocket. Every method raises WebSocketDisconnect once the client is gone."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket = socket
+
+    async def say(self, **fields: Any) -> None:
+        """Send an object; names of files that are not UTF-8 come through, escaped."""
+        await self._socket.send_text(json.dumps(fields))
+
+    async def send(self, data: bytes, *, prefix: bytes = b"") -> None:
+        """Send bytes, as fast as the client takes them; `prefix` begins each message."""
+        for start in range(0, len(data), MAX_MESSAGE):
+            await self._socket.send_bytes(prefix + data[start : start + MAX_MESSAGE])
+
+    async def hear(self) -> bytes | dict[str, Any]:
+        """What the client sends next. InvalidInput: a text that is no object."""
+        message = await self._socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message["code"])
+        if message.get("bytes") is not None:
+            return bytes(message["bytes"])
+        try:
+            found = json.loads(message["text"])
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise InvalidInput("a text message has to be a JSON object")
+        return found
+
+    async def opening(self, kind: type[Model]) -> Model:
+        """The client's first message. InvalidInput, ValidationError: it is none."""
+        try:
+            async with asyncio.timeout(OPENING_TIMEOUT):
+                found = await self.hear()
+        except TimeoutError:
+            raise InvalidInput(f"nothing was asked for within {OPENING_TIMEOUT:g} s") from None
+        if isinstance(found, bytes):
+            raise InvalidInput("the first message has to be a JSON object that says what to do")
+        return kind.model_validate(found)
+
+    async def until_gone(self) -> NoReturn:
+        """WebSocketDisconnect once the client is gone; what it says is dropped."""
+        while True:
+            await self.hear()
+
+
+@asynccontextmanager
+async def conversation(socket: WebSocket) -> AsyncIterator[Conversation]:
+    """Accept the socket, and close it in the end; an error is said before that.
+
+    If the client goes away, the block ends.
+    """
+    await socket.accept()
+    talk = Conversation(socket)
+    with suppress(WebSocketDisconnect):
+        try:
+            yield talk
+        except ValidationError as error:
+            status, text = explain(error.errors())
+            await talk.say(error=text, kind="InvalidInput", status=status)
+        except RatoonError as error:
+            await talk.say(error=str(error), kind=type(error).__name__, status=error.http_status)
+        except OSError as error:
+            await talk.say(error=files.describe(error), kind="HostError", status=500)
+        await socket.close()

@@ -1,0 +1,43 @@
+"""The routes of published ports: of the host's loopback, into a guest."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from ratoon.daemon.context import TheDaemon
+from ratoon.daemon.models import PublishedPort, PublishRequest
+from ratoon.daemon.problems import answers
+from ratoon.errors import NotFound
+from ratoon.network import ports
+
+router = APIRouter(tags=["ports"])
+
+
+@router.get("/v1/sandboxes/{sandbox_id}/ports", responses=answers(404))
+async def list_ports(sandbox_id: str, daemon: TheDaemon) -> list[PublishedPort]:
+    """The ports of the host's loopback that lead into a sandbox."""
+    return [_info(each) for each in daemon.engine.get(sandbox_id).ports]
+
+
+@router.post("/v1/sandboxes/{sandbox_id}/ports", status_code=201, responses=answers(400, 404, 409))
+async def publish(sandbox_id: str, body: PublishRequest, daemon: TheDaemon) -> PublishedPort:
+    """Have a port of the host's loopback lead to one in the guest, on its loopback."""
+    sandbox = daemon.engine.get(sandbox_id)
+    return _info(sandbox.publish(body.guest_port, body.host_port or 0))
+
+
+@router.delete(
+    "/v1/sandboxes/{sandbox_id}/ports/{guest_port}", status_code=204, responses=answers(404)
+)
+async def unpublish(sandbox_id: str, guest_port: int, daemon: TheDaemon) -> None:
+    """Close the ports that lead to one in the guest, and their connections."""
+    sandbox = daemon.engine.get(sandbox_id)
+    leading = [each for each in sandbox.ports if each.guest_port == guest_port]
+    if not leading:
+        raise NotFound(f"port {guest_port} of sandbox {sandbox_id} is not published")
+    for each in leading:
+        await sandbox.unpublish(each.host_port)
+
+
+def _info(port: ports.PublishedPort) -> PublishedPort:
+    return PublishedPort(guest_port=port.guest_port, host_port=port.host_port)
