@@ -1,80 +1,126 @@
-"""`ratoon doctor`: can this host run sandboxes, and how?"""
+"""`ratoon doctor`: can this host run sandboxes, and how well?"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-from dataclasses import asdict, dataclass
+import tempfile
+import textwrap
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.text import Text
 
 from ratoon import paths
+from ratoon.artifacts import run as run_program
 from ratoon.cli.app import Json, answers, app, print_json, run, say
-from ratoon.errors import RatoonError
-from ratoon.guest.build import build_guest
+from ratoon.cli.guest_checks import accelerator_at_a_glance, guest_checks
+from ratoon.host import checks
+from ratoon.host.admission import Cost, Reserve
+from ratoon.host.cgroups import Cgroups
+from ratoon.host.checks import Check
+from ratoon.host.figures import meminfo, read_figures
+from ratoon.host.hierarchies import hierarchies
 from ratoon.memory.dirty import scan_supported
-from ratoon.sandbox.accelerator import choose_accelerator
+from ratoon.memory.reflink import can_reflink
+from ratoon.network import fitness
 from ratoon.vmm import command
 from ratoon.vmm.qemu import qemu_version
-from ratoon.vmm.tsc import host_tsc_khz
 
-PROGRAMS = (command.BINARY, "qemu-img", "mmdebstrap", "mke2fs", "cpio", "dpkg-deb", "setpriv")
+COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
+#: Columns of the state and the name.
+INDENT = 18
+PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the answer; a host where a check is not `good` cannot run sandboxes."""
-
-    name: str
-    good: bool
-    what: str
+Quick = Annotated[bool, typer.Option("--quick", help="Without booting a guest: takes a second.")]
 
 
 @app.command("doctor")
-def doctor(as_json: Json = False) -> None:
-    """Check this host, and show which accelerator works. Exit code 1 if something is missing."""
-    checks = [*_programs(), *_directories(), _scan(), _accelerator()]
+def doctor(as_json: Json = False, quick: Quick = False) -> None:
+    """Check this host: what works, what does not, and what to do about it.
+
+    Exit code 1 if sandboxes cannot run here.
+    """
+    found = run(_examine(quick, show=not as_json))
     if as_json:
-        print_json([asdict(check) for check in checks])
+        print_json([asdict(check) for check in found])
+    raise typer.Exit(1 if any(check.state == "bad" for check in found) else 0)
+
+
+async def _examine(quick: bool, *, show: bool) -> list[Check]:
+    """All checks, each shown as soon as it is known."""
+    found = []
+    async for check in _checks(quick):
+        found.append(check)
+        if show:
+            answers.print(drawn(check, answers.width), soft_wrap=True)
+    return found
+
+
+async def _checks(quick: bool) -> AsyncIterator[Check]:
+    bad = False
+    for check in await asyncio.to_thread(lambda: list(_host_checks())):
+        bad = bad or check.state == "bad"
+        yield check
+    if quick:
+        yield accelerator_at_a_glance()
+    elif bad:
+        say("no guest is tried: see what is bad")
     else:
-        table = Table(box=None, show_header=False, pad_edge=False)
-        for check in checks:
-            table.add_row("[green]ok[/]" if check.good else "[red]bad[/]", check.name, check.what)
-        answers.print(table)
-    raise typer.Exit(0 if all(check.good for check in checks) else 1)
+        async for check in guest_checks(say):
+            yield check
 
 
-def _programs() -> list[Check]:
-    checks = []
-    for name in PROGRAMS:
-        found = shutil.which(name)
-        checks.append(Check(name, found is not None, found or "missing: run `make setup`"))
-    return checks
+def _host_checks() -> Iterator[Check]:
+    groups = hierarchies()
+    home = paths.home()
+    existing = next(each for each in (home, *home.parents) if each.exists())
+    figures = read_figures(existing, groups)
+    cost = Cost.from_environment()
+    yield checks.check_user(os.geteuid())
+    yield checks.check_programs()
+    yield checks.check_qemu(_qemu_help, qemu_version)
+    yield checks.check_directory("home", home, can_reflink)
+    yield checks.check_directory("cache", paths.cache())
+    yield checks.check_memory(figures, cost, Reserve.of(figures))
+    yield checks.check_swap(meminfo())
+    yield checks.check_counts(figures, cost)
+    yield checks.check_dirty_pages(scan_supported, _ptrace_scope())
+    with tempfile.TemporaryDirectory(prefix="ratoon-doctor-") as name:
+        yield checks.check_limits(Cgroups("doctor", groups).create, Path(name))
+    firewall, resolver = fitness.firewall_trouble(), fitness.resolver_trouble()
+    yield checks.check_network(firewall, resolver, str(_nameserver()))
 
 
-def _directories() -> list[Check]:
-    checks = []
-    for name, path in (("home", paths.home()), ("cache", paths.cache())):
-        existing = next(p for p in (path, *path.parents) if p.exists())
-        writable = os.access(existing, os.W_OK)
-        free = shutil.disk_usage(existing).free / 2**30
-        what = f"{path}, {free:.0f} GiB free" if writable else f"{path} cannot be written"
-        checks.append(Check(name, writable, what))
-    return checks
+def drawn(check: Check, width: int) -> Text:
+    """One check as lines of at most `width` columns; what to do comes below it."""
+    body = textwrap.wrap(check.found, max(width - INDENT, 20))
+    if check.todo:
+        body += textwrap.wrap(
+            check.todo, max(width - INDENT, 20), initial_indent="→ ", subsequent_indent="  "
+        )
+    lines = Text(f"{check.state:<5}", style=COLOURS[check.state])
+    lines.append(f"{check.name:<{INDENT - 5}}" + f"\n{'':{INDENT}}".join(body), style="default")
+    return lines
 
 
-def _scan() -> Check:
-    how = "PAGEMAP_SCAN" if scan_supported() else "plain pagemap (Linux before 6.7)"
-    return Check("dirty pages", True, how)
+def _qemu_help(option: str) -> str:
+    return run_program([command.BINARY, option, "help"]).decode(errors="replace")
 
 
-def _accelerator() -> Check:
+def _ptrace_scope() -> int:
+    """kernel.yama.ptrace_scope, 0 on kernels without it."""
     try:
-        probe = run(choose_accelerator(build_guest(say), say))
-        version, tsc = qemu_version(), host_tsc_khz()
-    except (RatoonError, asyncio.CancelledError) as error:
-        return Check("accelerator", False, str(error))
-    what = f"{probe.accelerator} ({probe.reason}); QEMU {version}, TSC {tsc} kHz"
-    return Check("accelerator", True, what)
+        return int(PTRACE_SCOPE.read_text())
+    except FileNotFoundError:
+        return 0
+
+
+def _nameserver() -> object:
+    try:
+        return fitness.first_resolver(fitness.RESOLV_CONF.read_text())
+    except OSError:
+        return None

@@ -80,8 +80,8 @@ def shortage(n: int, under_way: int, cost: Cost, figures: Figures, reserve: Rese
         if all_of_them * each <= free - kept:
             return None
         return (
-            f"{forks} {need} about {_gib(all_of_them * each)} of {what}; "
-            f"{owner} has {_gib(free)} free, of which {_gib(min(kept, free))} are kept in reserve"
+            f"{forks} {need} about {gib(all_of_them * each)} of {what}; "
+            f"{owner} has {gib(free)} free, of which {gib(min(kept, free))} are kept in reserve"
         )
 
     memory = figures.memory_bytes, reserve.memory_bytes, figures.memory_owner
@@ -143,5 +143,6 @@ def _size(variable: str) -> int | None:
         raise InvalidInput(f"{variable}: {error}") from None
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """Bytes for people, as `1.2 GiB` or `300 MiB`."""
     return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / MIB:.0f} MiB"

@@ -1,0 +1,88 @@
+"""What `ratoon doctor` finds out by running guests: accelerator, boot, fork, clock, network."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import textwrap
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from ratoon import paths
+from ratoon.artifacts import Progress
+from ratoon.cli.outbound import judge, reach_of, reach_of_host
+from ratoon.errors import HostError, RatoonError
+from ratoon.guest.build import build_guest
+from ratoon.host.checks import Check, check_clock
+from ratoon.network.policy import OUTBOUND
+from ratoon.sandbox.accelerator import KVM_DEVICE, Probe, choose_accelerator
+from ratoon.sandbox.engine import MIB, Engine
+from ratoon.sandbox.options import SandboxOptions
+from ratoon.sandbox.sandbox import Sandbox
+from ratoon.vmm.tsc import host_tsc_khz
+
+TAG = "doctor"
+RAM_BYTES = 256 * MIB
+
+
+def accelerator_at_a_glance() -> Check:
+    """Without a boot, no more can be said than whether KVM's device opens."""
+    if os.access(KVM_DEVICE, os.R_OK | os.W_OK):
+        return Check("accelerator", "ok", f"{KVM_DEVICE} opens; --quick does not try a guest on it")
+    return check_accelerator(Probe(accelerator="tcg", reason=f"{KVM_DEVICE} cannot be opened"))
+
+
+def check_accelerator(probe: Probe) -> Check:
+    rate = f"TSC {host_tsc_khz() // 1000} MHz"
+    if probe.accelerator == "kvm":
+        return Check("accelerator", "ok", f"KVM, {rate}: {probe.reason}")
+    return Check(
+        "accelerator",
+        "warn",
+        f"TCG, {rate}: {textwrap.shorten(probe.reason, 300)}",
+        "it is slow and no security boundary: run what you trust",
+    )
+
+
+async def guest_checks(progress: Progress) -> AsyncIterator[Check]:
+    """Each as soon as it is known; takes some seconds, the first time a minute or two."""
+    try:
+        guest = await asyncio.to_thread(build_guest, progress)
+        yield check_accelerator(await choose_accelerator(guest, progress))
+        paths.cache().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="doctor-", dir=paths.cache()) as name:
+            async with Engine.open(Path(name)) as engine:
+                built = await engine.from_image(
+                    "debian", TAG, ram_bytes=RAM_BYTES, progress=progress
+                )
+                async for check in _check_forks(engine, built.stages["boot"], progress):
+                    yield check
+    except RatoonError as error:
+        yield Check("guest", "bad", str(error), "nothing can be forked here until that is mended")
+
+
+async def _check_forks(engine: Engine, boot_ms: float, progress: Progress) -> AsyncIterator[Check]:
+    async with await engine.fork_one(TAG) as sandbox:
+        times = f"booted in {boot_ms / 1000:.1f} s, forked in {sandbox.fork_ms / 1000:.2f} s"
+        yield Check("guest", "ok", times)
+        yield check_clock(await skew_of(sandbox))
+    progress("trying what a guest with an open network reaches")
+    try:
+        sandbox = await engine.fork_one(TAG, SandboxOptions(network=OUTBOUND))
+    except HostError as error:
+        yield Check("outbound", "warn", str(error), "sandboxes have no network here")
+        return
+    async with sandbox:
+        host = await reach_of_host()
+        yield judge(host, await reach_of(sandbox, host.address))
+
+
+async def skew_of(sandbox: Sandbox) -> float:
+    """By how many seconds its clock is ahead, as far as the time that asking takes leaves open."""
+    before = time.time()
+    answer = await sandbox.exec(["date", "+%s.%N"], timeout=60)
+    after = time.time()
+    guest = float(answer.stdout)
+    return min(guest - before, 0.0) or max(guest - after, 0.0)

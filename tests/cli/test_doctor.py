@@ -1,0 +1,126 @@
+"""`ratoon doctor` as its users meet it: one screen, what to do, and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ratoon.cli import guest_checks
+from ratoon.cli.guest_checks import accelerator_at_a_glance, check_accelerator
+from ratoon.cli.system import drawn
+from ratoon.host.checks import PROGRAMS, Check
+from ratoon.sandbox.accelerator import Probe
+
+LINES = 24
+
+
+def doctor(
+    home: Path, *arguments: str, path: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("ratoon")
+    environment = {**os.environ, "RATOON_HOME": str(home), "COLUMNS": "80"}
+    environment["PATH"] = path or environment["PATH"]
+    return subprocess.run(
+        [program, "doctor", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_quick_look_fits_on_a_screen(tmp_path: Path) -> None:
+    done = doctor(tmp_path / "home", "--quick")
+    assert done.returncode == 0, done
+    lines = done.stdout.splitlines()
+    assert len(lines) <= LINES
+    assert max(map(len, lines)) <= 80
+    names = [line[5:18].strip() for line in lines if line[:5].strip()]
+    assert names == [
+        *("user", "programs", "QEMU", "home", "cache", "memory", "swap", "file limits"),
+        *("dirty pages", "limits", "network", "accelerator"),
+    ]
+    assert not (tmp_path / "home").exists()
+    assert done.stderr == ""
+
+
+def test_as_json(tmp_path: Path) -> None:
+    done = doctor(tmp_path, "--quick", "--json")
+    found = [Check(**check) for check in json.loads(done.stdout)]
+    assert {check.state for check in found} <= {"ok", "warn"}
+    assert done.returncode == 0
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> str:
+    """A PATH with all programs but one."""
+    directory = tmp_path / "programs"
+    directory.mkdir()
+    for name in {*PROGRAMS, "ip", "nft"} - {"cpio"}:
+        found = shutil.which(name)
+        assert found
+        (directory / name).symlink_to(found)
+    return str(directory)
+
+
+def test_without_a_program_no_guest_is_tried(tmp_path: Path, programs: str) -> None:
+    done = doctor(tmp_path, path=programs)
+    assert done.returncode == 1
+    assert "bad  programs     missing: cpio" in done.stdout
+    assert "→ run `make setup`" in done.stdout
+    assert "accelerator" not in done.stdout
+    assert done.stderr == "no guest is tried: see what is bad\n"
+
+
+# Lines ----------------------------------------------------------------------------------------
+
+
+def test_a_line_is_wrapped_below_its_beginning() -> None:
+    check = Check(
+        "network", "warn", "long " * 30, "do this and then that, and so on, and so forth, " * 2
+    )
+    lines = drawn(check, 80).plain.splitlines()
+    assert lines[0].startswith("warn network      long long")
+    assert all(line[:18].isspace() for line in lines[1:])
+    assert max(map(len, lines)) <= 80
+    (first,) = (line for line in lines if "→" in line)
+    assert first[18:].startswith("→ do this")
+    assert lines[lines.index(first) + 1][18:20] == "  "
+
+
+@pytest.mark.parametrize("state", ["ok", "warn", "bad"])
+def test_names_are_in_one_column(state: str) -> None:
+    check = Check("x", state, "found")  # type: ignore[arg-type]
+    assert drawn(check, 80).plain == f"{state:<5}{'x':<13}found"
+
+
+# The accelerator ------------------------------------------------------------------------------
+
+
+def test_kvm() -> None:
+    check = check_accelerator(Probe(accelerator="kvm", reason="it booted the guest's kernel"))
+    assert check.state == "ok"
+    assert check.found.startswith("KVM, TSC ")
+    assert check.found.endswith("MHz: it booted the guest's kernel")
+
+
+def test_tcg_is_a_warning() -> None:
+    check = check_accelerator(Probe(accelerator="tcg", reason="it did not " * 100))
+    assert check.state == "warn"
+    assert check.found.startswith("TCG, TSC ")
+    assert len(check.found) < 340
+    assert "no security boundary" in check.todo
+
+
+def test_at_a_glance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "kvm"
+    monkeypatch.setattr(guest_checks, "KVM_DEVICE", device)
+    assert f"{device} cannot be opened" in accelerator_at_a_glance().found
+    device.touch()
+    assert accelerator_at_a_glance().found == f"{device} opens; --quick does not try a guest on it"

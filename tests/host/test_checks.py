@@ -1,0 +1,229 @@
+"""Each check in each of its states, from made-up figures; and what it says to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ratoon.errors import HostError
+from ratoon.host import checks
+from ratoon.host.admission import GIB, MIB, Cost, Reserve
+from ratoon.host.cgroups import Cgroup, Group
+from ratoon.host.checks import Check
+from ratoon.host.figures import Figures
+from ratoon.host.limits import Limits
+
+FIGURES = Figures(
+    memory_bytes=21 * GIB,
+    memory_total=32 * GIB,
+    memory_owner="the host",
+    disk_bytes=100 * GIB,
+    disk_total=200 * GIB,
+    files=10_000,
+    threads=30_000,
+)
+COST = Cost(memory_bytes=50 * MIB, disk_bytes=MIB, files=5, threads=8)
+RESERVE = Reserve(memory_bytes=GIB, disk_bytes=GIB)
+
+
+def ask_qemu(option: str) -> str:
+    answers = {
+        "-machine": "microvm              microvm (i386)\n",
+        "-netdev": "Available netdev backend types:\nsocket\nuser\n",
+    }
+    return answers[option]
+
+
+def test_the_user() -> None:
+    assert checks.check_user(0).state == "ok"
+    check = checks.check_user(1000)
+    assert (check.state, check.todo) == ("bad", "run as root")
+    assert "user 1000" in check.found
+
+
+def test_programs() -> None:
+    assert checks.check_programs(lambda name: f"/usr/bin/{name}").state == "ok"
+    check = checks.check_programs(lambda name: None if name in ("cpio", "setpriv") else name)
+    assert check == Check("programs", "bad", "missing: cpio, setpriv", "run `make setup`")
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("7.2.22", "opens images for writing"),
+        ("8.1.9", "opens images for writing"),
+        ("8.2.0", "readonly=on,rom=off"),
+        ("10.0.2", "readonly=on,rom=off"),
+    ],
+)
+def test_qemu_by_its_version(version: str, said: str) -> None:
+    check = checks.check_qemu(ask_qemu, lambda: version)
+    assert check.state == "ok"
+    assert check.found.startswith(version)
+    assert said in check.found
+
+
+@pytest.mark.parametrize(("option", "lacking"), [("-machine", "microvm"), ("-netdev", "user")])
+def test_a_qemu_built_without_what_is_needed(option: str, lacking: str) -> None:
+    def ask(asked: str) -> str:
+        return "pc q35 socket" if asked == option else ask_qemu(asked)
+
+    check = checks.check_qemu(ask, lambda: "9.0.0")
+    assert (check.state, check.found) == ("bad", f"9.0.0, built without `{lacking}`")
+
+
+def test_no_qemu() -> None:
+    def version() -> str:
+        raise HostError("qemu does not run")
+
+    check = checks.check_qemu(ask_qemu, version)
+    assert check == Check("QEMU", "bad", "qemu does not run", "run `make setup`")
+
+
+# Directories ----------------------------------------------------------------------------------
+
+
+def test_a_directory_with_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "COMFORTABLE_DISK", 0)
+    check = checks.check_directory("home", tmp_path, lambda path: True)
+    assert check.state == "ok"
+    assert check.found.startswith(f"{tmp_path}, ")
+    assert check.found.endswith("iB free, reflinks")
+    check = checks.check_directory("home", tmp_path, lambda path: False)
+    assert check.state == "ok"
+    assert check.found.endswith("no reflinks: images are copies")
+    assert "reflinks" not in checks.check_directory("cache", tmp_path).found
+
+
+def test_a_directory_that_is_not_there_yet(tmp_path: Path) -> None:
+    asked: list[Path] = []
+
+    def reflinks(path: Path) -> bool:
+        asked.append(path)
+        return True
+
+    check = checks.check_directory("home", tmp_path / "not/there", reflinks)
+    assert str(tmp_path / "not/there") in check.found
+    assert asked == [tmp_path]
+
+
+def test_a_directory_with_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "COMFORTABLE_DISK", 1 << 60)
+    check = checks.check_directory("cache", tmp_path)
+    assert (check.state, check.todo[:9]) == ("warn", "make room")
+
+
+def test_a_directory_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    check = checks.check_directory("home", tmp_path)
+    assert (check.state, check.found) == ("bad", f"{tmp_path} cannot be written")
+
+
+# Figures --------------------------------------------------------------------------------------
+
+
+def test_memory() -> None:
+    check = checks.check_memory(FIGURES, COST, RESERVE)
+    said = "21.0 GiB of 32.0 GiB free: room for about 409 forks"
+    assert check == Check("memory", "ok", said)
+    check = checks.check_memory(replace(FIGURES, memory_bytes=GIB // 2), COST, RESERVE)
+    assert check.state == "warn"
+    assert check.found.endswith(": room for about 0 forks")
+    check = checks.check_memory(
+        replace(FIGURES, memory_owner="the control group /x"), COST, RESERVE
+    )
+    assert "free (the control group /x): room" in check.found
+
+
+@pytest.mark.parametrize(
+    ("total", "used", "state", "found"),
+    [
+        (0, 0, "ok", "none"),
+        (8 * GIB, 100 * MIB, "ok", "100 MiB of 8.0 GiB in use"),
+        (8 * GIB, 3 * GIB, "warn", "3.0 GiB of 8.0 GiB in use"),
+    ],
+)
+def test_swap(total: int, used: int, state: str, found: str) -> None:
+    check = checks.check_swap({"SwapTotal": total, "SwapFree": total - used})
+    assert (check.state, check.found) == (state, found)
+    assert bool(check.todo) == (state == "warn")
+
+
+@pytest.mark.parametrize(
+    ("files", "threads", "state", "todo"),
+    [
+        (10_000, 30_000, "ok", ""),
+        (50, 30_000, "warn", "raise `ulimit -n`"),
+        (10_000, 100, "warn", "raise kernel.pid_max, or the pids.max of its group"),
+    ],
+)
+def test_file_limits(files: int, threads: int, state: str, todo: str) -> None:
+    check = checks.check_counts(replace(FIGURES, files=files, threads=threads), COST)
+    assert (check.state, check.todo) == (state, todo)
+    assert f"{files} more open files, {threads} more threads" in check.found
+
+
+# The kernel -----------------------------------------------------------------------------------
+
+
+def test_dirty_pages() -> None:
+    def unreadable() -> bool:
+        raise PermissionError(1, "Operation not permitted")
+
+    look: list[tuple[Callable[[], bool], int, str, str]] = [
+        (lambda: True, 0, "ok", "PAGEMAP_SCAN"),
+        (lambda: False, 2, "ok", "Linux 6.7"),
+        (lambda: True, 3, "bad", "ptrace_scope is 3"),
+        (unreadable, 0, "bad", "Operation not permitted"),
+    ]
+    for scan, scope, state, said in look:
+        check = checks.check_dirty_pages(scan, scope)
+        assert check.state == state
+        assert said in check.found
+        assert bool(check.todo) == (state == "bad")
+
+
+def test_limits(tmp_path: Path) -> None:
+    def create(directory: Path, limits: Limits) -> Cgroup:
+        assert directory == tmp_path
+        groups = (Group(tmp_path, 1, ("memory",)), Group(tmp_path, 2, ("cpu", "pids")))
+        return Cgroup(groups, limits)
+
+    check = checks.check_limits(create, tmp_path)
+    assert check.state == "ok"
+    assert check.found.endswith("of version 1 and 2")
+
+    def refuse(directory: Path, limits: Limits) -> Cgroup:
+        raise HostError("no memory limit can be set: somewhere: read-only")
+
+    check = checks.check_limits(refuse, tmp_path)
+    assert (check.state, check.found[:29]) == ("warn", "no memory limit can be set: s")
+    assert check.todo == "or run sandboxes without limits"
+
+
+def test_network() -> None:
+    check = checks.check_network(None, None, "192.0.2.53")
+    assert (check.state, check.found[-10:]) == ("ok", "192.0.2.53")
+    check = checks.check_network("nft is not installed", "no nameserver", "None")
+    assert (check.state, check.found) == ("warn", "nft is not installed")
+    assert "`none`" in check.todo
+    check = checks.check_network(None, "no nameserver", "None")
+    assert (check.state, check.found) == ("warn", "no nameserver")
+
+
+@pytest.mark.parametrize(
+    ("skew", "state", "said"),
+    [
+        (0.04, "ok", "guest and host agree within 0.0 s"),
+        (-1.5, "ok", "within 1.5 s"),
+        (-90, "warn", "the guest's is -90.0 s off"),
+        (3, "warn", "the guest's is +3.0 s off"),
+    ],
+)
+def test_the_clock(skew: float, state: str, said: str) -> None:
+    check = checks.check_clock(skew)
+    assert check.state == state
+    assert said in check.found
