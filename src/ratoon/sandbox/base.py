@@ -30,7 +30,7 @@ from ratoon.snapshot.manifest import GuestInfo, MachineConfig
 from ratoon.snapshot.store import Store
 from ratoon.sources.debian import build_debian
 from ratoon.vmm import command
-from ratoon.vmm.driver import Hardware, Launch
+from ratoon.vmm.driver import Accelerator, Hardware, Launch
 from ratoon.vmm.qemu import qemu_version
 from ratoon.vmm.tsc import host_tsc_khz
 
@@ -88,19 +88,15 @@ class BaseBuilder:
         reaches nothing.
         """
         self._store.require_free(tag)
-        if image != "debian":
-            raise NotFound(f"no image {image}; there is: debian")
         if ram_bytes < 128 * MIB or ram_bytes % PAGE_SIZE:
             raise InvalidInput(f"{ram_bytes} bytes of RAM: use 128 MiB or more, in whole pages")
         if not 1 <= vcpus <= 64:
             raise InvalidInput(f"{vcpus} virtual CPUs: use 1 to 64")
         stages = Stages()
         with stages("build"):
-            guest = await asyncio.to_thread(build_guest, progress)
-            disk = await asyncio.to_thread(build_debian, disk_bytes, progress)
-            probe = await choose_accelerator(guest, progress)
-        hardware = Hardware(ram_bytes, vcpus, probe.accelerator)
-        progress(f"booting {image} with {ram_bytes // MIB} MiB of RAM on {probe.accelerator}")
+            guest, disk, accelerator = await _build(image, disk_bytes, progress)
+        hardware = Hardware(ram_bytes, vcpus, accelerator)
+        progress(f"booting {image} with {ram_bytes // MIB} MiB of RAM on {accelerator}")
         with stages("boot"):
             sandbox, agent_version = await self._boot(guest, disk, hardware, network)
         async with sandbox:
@@ -114,6 +110,12 @@ class BaseBuilder:
         with stages("image"):
             await self._heads.make_image(branched.snapshot)
         return Built(branched, stages.ms, stages.total_ms)
+
+    async def boot(self, image: str) -> Sandbox:
+        """A sandbox that was booted cold and stands on no snapshot: to compare forks with."""
+        guest, disk, accelerator = await _build(image, DISK_BYTES, silent)
+        sandbox, _ = await self._boot(guest, disk, Hardware(RAM_BYTES, 1, accelerator), NONE)
+        return sandbox
 
     async def _boot(
         self, guest: Guest, disk: Path, hardware: Hardware, network: NetworkPolicy
@@ -152,6 +154,18 @@ class BaseBuilder:
             await sandbox.kill()
             raise
         return sandbox, booted.agent_version
+
+
+async def _build(
+    image: str, disk_bytes: int, progress: Progress
+) -> tuple[Guest, Path, Accelerator]:
+    """What a boot of `image` takes: kernel and initramfs, root disk, accelerator. NotFound."""
+    if image != "debian":
+        raise NotFound(f"no image {image}; there is: debian")
+    guest = await asyncio.to_thread(build_guest, progress)
+    disk = await asyncio.to_thread(build_debian, disk_bytes, progress)
+    probe = await choose_accelerator(guest, progress)
+    return guest, disk, probe.accelerator
 
 
 def _config(hardware: Hardware, guest: Guest, disk_bytes: int) -> MachineConfig:

@@ -25,7 +25,6 @@ from ratoon.artifacts import Progress, silent
 from ratoon.concurrency import to_the_end
 from ratoon.disk.qcow2 import OverlayTemplates
 from ratoon.errors import CommandFailed, InvalidInput, NotFound, RatoonError
-from ratoon.guest.commands import ExecResult
 from ratoon.host.admission import Admission
 from ratoon.host.cgroups import Cgroups
 from ratoon.host.figures import read_figures
@@ -38,6 +37,7 @@ from ratoon.sandbox.branch import Branched, Brancher, Mode, Writing
 from ratoon.sandbox.capture import Buffers
 from ratoon.sandbox.confinement import Confiner
 from ratoon.sandbox.directory import SandboxDirectory
+from ratoon.sandbox.events import Events
 from ratoon.sandbox.fork import Forker
 from ratoon.sandbox.heads import Heads
 from ratoon.sandbox.keeper import keep_time
@@ -92,10 +92,12 @@ class Engine:
         self._brancher = Brancher(store, self._heads, templates, buffers)
         self._lifecycle = Lifecycle(self._heads, starter, buffers)
         bases = BaseBuilder(store, self.images, self._heads, self._brancher, confiner, runtime)
-        #: Boots an image cold and publishes it as a base.
-        self.from_image = bases.from_image
+        #: Boots an image cold and publishes it as a base; boots it and leaves it at that.
+        self.from_image, self.boot = bases.from_image, bases.boot
         self._sandboxes: dict[str, Sandbox] = {}
-        self._live = LiveBranches()
+        #: What happens, for whoever listens.
+        self.events = Events()
+        self._live = LiveBranches(self.events)
 
     @classmethod
     @asynccontextmanager
@@ -160,7 +162,7 @@ class Engine:
                 progress(f"running {' '.join(argv)[:60]}")
                 result = await sandbox.exec(list(argv), timeout=timeout)
                 if result.exit_code:
-                    raise CommandFailed(f"snapshot {tag} was not made: {_explain(result)}")
+                    raise CommandFailed(f"snapshot {tag} was not made: {result.explain()}")
             with stages("branch"):
                 progress(f"taking snapshot {tag}")
                 branched = await self.branch(sandbox, tag)
@@ -191,6 +193,7 @@ class Engine:
             for root in before - self._memory_roots():
                 self.images.remove(root)
         for each in deleted:
+            self.events.tell("snapshot_deleted", snapshot=each)
             await self.pool.drop(each)
         return deleted
 
@@ -292,6 +295,7 @@ class Engine:
     ) -> Sandbox:
         sandbox = await self._forker.fork(source, options or SandboxOptions(), burst=burst)
         self._admit(sandbox)
+        self.events.tell("created", sandbox=sandbox.id, snapshot=sandbox.forked_from)
         if self.keep:
             sandbox.kept = True
             sandbox.persist()
@@ -300,7 +304,7 @@ class Engine:
 
     def _admit(self, sandbox: Sandbox) -> None:
         self._sandboxes[sandbox.id] = sandbox
-        sandbox.on_killed = self._forget
+        sandbox.on_killed, sandbox.events = self._forget, self.events
         sandbox.wake = self._wake
 
     def _forget(self, sandbox: Sandbox) -> None:
@@ -390,10 +394,3 @@ def _of_parent(sandbox: Sandbox) -> tuple[MachineConfig, GuestInfo]:
     assert sandbox.parent is not None, "only a base's own boot has no parent"
     manifest = sandbox.parent.manifest
     return manifest.machine, manifest.guest
-
-
-def _explain(result: ExecResult) -> str:
-    """How a command that failed ended, with the end of its stderr."""
-    ended = "timed out" if result.timed_out else f"exited with {result.exit_code}"
-    reason = result.error or result.stderr.decode(errors="replace").strip()[-2000:]
-    return f"the command {ended}" + (f": {reason}" if reason else "")

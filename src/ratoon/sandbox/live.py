@@ -7,6 +7,7 @@ import logging
 
 from ratoon.errors import Conflict, InFlight
 from ratoon.sandbox.branch import Writing
+from ratoon.sandbox.events import Events
 
 log = logging.getLogger(__name__)
 
@@ -14,7 +15,8 @@ log = logging.getLogger(__name__)
 class LiveBranches:
     """By tag, until the snapshot is ready; a failed one until it is deleted, or made anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, events: Events) -> None:
+        self._events = events
         self._live: dict[str, Writing] = {}
 
     @property
@@ -51,3 +53,4 @@ class LiveBranches:
             del self._live[live.tag]
         else:
             log.warning("snapshot %s was not written: %s", live.tag, live.reason)
+            self._events.tell("snapshot_failed", snapshot=live.tag, reason=live.reason)

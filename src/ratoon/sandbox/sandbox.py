@@ -23,6 +23,7 @@ from ratoon.network.ports import Ports, PublishedPort
 from ratoon.sandbox.confinement import loosen
 from ratoon.sandbox.deaths import explained
 from ratoon.sandbox.directory import SandboxDirectory
+from ratoon.sandbox.events import Events
 from ratoon.sandbox.heads import MappedMemory
 from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.options import SandboxOptions
@@ -92,6 +93,8 @@ class Sandbox:
         self.files = GuestFiles(self)
         #: Its ports that are published on the host's loopback.
         self._ports = Ports(self.dial)
+        #: Where it is told what happens to it.
+        self.events = Events()
         #: Called once it has been killed.
         self.on_killed: Callable[[Sandbox], None] = lambda sandbox: None
         self._killed = False
@@ -156,6 +159,9 @@ class Sandbox:
         before, self._incarnation = self._incarnation, incarnation
         self._last_used = time.monotonic()
         self.persist()
+        self.events.tell(
+            "standby" if incarnation is None else "reset" if before else "resumed", sandbox=self.id
+        )
         return before
 
     def persist(self) -> None:
@@ -287,6 +293,7 @@ class Sandbox:
             await loosen(self._directory.path)
             self._directory.remove()
         self.on_killed(self)
+        self.events.tell("killed", sandbox=self.id)
 
     async def take_spare(self) -> Prepared | None:
         """The machine that waits for its reset, if it is of use."""
