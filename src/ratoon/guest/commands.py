@@ -57,6 +57,12 @@ class ExecResult:
     error: str | None = None
     truncated: bool = False
 
+    def explain(self) -> str:
+        """How a command that failed ended, with the end of its stderr."""
+        ended = "timed out" if self.timed_out else f"exited with {self.exit_code}"
+        reason = self.error or self.stderr.decode(errors="replace").strip()[-2000:]
+        return f"the command {ended}" + (f": {reason}" if reason else "")
+
 
 class ProcessInfo(BaseModel):
     """A process of the guest's that was started from here, as the guest tells it."""

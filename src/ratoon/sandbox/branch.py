@@ -124,6 +124,7 @@ class Brancher:
         sandbox.branch_count += 1
         sandbox.last_branch_memory = snapshot.memory_path(snapshot.depth)
         sandbox.persist()
+        sandbox.events.tell("branched", sandbox=sandbox.id, snapshot=tag)
         return branched
 
     async def begin(

@@ -174,7 +174,9 @@ class Engine:
         Once it has begun it is not interrupted: if the caller is cancelled, there may be a snapshot
         afterwards.
         """
-        return await to_the_end(asyncio.to_thread(compact, self.store, tag, to, progress))
+        made = await to_the_end(asyncio.to_thread(compact, self.store, tag, to, progress))
+        self.events.tell("snapshot_ready", snapshot=to)
+        return made
 
     async def delete(
         self, tag: str, *, force: bool = False, cascade: bool = False

@@ -22,9 +22,17 @@ Action = Callable[[Sandbox], Awaitable[object]]
 async def keep_time(
     sandboxes: Callable[[], Iterable[Sandbox]], *, kill: Action, suspend: Action
 ) -> NoReturn:
-    """Kill the sandboxes that have lived for their time, and suspend those that nobody uses."""
+    """Kill the sandboxes that have lived for their time, and suspend those that nobody uses.
+
+    Deaths are told, once.
+    """
+    mourned: set[str] = set()
     while True:
         await asyncio.sleep(INTERVAL)
+        dead = {each.id: each for each in sandboxes() if each.state == "dead"}
+        for lost in dead.keys() - mourned:
+            dead[lost].events.tell("died", sandbox=lost)
+        mourned = set(dead)
         due = [(sandbox, action) for sandbox in sandboxes() if (action := _due(sandbox))]
         await asyncio.gather(
             *(_act(sandbox, kill if action == "kill" else suspend) for sandbox, action in due)
