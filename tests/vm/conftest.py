@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from vm_helpers import forget, open_files, processes_of, tags
+from vm_helpers import control_groups_of, forget, open_files, processes_of, tags
 
 from ratoon import paths
 from ratoon.sandbox.engine import Engine
@@ -32,9 +32,9 @@ def home() -> Iterator[Path]:
         home = Path(name) / "home"
         yield home
         runtime = paths.runtime(home)
-        left = processes_of(home, runtime), [*runtime.rglob("*")]
+        left = processes_of(home, runtime), [*runtime.rglob("*")], control_groups_of(runtime.name)
         shutil.rmtree(runtime, ignore_errors=True)
-        assert left == ([], [])
+        assert left == ([], [], [])
 
 
 @pytest.fixture(scope="session")

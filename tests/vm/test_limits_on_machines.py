@@ -3,60 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from vm_helpers import FOR_EVER, MIB, leaves_nothing, sh, until
 
 from ratoon.errors import MachineDied, OutOfDisk
-from ratoon.host.cgroups import Cgroup, Cgroups, remove
-from ratoon.host.hierarchies import hierarchies
+from ratoon.host import cgroups
 from ratoon.host.limits import Limits
 from ratoon.sandbox.engine import Engine
+from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.sandbox import Sandbox
 
 
-@contextmanager
-def groups_of(sandbox: Sandbox, limits: Limits) -> Iterator[Cgroup]:
-    directory = sandbox.directory.path
-    cgroup = Cgroups("tests", hierarchies()).create(directory, limits)
-    assert cgroup is not None
-    try:
-        yield cgroup
-    finally:
-        remove(directory)
+async def limited(engine: Engine, **limits: float) -> Sandbox:
+    options = SandboxOptions(limits=Limits.model_validate(limits))
+    return await engine.fork_one("base", options)
 
 
 async def test_one_that_takes_too_much_memory_dies_and_says_so(
     engine: Engine, sandbox: Sandbox
 ) -> None:
     with leaves_nothing(engine):
-        async with await engine.fork_one("base") as greedy:
-            with groups_of(greedy, Limits(memory_bytes=128 * MIB)) as cgroup:
-                await greedy.machine.confine(cgroup, None)
-                with pytest.raises(MachineDied) as death:
-                    await greedy.exec(["python3", "-c", "x = b'x' * (300 << 20)"], timeout=FOR_EVER)
-        assert str(death.value).startswith(
-            f"sandbox {greedy.id} died (process {cgroup_pid(death.value)}): the kernel killed it "
-            "at its memory limit of 128.0 MiB; give it a higher one"
-        )
+        async with await limited(engine, memory_bytes=128 * MIB) as greedy:
+            said = (
+                rf"sandbox {greedy.id} died \(process {greedy.pid}\): the kernel killed it at its "
+                r"memory limit of 128\.0 MiB; give it a higher one"
+            )
+            with pytest.raises(MachineDied, match=said):
+                await greedy.exec(["python3", "-c", "x = b'x' * (300 << 20)"], timeout=FOR_EVER)
         assert await sh(sandbox, "echo unharmed") == "unharmed\n"
 
 
-def cgroup_pid(death: MachineDied) -> str:
-    return str(death).partition("(process ")[2].partition(")")[0]
-
-
 async def test_one_with_little_processor_time_waits_for_it(engine: Engine) -> None:
-    async with await engine.fork_one("base") as slow:
-        with groups_of(slow, Limits(cpus=0.05)) as cgroup:
-            await slow.machine.confine(cgroup, None)
-            (group,) = cgroup.groups
-            busy = asyncio.create_task(slow.exec(["sh", "-c", "while :; do :; done"]))
-            await until(lambda: group.count("cpu.stat", "nr_throttled") > 2, "its throttling")
-            await slow.kill()
-            await asyncio.gather(busy, return_exceptions=True)
+    async with await limited(engine, cpus=0.3) as slow:
+        cgroup = cgroups.find(slow.directory.path, slow.options.limits)
+        assert cgroup is not None
+        (group,) = cgroup.groups
+        busy = asyncio.create_task(slow.exec(["sh", "-c", "while :; do :; done"]))
+        before = group.count("cpu.stat", "nr_throttled")
+        await until(lambda: group.count("cpu.stat", "nr_throttled") > before + 2, "its throttling")
+        await slow.kill()
+        await asyncio.gather(busy, return_exceptions=True)
+        assert not group.directory.exists()
 
 
 FILL = "dd if=/dev/urandom of=/root/big bs=1M count=60 && sync"
@@ -68,9 +56,8 @@ dmesg | grep -iE 'ext4.*(error|warning)|I/O error' || true
 
 async def test_one_whose_disk_reaches_its_limit_stands_still_and_goes_on(engine: Engine) -> None:
     with leaves_nothing(engine):
-        async with await engine.fork_one("base") as full:
+        async with await limited(engine, disk_bytes=24 * MIB) as full:
             await sh(full, "head -c 5000000 /dev/urandom >/root/own; cd /root; sha256sum own >sums")
-            await full.machine.confine(None, 24 * MIB)
             commands = [["sh", "-c", FILL], ["sleep", "1000"]]
             waiting = [asyncio.create_task(full.exec(argv, timeout=1000)) for argv in commands]
             said = f"{full.id} stands still: its disk has reached its limit of 24.0 MiB; give it a"
@@ -90,8 +77,7 @@ async def test_one_whose_disk_reaches_its_limit_stands_still_and_goes_on(engine:
 
 async def test_a_branch_of_one_that_stands_still_goes_on(engine: Engine) -> None:
     """Its writes are tried again, and go to the new overlay; in a fork, too."""
-    async with await engine.fork_one("base") as full:
-        await full.machine.confine(None, 24 * MIB)
+    async with await limited(engine, disk_bytes=24 * MIB) as full:
         with pytest.raises(OutOfDisk):
             await full.exec(["sh", "-c", FILL], timeout=FOR_EVER)
         await engine.branch(full, "full")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ratoon.host.hierarchies import hierarchies
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.snapshot.snapshot import Snapshot
@@ -65,6 +66,13 @@ def processes_of(*marks: Path) -> list[int]:
         if int(process.name) != os.getpid() and any(os.fsencode(mark) in command for mark in marks):
             found.append(int(process.name))
     return found
+
+
+def control_groups_of(store: str) -> list[Path]:
+    """The control groups of a store's sandboxes, wherever they may be made."""
+    places = {place for each in hierarchies() for place in (each.own, each.own.parent, each.top)}
+    groups = (place / "ratoon" / store for place in places)
+    return [group for group in groups if group.exists()]
 
 
 def is_running(pid: int) -> bool:
