@@ -34,6 +34,7 @@ from ratoon.sandbox.fork import CONCURRENT_STARTS
 from ratoon.sandbox.sandbox import Sandbox
 
 SIZES = (1, 10, 25, 50, 100)
+COLD = "forks, nothing cached"
 COLD_BURST = 25
 #: Cold boots: enough for each place of the concurrency to have several.
 BOOTS = 3 * CONCURRENT_STARTS
@@ -161,7 +162,7 @@ def show(console: Console, samples: list[Burst]) -> None:
         highlight=False,
     )
     reads = {
-        n: median(s.read_bytes for s in samples if (s.what, s.n) == ("forks, nothing cached", n))
+        n: median(s.read_bytes for s in samples if (s.what, s.n) == (COLD, n))
         for n in (1, COLD_BURST)
     }
     if reads[1]:
