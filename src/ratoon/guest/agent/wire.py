@@ -90,6 +90,9 @@ class Decoder:
         # The last bytes that were consumed as frames: a MARKER may begin in what a half frame ate.
         self._tail = b""
         self._awaiting_nonce = False
+        # How much of the buffer has no MARKER in it: it fills page by page, and is not searched
+        # again each time.
+        self._searched = 0
         # A message whose end is still to come, and its stream; nothing comes between its frames.
         self._message = bytearray()
         self._message_stream = 0
@@ -99,6 +102,16 @@ class Decoder:
 
     def sync(self) -> bytes | None:
         """Drop all up to the last MARKER and its nonce, and return the nonce; None without one."""
+        if not self._awaiting_nonce:
+            overlap = len(MARKER) - 1
+            if self._searched < overlap:
+                unknown = self._tail + self._buffer
+            else:
+                unknown = self._buffer[self._searched - overlap :]
+            self._searched = len(self._buffer)
+            if MARKER not in unknown:
+                return None
+        self._searched = 0
         window = self._tail + self._buffer
         at = window.rfind(MARKER)
         self._awaiting_nonce = at >= 0 and len(window) < at + SYNC_BYTES
@@ -129,7 +142,8 @@ class Decoder:
             end = at + HEADER.size + length
             if len(buffer) < end:
                 break
-            payload = bytes(buffer[at + HEADER.size : end])
+            with memoryview(buffer) as view:
+                payload = bytes(view[at + HEADER.size : end])
             at = end
             if kind == PART or self._message:
                 self._join(stream, kind, payload)
@@ -139,14 +153,17 @@ class Decoder:
                 self._message.clear()
             out.append((stream, kind, payload))
         if at:
-            self._tail = (self._tail + buffer[:at])[-(SYNC_BYTES - 1) :]
+            consumed = buffer[max(0, at - SYNC_BYTES + 1) : at]
+            self._tail = (self._tail + consumed)[-(SYNC_BYTES - 1) :]
             del buffer[:at]
+            self._searched = max(0, self._searched - at)
         return out
 
     def discard(self) -> None:
         """Forget all but what may be the beginning of a MARKER and its nonce."""
         self._tail = (self._tail + self._buffer)[-(SYNC_BYTES - 1) :]
         self._buffer.clear()
+        self._searched = 0
         self._message.clear()
 
     def _join(self, stream: int, kind: int, payload: bytes) -> None:
