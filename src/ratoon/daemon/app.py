@@ -12,6 +12,7 @@ import ratoon
 from ratoon.daemon import (
     branches,
     commands,
+    events,
     files,
     ports,
     problems,
@@ -28,7 +29,7 @@ from ratoon.sandbox.engine import Engine
 
 _SUBJECTS = (
     *(system, store, snapshots, sandboxes, branches),
-    *(commands, files, ports, streams),
+    *(commands, files, ports, streams, events),
 )
 
 

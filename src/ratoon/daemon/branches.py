@@ -12,7 +12,7 @@ from fastapi import APIRouter, Response
 
 from ratoon.daemon import snapshots
 from ratoon.daemon.context import TheDaemon
-from ratoon.daemon.models import BranchRequest, SnapshotInfo
+from ratoon.daemon.models.snapshots import BranchRequest, SnapshotInfo
 from ratoon.daemon.problems import answers
 from ratoon.errors import InvalidInput
 from ratoon.sandbox.branch import Branched

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from ratoon.daemon.connection import while_connected
 from ratoon.daemon.context import TheDaemon
-from ratoon.daemon.models import (
+from ratoon.daemon.models.commands import (
     EvalAnswer,
     EvalRequest,
     ExecAnswer,

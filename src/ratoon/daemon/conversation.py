@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ratoon import files
-from ratoon.daemon.models import Request
+from ratoon.daemon.models.common import Request
 from ratoon.daemon.problems import explain
 from ratoon.errors import InvalidInput, RatoonError
 

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from ratoon.daemon.connection import draining, while_connected
 from ratoon.daemon.context import TheDaemon
-from ratoon.daemon.models import Extracted, FileInfo, Written
+from ratoon.daemon.models.files import Extracted, FileInfo, Written
 from ratoon.daemon.problems import answers
 from ratoon.daemon.query import raw_parameter
 from ratoon.daemon.responses import AsciiJson, Pieces

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from ratoon.daemon.context import TheDaemon
-from ratoon.daemon.models import PublishedPort, PublishRequest
+from ratoon.daemon.models.sandboxes import PublishedPort, PublishRequest
 from ratoon.daemon.problems import answers
 from ratoon.errors import NotFound
 from ratoon.network import ports

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from ratoon import files
-from ratoon.daemon.models import ErrorAnswer
+from ratoon.daemon.models.common import ErrorAnswer
 from ratoon.daemon.responses import AsciiJson
 from ratoon.errors import RatoonError
 

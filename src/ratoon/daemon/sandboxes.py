@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ratoon.daemon.connection import while_connected
 from ratoon.daemon.context import Daemon, TheDaemon
-from ratoon.daemon.models import (
+from ratoon.daemon.models.sandboxes import (
     Changed,
     Failures,
     ForkOptions,

@@ -115,7 +115,7 @@ async def serve(serving: Serving, on_start: Callable[[Sequence[str]], None]) -> 
         async with Engine.open(store.home, keep=not serving.stop_sandboxes) as engine:
             app = create_app(engine, serving.settings)
             servers = [_Server(app, listener, tls) for _, listener, tls in listeners]
-            with _stopping(servers):
+            with _stopping(servers, engine):
                 async with asyncio.TaskGroup() as group:
                     for server in servers:
                         group.create_task(server.run_to_the_end())
@@ -125,10 +125,11 @@ async def serve(serving: Serving, on_start: Callable[[Sequence[str]], None]) -> 
 
 
 @contextmanager
-def _stopping(servers: Sequence[_Server]) -> Iterator[None]:
+def _stopping(servers: Sequence[_Server], engine: Engine) -> Iterator[None]:
     """Have SIGTERM and SIGINT stop the servers."""
 
     def stop() -> None:
+        engine.events.end()
         for server in servers:
             server.stop()
 

@@ -11,7 +11,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator
 
 from ratoon.daemon.context import Daemon, TheDaemon
-from ratoon.daemon.models import CompactRequest, SnapshotDetail, SnapshotInfo, SnapshotRequest
+from ratoon.daemon.models.snapshots import (
+    CompactRequest,
+    SnapshotDetail,
+    SnapshotInfo,
+    SnapshotRequest,
+)
 from ratoon.daemon.problems import answers, error_response
 from ratoon.errors import AlreadyExists, InFlight, InvalidInput, NotFound
 from ratoon.sandbox.branch import Writing
@@ -66,6 +71,7 @@ async def make_snapshot(request: SnapshotRequest, daemon: TheDaemon) -> Snapshot
         )
     except (AlreadyExists, InFlight) as error:
         return error_response(400, str(error), type(error).__name__)
+    daemon.engine.events.tell("snapshot_ready", snapshot=request.tag)
     return summarise(built.branched.snapshot).model_copy(
         update={"pause_ms": built.branched.pause_ms}
     )

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Response
 
 from ratoon.check.check import check_store
 from ratoon.check.scrub import EVERYTHING, Slice
-from ratoon.daemon import models
 from ratoon.daemon.context import TheDaemon
+from ratoon.daemon.models import store as models
 from ratoon.daemon.problems import answers
 from ratoon.daemon.responses import AsciiJson
 from ratoon.daemon.snapshots import check_exists

@@ -12,7 +12,7 @@ from fastapi import APIRouter, WebSocket
 from ratoon.concurrency import beside
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.conversation import Conversation, conversation
-from ratoon.daemon.models import EvalOpening, ExecOpening, ExecSaying
+from ratoon.daemon.models.commands import EvalOpening, ExecOpening, ExecSaying
 from ratoon.daemon.query import raw_parameter
 from ratoon.errors import InvalidInput
 from ratoon.guest import commands

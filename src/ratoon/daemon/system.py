@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 import ratoon
-from ratoon.daemon.models import Health, Version
+from ratoon.daemon.models.common import Health, Version
 from ratoon.daemon.problems import answers
 
 router = APIRouter(tags=["system"])

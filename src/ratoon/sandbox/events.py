@@ -48,6 +48,7 @@ class Listener:
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
         self._arrived = asyncio.Event()
+        self._ended = False
 
     def put(self, event: Event) -> None:
         if len(self._events) >= BACKLOG:
@@ -56,9 +57,15 @@ class Listener:
         self._events.append(event)
         self._arrived.set()
 
-    async def next(self) -> Event:
-        """The next event; waits for it."""
+    def end(self) -> None:
+        self._ended = True
+        self._arrived.set()
+
+    async def next(self) -> Event | None:
+        """The next event; waits for it. None: no more will come."""
         while not self._events:
+            if self._ended:
+                return None
             self._arrived.clear()
             await self._arrived.wait()
         return self._events.popleft()
@@ -81,6 +88,11 @@ class Events:
         event = Event(kind, sandbox, snapshot, reason)
         for listener in self._listeners:
             listener.put(event)
+
+    def end(self) -> None:
+        """No more will come for those who listen."""
+        for listener in self._listeners:
+            listener.end()
 
     @contextmanager
     def listen(self) -> Iterator[Listener]:

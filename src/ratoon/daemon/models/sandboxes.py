@@ -1,0 +1,145 @@
+"""Sandboxes, their options and ports."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ratoon.daemon.models.common import Answer, ErrorAnswer, Many, Metadata, Port, Request
+from ratoon.sandbox.events import EventKind
+from ratoon.sandbox.options import Seconds
+
+
+class PublishRequest(Request):
+    """`guest_port` within the guest; `host_port` of the host's loopback, null: one that is free."""
+
+    guest_port: Port
+    host_port: Port | None = None
+
+
+class PublishedPort(Answer):
+    guest_port: int
+    host_port: int
+
+
+class LimitsOfSandbox(Request):
+    """What a sandbox may use of its host; null: no limit. See `ratoon.host.limits.Limits`."""
+
+    memory_mib: Annotated[int, Field(gt=0, le=1 << 24)] | None = None
+    cpus: Annotated[float, Field(gt=0, le=1 << 16)] | None = None
+    pids: Annotated[int, Field(gt=0, le=1 << 20)] | None = None
+    disk_mib: Annotated[int, Field(gt=0, le=1 << 24)] | None = None
+
+
+class ForkOptions(Request):
+    """What new sandboxes get besides their snapshot.
+
+    `network`: `none`, `outbound`, or `allow:CIDR:PORT,…`; null: what the snapshot says.
+    `ttl_seconds`: killed so long after its fork; `idle_seconds`: in standby after so long without
+    use, and awake when it is used. `spare`: a machine is kept started for its next reset.
+    `publish`: ports to publish; a `host_port` can be that of one sandbox only.
+    """
+
+    network: str | None = None
+    limits: LimitsOfSandbox = LimitsOfSandbox()
+    ttl_seconds: Seconds | None = None
+    idle_seconds: Seconds | None = None
+    spare: bool = False
+    metadata: Metadata = Field(default_factory=dict)
+    publish: list[PublishRequest] = Field(default_factory=list, max_length=64)
+
+
+class ForkRequest(ForkOptions):
+    """`memory_limit_mib` is `limits.memory_mib`, as clients of another runtime know it.
+
+    The flags are theirs too, and change nothing.
+    """
+
+    snapshot_tag: str
+    n: Many = 1
+    memory_limit_mib: Annotated[int, Field(gt=0, le=1 << 24)] | None = None
+    per_child_netns: bool = False
+    prewarm: bool | None = None
+    live_fork: bool = False
+    hugepages: bool = False
+
+
+class ForkSandboxRequest(ForkOptions):
+    """Options that are not given are those of the sandbox."""
+
+    n: Many = 1
+
+
+class OptionsRequest(Request):
+    """What is given is changed; null takes it away. `ttl_seconds` counts from the fork."""
+
+    ttl_seconds: Seconds | None = None
+    idle_seconds: Seconds | None = None
+    metadata: Metadata = Field(default_factory=dict)
+
+
+class SandboxInfo(Answer):
+    """A sandbox. `pid` is that of its machine, and null where it has none.
+
+    `snapshot_tag`: what it was forked from; `stands_on`: its last branch, or the same.
+    `idle_for_seconds`: for how long nobody has used it. `stages_ms` are those of its fork,
+    `fork_ms` is all of it until its agent had answered; a daemon that took it over knows neither.
+    """
+
+    id: str
+    snapshot_tag: str
+    netns: str | None
+    guest_addr: str | None
+    created_at_unix: int
+    pid: int | None
+    memory_limit_mib: int | None
+    has_branched: bool
+    last_branch_memory_path: str | None
+    branch_count: int
+    state: Literal["running", "standby", "dead", "killed"]
+    stands_on: str
+    accelerator: Literal["tcg", "kvm"]
+    network: str
+    limits: LimitsOfSandbox
+    ttl_seconds: float | None
+    idle_seconds: float | None
+    idle_for_seconds: float
+    spare: bool
+    metadata: dict[str, str]
+    ports: list[PublishedPort]
+    fork_ms: float
+    stages_ms: dict[str, float]
+
+
+class Changed(Answer):
+    """A sandbox after a change, and how long the stages of that took, in milliseconds."""
+
+    sandbox: SandboxInfo
+    stages_ms: dict[str, float]
+
+
+class Failures(Answer):
+    """What the sandboxes of the last burst that did not start died of."""
+
+    snapshot_tag: str | None
+    errors: list[ErrorAnswer]
+
+
+class Pong(Answer):
+    """`pid` is the agent's, in the guest."""
+
+    pong: Literal[True] = True
+    pid: int
+    agent_lang: Literal["python"] = "python"
+    protocol: int
+
+
+class EventInfo(Answer):
+    """Something that happened to `sandbox`, or to `snapshot`; a branch is of both."""
+
+    kind: EventKind
+    sandbox: str | None
+    snapshot: str | None
+    reason: str | None
+    at_unix: float

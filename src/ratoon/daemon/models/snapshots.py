@@ -1,0 +1,80 @@
+"""Snapshots, and what they are made from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ratoon.daemon.models.common import Answer, Request
+from ratoon.sandbox.base import DISK_BYTES, MIB, RAM_BYTES
+
+
+class SnapshotInfo(Answer):
+    """A snapshot, also one that is being written. What is not known is left out.
+
+    `pause_ms`: for how long the sandbox that it was branched from stood still. `diff_…`: of a diff,
+    how long its making took, and the size of its memory.
+    """
+
+    tag: str
+    dir: str
+    created_at_unix: int
+    status: Literal["writing", "ready", "failed"]
+    bootable: bool
+    branched_from: str | None = None
+    parent_tag: str | None = None
+    pause_ms: float | None = None
+    diff_ms: float | None = None
+    diff_physical_bytes: int | None = None
+    diff_logical_bytes: int | None = None
+    warning: str | None = None
+    #: Why it cannot be forked.
+    error: str | None = None
+
+
+class SnapshotDetail(Answer):
+    """All about one snapshot; sizes in bytes. `ancestors` is root first."""
+
+    tag: str
+    dir: str
+    created_at_unix: int
+    memory_logical_bytes: int
+    memory_physical_bytes: int
+    vmstate_bytes: int
+    parent_tag: str | None = None
+    parent_content_hash: str | None = None
+    chain_depth: int
+    ancestors: list[str]
+    dependents: list[str]
+
+
+class SnapshotRequest(Request):
+    """`image` is booted cold, with so much RAM, so many virtual CPUs and a disk of that size."""
+
+    tag: str
+    image: str
+    ram_mib: Annotated[int, Field(ge=128, le=1 << 20)] = RAM_BYTES // MIB
+    vcpus: Annotated[int, Field(ge=1, le=64)] = 1
+    disk_mib: Annotated[int, Field(ge=256, le=1 << 24)] = DISK_BYTES // MIB
+
+
+class CompactRequest(Request):
+    to: str
+
+
+class BranchRequest(Request):
+    """`mode` says what is stored; `diff`, `live` and `measure_diff` are its older form.
+
+    `full` (default): all of it, of depth 0. `diff`: what changed since `parent_tag`. `live`: as
+    `diff`; without `wait` the answer comes when the sandbox runs again. `measure_diff`: full, and
+    what the difference would have taken.
+    """
+
+    tag: str | None = None
+    mode: Literal["full", "diff", "live"] | None = None
+    diff: bool = False
+    live: bool = False
+    measure_diff: bool = False
+    wait: bool = True
+    parent_tag: str | None = None
