@@ -103,11 +103,8 @@ class Decoder:
     def sync(self) -> bytes | None:
         """Drop all up to the last MARKER and its nonce, and return the nonce; None without one."""
         if not self._awaiting_nonce:
-            overlap = len(MARKER) - 1
-            if self._searched < overlap:
-                unknown = self._tail + self._buffer
-            else:
-                unknown = self._buffer[self._searched - overlap :]
+            known = max(0, self._searched - len(MARKER) + 1)
+            unknown = (b"" if known else self._tail) + self._buffer[known:]
             self._searched = len(self._buffer)
             if MARKER not in unknown:
                 return None
