@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from vm_helpers import FOR_EVER, MIB, leaves_nothing, sh, until
 
-from ratoon.errors import MachineDied, OutOfDisk
+from ratoon.errors import MachineDied, OutOfDisk, Overloaded
 from ratoon.host import cgroups
 from ratoon.host.limits import Limits
 from ratoon.sandbox.engine import Engine
@@ -45,6 +45,23 @@ async def test_one_with_little_processor_time_waits_for_it(engine: Engine) -> No
         await slow.kill()
         await asyncio.gather(busy, return_exceptions=True)
         assert not group.directory.exists()
+
+
+async def test_what_the_host_has_no_room_for_is_refused_and_harms_nobody(
+    engine: Engine, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with leaves_nothing(engine):
+        monkeypatch.setenv("RATOON_MEMORY_RESERVE", "1000T")
+        with pytest.raises(
+            Overloaded, match=r"^3 forks need about 144 MiB of memory; .* in reserve"
+        ):
+            await engine.fork("base", 3)
+        with pytest.raises(Overloaded, match=r"^1 fork needs about 48 MiB"):
+            await engine.fork_one("base")
+        assert await sh(sandbox, "echo unharmed") == "unharmed\n"
+        monkeypatch.delenv("RATOON_MEMORY_RESERVE")
+        async with await engine.fork_one("base") as fork:
+            assert await sh(fork, "echo started") == "started\n"
 
 
 FILL = "dd if=/dev/urandom of=/root/big bs=1M count=60 && sync"

@@ -7,6 +7,7 @@
       parent/              a twin of the snapshot it stands on; in standby, the sandbox itself
       disk.qcow2 …         its overlays, numbered
       log, log.console     QEMU's, and the guest's console
+      cgroups              which control groups were made for it
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ratoon import files
+from ratoon.host import cgroups
 from ratoon.snapshot.snapshot import Snapshot, link_snapshot, load_snapshot
 from ratoon.snapshot.staging import Staging
 
@@ -126,7 +128,8 @@ class SandboxDirectory:
         os.close(self._lock)
 
     def remove(self) -> None:
-        """Delete the directory and the machine's sockets, and let it go."""
+        """Delete the directory, the machine's sockets and control groups, and let it go."""
+        cgroups.remove(self.path)
         shutil.rmtree(self._runtime, ignore_errors=True)
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
