@@ -166,9 +166,11 @@ class Process:
 
     def resume(self) -> None:
         """There is room again, or none is needed."""
-        for output in self._outputs:
+        for output in list(self._outputs):
             if not output.watched:
                 self._watch(output)
+                if output.left:  # which may be too much for a terminal: it has nothing more
+                    self._ready(output)
 
     def _watch(self, output: Output) -> None:
         output.watched = True
@@ -180,7 +182,8 @@ class Process:
             self._loop.unwatch(output.fd)
 
     def _ready(self, output: Output) -> None:
-        self._move(output)
+        while self._move(output) and output.left:
+            pass
         if output.left == 0:
             self._check_settled()
 
