@@ -10,7 +10,7 @@ import pytest
 from agent_on_host import is_alive, wait_for
 
 from ratoon.guest.agent import hooks
-from ratoon.guest.agent.process import ENVIRONMENT
+from ratoon.guest.agent.spawn import ENVIRONMENT
 from ratoon.guest.agent.stream import Refusal
 
 

@@ -61,9 +61,8 @@ class Evaluator:
         """Nobody listens to it any more. If it runs, it goes on."""
         if evaluation in self._waiting:
             self._waiting.remove(evaluation)
-        elif self._python is not None and self._python.process.listener is evaluation:
-            self._python.process.listener = None
-            self._python.process.resume()
+        elif self._python is not None:
+            self._python.process.leave(evaluation)
 
     def _next(self) -> None:
         while self._waiting and (self._python is None or self._python.evaluation is None):

@@ -33,9 +33,10 @@ BOOTSTRAP = """\
     names['main']({program}, {control}),
 ))(__import__('os'), __import__('sys'), {{'__name__': 'ratoon'}})
 """
-#: Seconds from the interrupt of code whose time is over to the end of its interpreter. At half of
-#: it the process group is interrupted too: `os.system` is deaf while it waits for its child.
-GRACE = 10.0
+#: Seconds from the interrupt of code whose time is over to that of its process group: `os.system`
+#: is deaf while it waits for a child. And from there to the end of the interpreter.
+PATIENCE = 5.0
+GRACE = 5.0
 #: As in `interpreter.py`.
 RESEED = signal.SIGRTMAX
 CHUNK = 64 * 1024
@@ -84,13 +85,12 @@ class Python:
         """End the code that runs; where that does not help, the interpreter."""
         if self._timer is None and self._outcome is None:
             self.tell(signal.SIGINT)
-            self._timer = self._agent.after(GRACE / 2, self._interrupt_all)
+            self._timer = self._agent.after(PATIENCE, self._interrupt_all)
 
     def _interrupt_all(self) -> None:
         self.process.kill(signal.SIGINT)
-        self._timer = self._agent.after(
-            GRACE / 2, lambda: self._kill(f"did not heed an interrupt for {GRACE:g} s")
-        )
+        fault = f"did not heed an interrupt for {PATIENCE + GRACE:g} s"
+        self._timer = self._agent.after(GRACE, lambda: self._kill(fault))
 
     def tell(self, number: int) -> None:
         """Send a signal to the interpreter alone; its children are in its process group."""
