@@ -22,6 +22,7 @@ KINDS = {
     errno.ENETUNREACH: "unreachable",
     errno.ETIMEDOUT: "timed-out",
     errno.ECONNRESET: "reset",
+    errno.EPIPE: "reset",
 }
 
 
@@ -129,7 +130,10 @@ class Dial(Stream):
 
     def _end_if_over(self) -> None:
         if self._heard_all and self._sink is not None and self._sink.closed:
-            self.reply()
+            if self._sink.problem:
+                self._lose(self._sink.problem)
+            else:
+                self.reply()
 
     def on_end(self) -> None:
         self._unwatch()

@@ -25,6 +25,8 @@ class Sink:
     ) -> None:
         self.queued = 0
         self.closed = False
+        #: An errno: why what was written is not taken any more.
+        self.problem = 0
         self._loop = loop
         self._fd = fd
         self._taken = taken
@@ -70,7 +72,8 @@ class Sink:
                     self._watched = True
                     self._loop.watch(self._fd, self._pump, select.EPOLLOUT)
                 return
-            except OSError:  # nobody reads
+            except OSError as error:  # nobody reads
+                self.problem = error.errno or 0
                 self.close()
                 return
             if written < len(data):
