@@ -24,6 +24,7 @@ from ratoon.daemon import (
 )
 from ratoon.daemon.auth import Guard
 from ratoon.daemon.context import Daemon
+from ratoon.daemon.limits import Limits
 from ratoon.daemon.settings import Settings
 from ratoon.sandbox.engine import Engine
 
@@ -43,8 +44,12 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
-        max_body_size=settings.max_body_bytes,
-        middleware=[Middleware(Guard, token=settings.token)],
+        middleware=[
+            Middleware(Guard, token=settings.token),
+            Middleware(
+                Limits, body_bytes=settings.max_body_bytes, seconds=settings.request_seconds
+            ),
+        ],
     )
     app.state.daemon = Daemon(engine, settings)
     problems.install(app)

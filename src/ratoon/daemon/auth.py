@@ -72,7 +72,9 @@ class Guard:
             given = headers.get("authorization", "")
             if not given.lower().startswith("bearer "):
                 return 401, "missing bearer token"
-            right = hmac.compare_digest(given[len("bearer ") :].strip().encode(), self._token)
+            right = hmac.compare_digest(
+                given[len("bearer ") :].strip().encode("latin-1"), self._token
+            )
             return None if right else (401, "invalid bearer token")
         on_tcp = bool(scope.get("server") and scope["server"][1])
         if on_tcp and not is_loopback(_host(f"//{headers.get('host', '')}")):

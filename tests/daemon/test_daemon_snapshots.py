@@ -1,0 +1,119 @@
+"""Snapshots over HTTP: shown, deleted, compacted, related."""
+
+from __future__ import annotations
+
+import httpx2
+import pytest
+
+from ratoon.sandbox.engine import Engine
+
+pytest_plugins = ["app_fixtures"]
+
+
+async def test_the_list_has_what_is_known_and_leaves_out_what_is_not(
+    api: httpx2.AsyncClient, bare_engine: Engine
+) -> None:
+    listed = {each["tag"]: each for each in (await api.get("/v1/snapshots")).json()}
+    assert sorted(listed) == ["L1", "L2", "base"]
+    assert listed["base"] == {
+        "tag": "base",
+        "dir": str(bare_engine.store.snapshots / "base"),
+        "created_at_unix": 1_700_000_000,
+        "status": "ready",
+        "bootable": True,
+    }
+    assert listed["L2"]["parent_tag"] == "L1"
+    assert listed["L2"]["diff_physical_bytes"] > 0
+
+
+async def test_a_damaged_snapshot_does_not_hide_the_others(
+    api: httpx2.AsyncClient, bare_engine: Engine
+) -> None:
+    (bare_engine.store.snapshots / "L1/manifest.json").write_text("{}")
+    listed = {each["tag"]: each for each in (await api.get("/v1/snapshots")).json()}
+    assert listed["base"]["bootable"]
+    assert (listed["L1"]["status"], listed["L1"]["bootable"]) == ("failed", False)
+    assert "manifest.json" in listed["L1"]["error"]
+    fork = await api.post("/v1/sandboxes", json={"snapshot_tag": "L1"})
+    assert fork.status_code == 409
+    assert "manifest.json" in fork.json()["error"]
+
+
+async def test_info_is_all_about_one(api: httpx2.AsyncClient) -> None:
+    base = (await api.get("/v1/snapshots/base/info")).json()
+    assert "parent_tag" not in base
+    assert (base["chain_depth"], base["ancestors"], base["dependents"]) == (0, [], ["L1"])
+    top = (await api.get("/v1/snapshots/L2/info")).json()
+    assert top["parent_content_hash"].startswith("blake3:")
+    assert (top["chain_depth"], top["ancestors"]) == (2, ["base", "L1"])
+    assert (await api.get("/v1/snapshots/absent/info")).status_code == 404
+
+
+async def test_deleting(api: httpx2.AsyncClient) -> None:
+    refused = await api.delete("/v1/snapshots/base")
+    assert refused.status_code == 409
+    assert "L1" in refused.json()["error"]
+    assert "L2" not in refused.json()["error"]
+    both = await api.delete("/v1/snapshots/base?cascade=true&force=true")
+    assert both.status_code == 400
+    assert (await api.delete("/v1/snapshots/base?force")).status_code == 204
+    assert (await api.delete("/v1/snapshots/base")).status_code == 404
+    gone = await api.delete("/v1/snapshots/L1?cascade=true")
+    assert (gone.status_code, gone.content) == (204, b"")
+    assert (await api.get("/v1/snapshots")).json() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("base/compact", {"to": "base"}, 400),
+        ("base/compact", {"to": "no/tag"}, 400),
+        ("base/compact", {"to": "L1"}, 409),
+        ("absent/compact", {"to": "new"}, 404),
+        ("base/compact", {}, 422),
+    ],
+)
+async def test_compacting_is_refused(
+    api: httpx2.AsyncClient, path: str, body: dict[str, str], status: int
+) -> None:
+    assert (await api.post(f"/v1/snapshots/{path}", json=body)).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"tag": "base", "image": "debian"}, 400),
+        ({"tag": "new", "image": "gentoo"}, 404),
+        ({"tag": "new", "image": "debian", "ram_mib": 1}, 400),
+        ({"tag": "new"}, 422),
+    ],
+)
+async def test_making_a_base_is_refused(
+    api: httpx2.AsyncClient, body: dict[str, object], status: int
+) -> None:
+    answer = await api.post("/v1/snapshots", json=body)
+    assert answer.status_code == status
+
+
+async def test_lineage_and_usage(api: httpx2.AsyncClient) -> None:
+    nodes = (await api.get("/v1/lineage")).json()
+    assert [(node["tag"], node["level"]) for node in nodes] == [("base", 0), ("L1", 1), ("L2", 2)]
+    usage = (await api.get("/v1/usage")).json()
+    assert sorted(usage["snapshots"]) == ["L1", "L2", "base"]
+    one = (await api.get("/v1/snapshots/L2/usage")).json()
+    assert one == usage["snapshots"]["L2"]
+
+
+async def test_check_tells_what_is_damaged(api: httpx2.AsyncClient, bare_engine: Engine) -> None:
+    (bare_engine.store.snapshots / "L2/vmstate").write_bytes(b"other")
+    report = (await api.post("/v1/check")).json()
+    assert not report["sound"]
+    assert any(found["snapshot"] == "L2" for found in report["findings"])
+    for body, status in (({"subset": "1/2"}, 400), ({"read_data": True, "subset": "x"}, 400)):
+        assert (await api.post("/v1/check", json=body)).status_code == status
+
+
+async def test_there_is_no_pool_of_what_is_not_there(api: httpx2.AsyncClient) -> None:
+    assert (await api.get("/v1/pool")).json() == []
+    assert (await api.put("/v1/pool/absent", json={"size": 1})).status_code == 404
+    assert (await api.put("/v1/pool/base", json={"size": 1001})).status_code == 400
