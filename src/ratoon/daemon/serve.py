@@ -52,7 +52,7 @@ class Serving:
     stop_sandboxes: bool = False
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """One that leaves signals to whoever runs it, and says when it listens."""
 
     def __init__(self, app: FastAPI, listener: socket.socket, tls: Tls | None) -> None:
@@ -114,7 +114,7 @@ async def serve(serving: Serving, on_start: Callable[[Sequence[str]], None]) -> 
             listeners.append((_url(tcp, serving.tls), tcp, serving.tls))
         async with Engine.open(store.home, keep=not serving.stop_sandboxes) as engine:
             app = create_app(engine, serving.settings)
-            servers = [_Server(app, listener, tls) for _, listener, tls in listeners]
+            servers = [Server(app, listener, tls) for _, listener, tls in listeners]
             with _stopping(servers, engine):
                 async with asyncio.TaskGroup() as group:
                     for server in servers:
@@ -125,7 +125,7 @@ async def serve(serving: Serving, on_start: Callable[[Sequence[str]], None]) -> 
 
 
 @contextmanager
-def _stopping(servers: Sequence[_Server], engine: Engine) -> Iterator[None]:
+def _stopping(servers: Sequence[Server], engine: Engine) -> Iterator[None]:
     """Have SIGTERM and SIGINT stop the servers."""
 
     def stop() -> None:
