@@ -16,6 +16,8 @@
     ├── HostError                  exit 1, HTTP 500   the host lacks something: a program, space
     │   └── UnreadableDisk                            no ext4 file system, or a damaged one
     ├── Overloaded                 exit 1, HTTP 503   no room for more sandboxes; try again later
+    ├── Unreachable                exit 1, HTTP 502   no daemon answers, or no longer
+    ├── Unauthorized               exit 1, HTTP 401   the daemon wants another token
     ├── MachineError               exit 1, HTTP 500   QEMU refused or failed
     │   ├── MachineDied                               the process is gone; carries its log's tail
     │   ├── OutOfDisk              exit 1, HTTP 507   the guest stands still until there is room
@@ -45,6 +47,8 @@ class RatoonError(Exception):
 
     exit_code = 1
     http_status = 500
+    #: The status with which a daemon said so, if one did.
+    answered: int | None = None
 
 
 class InvalidInput(RatoonError):
@@ -122,6 +126,16 @@ class Overloaded(RatoonError):
     http_status = 503
 
 
+class Unreachable(RatoonError):
+    """What was asked of the daemon may not have been done."""
+
+    http_status = 502
+
+
+class Unauthorized(RatoonError):
+    http_status = 401
+
+
 class MachineError(RatoonError):
     pass
 
@@ -167,7 +181,15 @@ class NoPython(GuestError):
 
 
 class CommandFailed(GuestError):
-    pass
+    """`status` is its exit code, as a shell gives it; with what it wrote, if that was kept."""
+
+    def __init__(
+        self, message: str, *, status: int | None = None, stdout: str = "", stderr: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.stdout = stdout
+        self.stderr = stderr
 
 
 class UnsafeArchive(GuestError):
