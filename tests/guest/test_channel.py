@@ -147,6 +147,19 @@ async def test_what_comes_before_the_answer_is_dropped(stale: bytes, at_once: bo
         assert await asking == {"version": 3}
 
 
+@pytest.mark.parametrize("stale", [*STALE, wire.encode(156, wire.STDIN_TAKEN, bytes(4))])
+async def test_what_comes_before_anything_was_asked_is_dropped(stale: bytes) -> None:
+    """A fork whose streams were open at the branch speaks as soon as it runs."""
+    async with connected() as (channel, peer):
+        channel.data_received(stale)
+        channel.begin()
+        asking = asyncio.create_task(channel.request("hello", timeout=5))
+        peer.write(MARKER + await peer.greeting())
+        stream, _ = await peer.request()
+        peer.reply(stream, version=3)
+        assert await asking == {"version": 3}
+
+
 async def test_without_the_answer_nothing_is_heard() -> None:
     async with connected() as (channel, peer):
         channel.begin()

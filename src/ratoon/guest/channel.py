@@ -294,6 +294,8 @@ class Channel(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        if not self._last_stream:
+            return  # nothing was asked yet: a fork, say, finishing what its source was saying
         self._decoder.feed(data)
         try:
             if self._nonce is not None:
