@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -392,35 +392,40 @@ async def test_errors_are_told_apart_and_name_the_path(files: FilesOnHost, tmp_p
     os.mkfifo(tmp_path / "fifo")
     inside, missing, fifo = tmp_path / "file" / "x", tmp_path / "missing", tmp_path / "fifo"
     directory, file = tmp_path / "directory", tmp_path / "file"
-    cases: list[tuple[Awaitable[Any], type[GuestFileError], Path]] = [
-        (files.stat(missing), GuestFileNotFound, missing),
-        (files.stat(inside), GuestNotADirectory, inside),
-        (files.stat(tmp_path / "round"), GuestFileError, tmp_path / "round"),
-        (files.list(missing), GuestFileNotFound, missing),
-        (files.list(file), GuestNotADirectory, file),
-        (files.read(missing), GuestFileNotFound, missing),
-        (files.read(directory), GuestIsADirectory, directory),
-        (files.read(fifo), GuestFileError, fifo),
-        (files.write(missing / "x", b""), GuestFileNotFound, missing),
-        (files.write(inside, b""), GuestNotADirectory, file),
-        (files.write(directory, b"x"), GuestIsADirectory, directory),
-        (files.write(directory, b"x", in_place=True), GuestIsADirectory, directory),
-        (files.write(fifo, b"x"), GuestFileExists, fifo),
-        (files.write(fifo, b"x", in_place=True), GuestFileError, fifo),
-        (files.append(directory, b"x"), GuestIsADirectory, directory),
-        (files.write(inside, b"", parents=True), GuestFileExists, file),
-        (files.mkdir(inside), GuestNotADirectory, inside),
-        (files.remove(inside), GuestNotADirectory, inside),
-        (files.rename(directory, file, replace=True), GuestNotADirectory, directory),
-        (files.rename(file, directory, replace=True), GuestIsADirectory, file),
-        (files.change(missing, mode=0), GuestFileNotFound, missing),
-        (files.symlink(file, "x"), GuestFileExists, file),
-        (files.write("/proc/sys/kernel/ostype", b"x", in_place=True), GuestAccessDenied, Path("/")),
-        (files.write(tmp_path / ("x" * 256), b""), GuestFileError, tmp_path / ("x" * 256)),
+    cases: list[tuple[Callable[[], Awaitable[Any]], type[GuestFileError], Path]] = [
+        (lambda: files.stat(missing), GuestFileNotFound, missing),
+        (lambda: files.stat(inside), GuestNotADirectory, inside),
+        (lambda: files.stat(tmp_path / "round"), GuestFileError, tmp_path / "round"),
+        (lambda: files.list(missing), GuestFileNotFound, missing),
+        (lambda: files.list(file), GuestNotADirectory, file),
+        (lambda: files.read(missing), GuestFileNotFound, missing),
+        (lambda: files.read(directory), GuestIsADirectory, directory),
+        (lambda: files.read(fifo), GuestFileError, fifo),
+        (lambda: files.write(missing / "x", b""), GuestFileNotFound, missing),
+        (lambda: files.write(inside, b""), GuestNotADirectory, file),
+        (lambda: files.write("/proc/x", b""), GuestFileNotFound, Path("/proc/x")),
+        (lambda: files.write(directory, b"x"), GuestIsADirectory, directory),
+        (lambda: files.write(directory, b"x", in_place=True), GuestIsADirectory, directory),
+        (lambda: files.write(fifo, b"x"), GuestFileExists, fifo),
+        (lambda: files.write(fifo, b"x", in_place=True), GuestFileError, fifo),
+        (lambda: files.append(directory, b"x"), GuestIsADirectory, directory),
+        (lambda: files.write(inside, b"", parents=True), GuestFileExists, file),
+        (lambda: files.mkdir(inside), GuestNotADirectory, inside),
+        (lambda: files.remove(inside), GuestNotADirectory, inside),
+        (lambda: files.rename(directory, file, replace=True), GuestNotADirectory, directory),
+        (lambda: files.rename(file, directory, replace=True), GuestIsADirectory, file),
+        (lambda: files.change(missing, mode=0), GuestFileNotFound, missing),
+        (lambda: files.symlink(file, "x"), GuestFileExists, file),
+        (
+            lambda: files.write("/proc/sys/kernel/ostype", b"x", in_place=True),
+            GuestAccessDenied,
+            Path("/"),
+        ),
+        (lambda: files.write(tmp_path / ("x" * 256), b""), GuestFileError, tmp_path / ("x" * 256)),
     ]
-    for waiting, kind, path in cases:
+    for wrong, kind, path in cases:
         with pytest.raises(GuestFileError) as caught:
-            await waiting
+            await wrong()
         assert type(caught.value) is kind, caught.value
         assert str(path) in str(caught.value)
         assert caught.value.kind.startswith("E")

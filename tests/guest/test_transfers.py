@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -177,23 +177,43 @@ async def test_what_goes_wrong_is_told_and_leaves_nothing(
     os.mkfifo(tmp_path / "fifo")
     before = listing(tmp_path)
     file, directory, missing = (tmp_path / name for name in ("file", "directory", "missing"))
-    cases: list[tuple[Any, type[Exception], str]] = [
-        (files.download(missing, tmp_path / "x"), GuestFileNotFound, "missing: No such file"),
-        (files.download(file / "x", tmp_path / "x"), GuestNotADirectory, "file/x: Not a dir"),
-        (files.download(tmp_path / "fifo", tmp_path / "x"), GuestFileError, "neither a file"),
-        (files.download(file, missing / "x"), NotFound, "on this host: .*missing"),
-        (files.download(file, directory, merge=True), Conflict, "directory: Is a directory"),
-        (files.download(directory, file, merge=True), Conflict, "file: Not a directory"),
-        (files.upload(missing, tmp_path / "x"), NotFound, "on this host: .*missing"),
-        (files.upload(tmp_path / "fifo", tmp_path / "x"), HostError, "neither a file"),
-        (files.upload(file, missing / "x"), GuestFileNotFound, "missing"),
-        (files.upload(file, directory), GuestIsADirectory, "directory: Is a dir"),
-        (files.upload(directory, file, merge=True), GuestNotADirectory, "file: Not a dir"),
-        (files.upload(file, file / "x", parents=True), GuestFileExists, "file: File exists"),
+    cases: list[tuple[Callable[[], Awaitable[Any]], type[Exception], str]] = [
+        (
+            lambda: files.download(missing, tmp_path / "x"),
+            GuestFileNotFound,
+            "missing: No such file",
+        ),
+        (
+            lambda: files.download(file / "x", tmp_path / "x"),
+            GuestNotADirectory,
+            "file/x: Not a dir",
+        ),
+        (
+            lambda: files.download(tmp_path / "fifo", tmp_path / "x"),
+            GuestFileError,
+            "neither a file",
+        ),
+        (lambda: files.download(file, missing / "x"), NotFound, "on this host: .*missing"),
+        (
+            lambda: files.download(file, directory, merge=True),
+            Conflict,
+            "directory: Is a directory",
+        ),
+        (lambda: files.download(directory, file, merge=True), Conflict, "file: Not a directory"),
+        (lambda: files.upload(missing, tmp_path / "x"), NotFound, "on this host: .*missing"),
+        (lambda: files.upload(tmp_path / "fifo", tmp_path / "x"), HostError, "neither a file"),
+        (lambda: files.upload(file, missing / "x"), GuestFileNotFound, "missing"),
+        (lambda: files.upload(file, directory), GuestIsADirectory, "directory: Is a dir"),
+        (lambda: files.upload(directory, file, merge=True), GuestNotADirectory, "file: Not a dir"),
+        (
+            lambda: files.upload(file, file / "x", parents=True),
+            GuestFileExists,
+            "file: File exists",
+        ),
     ]
-    for waiting, kind, message in cases:
+    for wrong, kind, message in cases:
         with pytest.raises(kind, match=message):
-            await waiting
+            await wrong()
     assert listing(tmp_path) == before
     await files.upload(file, missing / "x", parents=True)
     assert (missing / "x").is_file()

@@ -15,7 +15,8 @@ def temporary_name() -> bytes:
 class NewFile:
     """Written under a temporary name; `publish` gives it its own and replaces what has it.
 
-    Until then nothing of it is to be seen there, and `discard` leaves nothing at all.
+    Until then nothing of it is to be seen there, and `discard` leaves nothing at all. Errors name
+    no file: only the caller knows its path, and the temporary name says nothing to anybody.
     """
 
     def __init__(self, directory: int, name: bytes) -> None:
@@ -24,7 +25,10 @@ class NewFile:
         self._name = name
         self._temporary = temporary_name()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd = os.open(self._temporary, flags, 0o600, dir_fd=directory)
+        try:
+            self._fd = os.open(self._temporary, flags, 0o600, dir_fd=directory)
+        except OSError as error:
+            raise _nameless(error) from None
 
     def write(self, data: bytes | memoryview) -> None:
         write_all(self._fd, data)
@@ -45,14 +49,18 @@ class NewFile:
                 src_dir_fd=self._directory,
                 dst_dir_fd=self._directory,
             )
-        except BaseException:
+        except OSError as error:
             self.discard()
-            raise
+            raise _nameless(error) from None
         os.close(self._fd)
 
     def discard(self) -> None:
         os.close(self._fd)
         unlink_if_there(self._temporary, self._directory)
+
+
+def _nameless(error: OSError) -> OSError:
+    return OSError(error.errno, error.strerror)
 
 
 def unlink_if_there(name: bytes, directory: int) -> None:

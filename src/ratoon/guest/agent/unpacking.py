@@ -77,6 +77,7 @@ class Unpacker:
             except OSError as error:
                 first = self.entries == 1
                 error.filename = self._path if first else os.path.join(self._path, self._entry.name)
+                error.filename2 = None
                 raise
             if isinstance(part, tar.Entry):
                 yield
