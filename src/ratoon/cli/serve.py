@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +28,9 @@ def serve(
         bool, typer.Option("--stop-sandboxes", help="End the sandboxes with the daemon.")
     ] = False,
     branch_cap: Annotated[int, typer.Option(min=1, help="Branches at a time.")] = 4,
+    text_log: Annotated[
+        bool, typer.Option("--text-log", help="Log for people; else a JSON object in each line.")
+    ] = False,
 ) -> None:
     """Serve the store over HTTP until interrupted: on a unix socket, and on TCP if asked to.
 
@@ -35,6 +39,7 @@ def serve(
     """
     # Here, so that no other verb waits for it.
     from ratoon.daemon.auth import read_token
+    from ratoon.daemon.logs import log_as_json
     from ratoon.daemon.serve import Serving, Tls, serve
     from ratoon.daemon.settings import Settings
 
@@ -50,6 +55,8 @@ def serve(
         ),
         stop_sandboxes=stop_sandboxes,
     )
+    if not text_log:
+        log_as_json(logging.INFO)
     run(serve(serving, _started))
 
 

@@ -22,6 +22,7 @@ from ratoon.daemon import (
     streams,
     system,
 )
+from ratoon.daemon.audit import AuditLog, Watch
 from ratoon.daemon.auth import Guard
 from ratoon.daemon.context import Daemon
 from ratoon.daemon.limits import Limits
@@ -37,6 +38,8 @@ _SUBJECTS = (
 def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
     """An ASGI application for `engine`, which must stay open for as long as it is used."""
     settings = settings or Settings()
+    daemon = Daemon(engine, settings)
+    audit = AuditLog(settings.audit_log) if settings.audit_log else None
     app = FastAPI(
         title="Ratoon",
         version=ratoon.__version__,
@@ -45,13 +48,14 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         middleware=[
+            Middleware(Watch, metrics=daemon.metrics, audit=audit),
             Middleware(Guard, token=settings.token),
             Middleware(
                 Limits, body_bytes=settings.max_body_bytes, seconds=settings.request_seconds
             ),
         ],
     )
-    app.state.daemon = Daemon(engine, settings)
+    app.state.daemon = daemon
     problems.install(app)
     for subject in _SUBJECTS:
         app.include_router(subject.router)

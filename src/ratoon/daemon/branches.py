@@ -11,7 +11,7 @@ from typing import Literal
 from fastapi import APIRouter, Response
 
 from ratoon.daemon import snapshots
-from ratoon.daemon.context import TheDaemon
+from ratoon.daemon.context import Daemon, TheDaemon
 from ratoon.daemon.models.snapshots import BranchRequest, SnapshotInfo
 from ratoon.daemon.problems import answers
 from ratoon.errors import InvalidInput
@@ -49,10 +49,10 @@ async def branch(
         slot.enter_context(daemon.branches.take())
         if mode != "live":
             branched = await daemon.engine.branch(sandbox, tag, mode)
-            return _summarise(branched, measured=body.measure_diff)
+            return _made(daemon, mode, branched, measured=body.measure_diff)
         live = await daemon.engine.begin_branch(sandbox, tag)
         if body.wait:
-            return _summarise(await asyncio.shield(live.done), measured=False)
+            return _made(daemon, mode, await asyncio.shield(live.done), measured=False)
         slots = slot.pop_all()
         live.done.add_done_callback(lambda done: slots.close())
         response.status_code = 202
@@ -90,5 +90,6 @@ def _automatic_tag(sandbox: Sandbox) -> str:
     return f"branch-{sandbox.id}-{int(time.time())}-{secrets.token_hex(2)}"
 
 
-def _summarise(branched: Branched, *, measured: bool) -> SnapshotInfo:
+def _made(daemon: Daemon, mode: Mode, branched: Branched, *, measured: bool) -> SnapshotInfo:
+    daemon.metrics.branched(mode, branched.stages, branched.pause_ms)
     return snapshots.summarise(branched.snapshot).model_copy(update={"pause_ms": branched.pause_ms})

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from ratoon.daemon.metrics import Metrics
 from ratoon.daemon.settings import Settings
 from ratoon.errors import Overloaded, RatoonError
 from ratoon.sandbox.engine import Engine
@@ -43,6 +44,7 @@ class Daemon:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine = engine
         self.settings = settings
+        self.metrics = Metrics(engine)
         self.branches = Slots(settings.branch_cap, "branches")
         #: Checks read the whole store.
         self.checks = Slots(1, "checks of the store")

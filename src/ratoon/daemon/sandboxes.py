@@ -168,7 +168,10 @@ async def _forked(
     outcomes = await while_connected(request, work)
     alive = [each for each in outcomes if isinstance(each, Sandbox)]
     failed = [each for each in outcomes if isinstance(each, RatoonError)]
+    for each in alive:
+        daemon.metrics.forked(each.stages, each.fork_ms)
     if failed:
+        daemon.metrics.forks.labels("failed").inc(len(failed))
         daemon.failures = tag, failed
         if not alive:
             raise failed[0]

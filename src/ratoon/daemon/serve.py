@@ -6,14 +6,17 @@ import asyncio
 import os
 import signal
 import socket
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from ratoon import files, paths
 from ratoon.daemon.app import create_app
@@ -25,6 +28,10 @@ from ratoon.snapshot.store import Store
 
 #: Held by the daemon of a store, with its process's number in it.
 LOCK = "daemon.lock"
+#: struct ucred (unix(7)).
+_CREDENTIALS = struct.Struct("3i")
+#: Who asked for what.
+AUDIT_LOG = "audit.log"
 #: Seconds for requests that are under way when the daemon is to end.
 GRACE = 30
 #: Bytes of one message on a WebSocket.
@@ -52,6 +59,28 @@ class Serving:
     stop_sandboxes: bool = False
 
 
+class _Named(asyncio.Protocol):
+    """A connection that knows who is at the other end of a unix socket, for the audit log."""
+
+    client: tuple[str, int] | None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        peer: socket.socket = transport.get_extra_info("socket")
+        if peer.family == socket.AF_UNIX:
+            raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            pid, uid, _ = _CREDENTIALS.unpack(raw)
+            self.client = (f"uid={uid},pid", pid)
+
+
+class _Http(_Named, H11Protocol):  # it bounds what a client may send before the body
+    pass
+
+
+class _WebSocket(_Named, WebSocketsSansIOProtocol):
+    pass
+
+
 class Server(uvicorn.Server):
     """One that leaves signals to whoever runs it, and says when it listens."""
 
@@ -62,8 +91,8 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",  # it bounds what a client may send before the body
-                ws="websockets-sansio",
+                http=_Http,
+                ws=_WebSocket,
                 ws_max_size=MAX_MESSAGE,
                 ws_per_message_deflate=False,
                 ws_ping_interval=None,  # who waits for a guest to take its input answers no ping
@@ -113,7 +142,8 @@ async def serve(serving: Serving, on_start: Callable[[Sequence[str]], None]) -> 
             tcp = held.enter_context(tcp_socket(serving.bind, has_token=has_token))
             listeners.append((_url(tcp, serving.tls), tcp, serving.tls))
         async with Engine.open(store.home, keep=not serving.stop_sandboxes) as engine:
-            app = create_app(engine, serving.settings)
+            settings = replace(serving.settings, audit_log=store.home / AUDIT_LOG)
+            app = create_app(engine, settings)
             servers = [Server(app, listener, tls) for _, listener, tls in listeners]
             with _stopping(servers, engine):
                 async with asyncio.TaskGroup() as group:

@@ -19,5 +19,5 @@ class Settings:
     max_body_bytes: int = 8 * MIB
     #: Seconds until a request must have begun its answer.
     request_seconds: float = 3600.0
-    #: Where the kernels and disks that a request names may lie.
-    image_roots: tuple[Path, ...] = ()
+    #: Where requests are written down, if anywhere.
+    audit_log: Path | None = None

@@ -62,6 +62,8 @@ class ImageStore:
         #: Where the images are.
         self.directory = directory
         self.budget = image_budget(directory) if budget is None else budget
+        #: How often a fork found its image here, and how often not.
+        self.hits = self.misses = 0
 
     @cached_property
     def reflinks(self) -> bool:

@@ -127,7 +127,9 @@ class Heads:
         root = twin.manifest.memory_root
         pages = ram_pages(twin)
         if image := self._images.open(root, pages):
+            self._images.hits += 1
             return image, None
+        self._images.misses += 1
         links = await asyncio.to_thread(read_links, twin)
         image, covered = self._images.nearest(links, pages)
         if burst or count_above(links, covered) * PAGE_SIZE > PATCH_LIMIT:
