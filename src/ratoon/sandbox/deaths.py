@@ -25,6 +25,8 @@ async def blamed(machine: Machine, what: str) -> AsyncIterator[None]:
     except GuestTimeout:
         raise
     except GuestError as error:
+        if error.kind:
+            raise  # the agent has said no: it lives
         try:
             async with asyncio.timeout(MOMENT):
                 log_end = await machine.wait_died()
