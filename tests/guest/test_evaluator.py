@@ -84,16 +84,23 @@ def test_output_belongs_to_the_evaluation_that_it_was_written_in(agent: AgentOnH
 
 
 def test_what_is_written_between_evaluations_is_dropped_and_blocks_nobody(
-    agent: AgentOnHost,
+    agent: AgentOnHost, tmp_path: Path
 ) -> None:
-    result(agent, "import os, subprocess, threading; gone = threading.Event()")
-    result(
-        agent,
-        "def flood():\n    for _ in range(100): os.write(1, bytes(65536))\n    gone.set()\n"
-        "threading.Timer(0.2, flood).start()",
-    )
-    agent.reply(agent.run("sleep", "1"))
-    stream = agent.request("eval", code="gone.wait(); print('clean')")
+    go, gone = tmp_path / "go", tmp_path / "gone"
+    flood = f"""
+import os, threading, time
+def flood():
+    while not os.path.exists('{go}'): time.sleep(0.01)
+    for _ in range(100): os.write(1, bytes(65536))
+    open('{gone}', 'w')
+threading.Thread(target=flood).start()
+"""
+    result(agent, flood)
+    go.touch()
+    wait_for(gone.exists, 60)
+    for _ in range(5):  # what the pipe still holds is read meanwhile
+        agent.hello()
+    stream = agent.request("eval", code="print('clean')")
     assert agent.reply(stream)["exit_code"] == 0
     assert agent.stdout(stream) == b"clean\n"
 
@@ -212,7 +219,7 @@ def test_an_interpreter_that_ends_between_evaluations_is_told_of(agent: AgentOnH
     assert result(agent, "1") == "1"
     os.kill(pid_of(agent), signal.SIGKILL)
     assert evaluate(agent, "1")["state_lost"]
-    assert agent.descriptors == before
+    wait_for(lambda: agent.descriptors == before)
 
 
 def test_children_outlive_an_interpreter_that_ends(agent: AgentOnHost) -> None:
@@ -321,7 +328,7 @@ def test_cancelled_code_that_heeds_no_interrupt_is_killed() -> None:
 
 def test_a_new_session_finds_the_state_and_what_still_runs(agent: AgentOnHost) -> None:
     result(agent, "import threading; go = threading.Event(); kept = []")
-    started(agent, "print('x' * 10_000_000)\nkept.append('old'); go.wait()", timeout=0.3)
+    started(agent, "kept.append('old'); print('x' * 10_000_000); go.wait()", timeout=0.3)
     agent.request("eval", code="kept.append('never')")
     agent.begin(b"second-session--")
     late = agent.request("eval", code="1", timeout=1)

@@ -288,13 +288,13 @@ def test_an_interrupt_ends_the_code_and_keeps_the_state(python: Interpreter, cod
 
 
 def test_code_may_take_care_of_an_interrupt(python: Interpreter) -> None:
-    outcome = interrupt(
-        python, "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: pass\n'saved'"
-    )
-    assert outcome["result"] == "'saved'"
-    python.result(
-        "import signal; signal.signal(signal.SIGINT, lambda *_: seen.append(1)); seen = []"
-    )
+    code = "print('running')\n    time.sleep(60)\nexcept KeyboardInterrupt: pass\n'saved'"
+    python.send(f"import time\ntry:\n    {code}")
+    wait_for(lambda: "running" in python.output())
+    os.kill(python.process.pid, signal.SIGINT)
+    assert python.outcome()["result"] == "'saved'"
+    python.result("import signal; seen = []")
+    python.result("signal.signal(signal.SIGINT, lambda *_: seen.append(1))")
     assert interrupt(python, "while not seen: pass\nseen")["result"] == "[1]"
 
 

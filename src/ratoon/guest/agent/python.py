@@ -170,8 +170,8 @@ class Python:
                 raise ValueError
             self._outcome = _checked(json.loads(self._said))
         except Exception:  # the code has found the socket
-            self._hang_up()
             self._kill("sent nonsense to the agent")
+            self._hang_up()
             return
         self._said = b""
         self._lift_limits()
