@@ -21,6 +21,7 @@ from ratoon.daemon import (
     store,
     streams,
     system,
+    workspaces,
 )
 from ratoon.daemon.audit import AuditLog, Watch
 from ratoon.daemon.auth import Guard
@@ -31,7 +32,7 @@ from ratoon.sandbox.engine import Engine
 
 _SUBJECTS = (
     *(system, store, snapshots, sandboxes, branches),
-    *(commands, files, ports, streams, events),
+    *(commands, files, ports, streams, workspaces, events),
 )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import Depends
@@ -11,31 +10,10 @@ from starlette.requests import HTTPConnection
 
 from ratoon.daemon.metrics import Metrics
 from ratoon.daemon.settings import Settings
-from ratoon.errors import Overloaded, RatoonError
+from ratoon.daemon.slots import Slots
+from ratoon.daemon.workspace import Workspaces
+from ratoon.errors import RatoonError
 from ratoon.sandbox.engine import Engine
-
-
-class Slots:
-    """So many may be at something at a time."""
-
-    def __init__(self, cap: int, what: str) -> None:
-        self.cap = cap
-        self.taken = 0
-        self._what = what
-
-    @contextmanager
-    def take(self) -> Iterator[None]:
-        """Overloaded if all are taken."""
-        if self.taken >= self.cap:
-            raise Overloaded(
-                f"{self._what} under way: {self.taken}, and no more than {self.cap} may be; "
-                "try again later"
-            )
-        self.taken += 1
-        try:
-            yield
-        finally:
-            self.taken -= 1
 
 
 class Daemon:
@@ -46,6 +24,7 @@ class Daemon:
         self.settings = settings
         self.metrics = Metrics(engine)
         self.branches = Slots(settings.branch_cap, "branches")
+        self.workspaces = Workspaces(engine, self.branches)
         #: Checks read the whole store.
         self.checks = Slots(1, "checks of the store")
         #: Of the last fork that did not start all its sandboxes: of which snapshot, and the errors.

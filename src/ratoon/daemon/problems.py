@@ -107,4 +107,5 @@ def _describe(error: Any) -> str:
     if error["type"] == "json_invalid":
         return f"the body is not JSON: {error['ctx']['error']}"
     where = ".".join(str(part) for part in error["loc"])
-    return f"{where}: {error['msg']}"
+    what = str(error["msg"]).removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what

@@ -18,6 +18,7 @@ from ratoon.daemon.models.sandboxes import (
     ForkRequest,
     ForkSandboxRequest,
     LimitsOfSandbox,
+    ManyForks,
     OptionsRequest,
     Pong,
     PublishedPort,
@@ -50,7 +51,7 @@ async def fork(
     `/v1/sandboxes/failures` why.
     """
     _check_ports(body)
-    options = _options(body, body.memory_limit_mib)
+    options = options_of(body, body.memory_limit_mib)
     work = daemon.engine.fork(body.snapshot_tag, body.n, options)
     return await _forked(daemon, request, response, work, body, body.snapshot_tag)
 
@@ -126,7 +127,7 @@ async def fork_sandbox(
     body = body or ForkSandboxRequest()
     _check_ports(body)
     given = body.model_fields_set & set(SandboxOptions.model_fields)
-    own = {name: getattr(_options(body), name) for name in given}
+    own = {name: getattr(options_of(body), name) for name in given}
     options = sandbox.options.model_copy(update=own)
     work = daemon.engine.fork_sandbox(sandbox, body.n, options)
     return await _forked(daemon, request, response, work, body, sandbox.snapshot_tag)
@@ -161,7 +162,7 @@ async def _forked(
     request: Request,
     response: Response,
     work: Coroutine[Any, Any, Outcomes],
-    body: ForkRequest | ForkSandboxRequest,
+    body: ManyForks,
     tag: str | None,
 ) -> list[SandboxInfo]:
     """The answer to a fork, which is given up if the client goes away."""
@@ -186,7 +187,8 @@ async def _forked(
     return [summarise(each) for each in alive]
 
 
-def _options(body: ForkOptions, memory_limit_mib: int | None = None) -> SandboxOptions:
+def options_of(body: ForkOptions, memory_limit_mib: int | None = None) -> SandboxOptions:
+    """What the engine is to be given for what a client asked for. InvalidInput."""
     limits = body.limits
     memory_mib = limits.memory_mib if limits.memory_mib is not None else memory_limit_mib
     try:
@@ -207,7 +209,7 @@ def _options(body: ForkOptions, memory_limit_mib: int | None = None) -> SandboxO
         raise InvalidInput(first_error(error)) from None
 
 
-def _check_ports(body: ForkRequest | ForkSandboxRequest) -> None:
+def _check_ports(body: ManyForks) -> None:
     if body.n > 1 and any(each.host_port for each in body.publish):
         raise InvalidInput("a port of the host cannot lead to several sandboxes: leave it out")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -25,6 +26,8 @@ from ratoon.daemon.sockets import tcp_socket, unix_socket
 from ratoon.errors import Conflict
 from ratoon.sandbox.engine import Engine
 from ratoon.snapshot.store import Store
+
+log = logging.getLogger(__name__)
 
 #: Held by the daemon of a store, with its process's number in it.
 LOCK = "daemon.lock"
@@ -130,6 +133,7 @@ async def serve(serving: Serving, on_start: Callable[[Sequence[str]], None]) -> 
 
     Conflict: it has a daemon already. InvalidInput, HostError: it cannot listen there.
     """
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it tells of every connection
     store = Store.open(paths.home())
     with ExitStack() as held:
         held.enter_context(_only_daemon(store))
@@ -151,7 +155,10 @@ async def serve(serving: Serving, on_start: Callable[[Sequence[str]], None]) -> 
                         group.create_task(server.run_to_the_end())
                     for server in servers:
                         await server.listens.wait()
-                    on_start([url for url, _, _ in listeners])
+                    urls = [url for url, _, _ in listeners]
+                    log.info("serving %s on %s", store.home, " and ".join(urls))
+                    on_start(urls)
+        log.info("ended")
 
 
 @contextmanager

@@ -38,7 +38,6 @@ class ForkOptions(Request):
     `network`: `none`, `outbound`, or `allow:CIDR:PORT,…`; null: what the snapshot says.
     `ttl_seconds`: killed so long after its fork; `idle_seconds`: in standby after so long without
     use, and awake when it is used. `spare`: a machine is kept started for its next reset.
-    `publish`: ports to publish; a `host_port` can be that of one sandbox only.
     """
 
     network: str | None = None
@@ -47,17 +46,22 @@ class ForkOptions(Request):
     idle_seconds: Seconds | None = None
     spare: bool = False
     metadata: Metadata = Field(default_factory=dict)
+
+
+class ManyForks(ForkOptions):
+    """`n` sandboxes at once; `publish`: ports of each. A `host_port` can be of one alone."""
+
+    n: Many = 1
     publish: list[PublishRequest] = Field(default_factory=list, max_length=64)
 
 
-class ForkRequest(ForkOptions):
+class ForkRequest(ManyForks):
     """`memory_limit_mib` is `limits.memory_mib`, as clients of another runtime know it.
 
     The flags are theirs too, and change nothing.
     """
 
     snapshot_tag: str
-    n: Many = 1
     memory_limit_mib: Annotated[int, Field(gt=0, le=1 << 24)] | None = None
     per_child_netns: bool = False
     prewarm: bool | None = None
@@ -65,10 +69,8 @@ class ForkRequest(ForkOptions):
     hugepages: bool = False
 
 
-class ForkSandboxRequest(ForkOptions):
+class ForkSandboxRequest(ManyForks):
     """Options that are not given are those of the sandbox."""
-
-    n: Many = 1
 
 
 class OptionsRequest(Request):

@@ -1,0 +1,217 @@
+"""Workspaces: a name for a sandbox that outlives it, as the snapshot it was last suspended to.
+
+A record is written before what it announces, and read with that in mind: what a crash has cut short
+is finished when the workspace is next used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from contextlib import suppress
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ratoon.daemon.models.workspaces import Status, WorkspaceInfo
+from ratoon.daemon.slots import Slots
+from ratoon.errors import AlreadyExists, Corrupt, InvalidInput, NotFound
+from ratoon.files import write_durable
+from ratoon.sandbox.branch import Mode
+from ratoon.sandbox.engine import Engine
+from ratoon.sandbox.options import SandboxOptions
+from ratoon.sandbox.sandbox import Sandbox
+from ratoon.snapshot.manifest import check_tag
+
+#: In the metadata of a workspace's sandbox.
+MARK = "ratoon.workspace"
+
+
+class Record(BaseModel):
+    """What is written down of a workspace, `workspaces/NAME.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    name: str
+    source_tag: str
+    created_at_unix: int
+    options: SandboxOptions
+    last_active_unix: int
+    #: The sandbox, which may be gone; None: it is suspended.
+    sandbox: str | None = None
+    #: What it was last suspended to.
+    state_tag: str | None = None
+    #: What it is being suspended to.
+    next_tag: str | None = None
+
+
+class Workspaces:
+    """All workspaces of a store. One daemon at a time has them."""
+
+    def __init__(self, engine: Engine, branches: Slots) -> None:
+        self._engine = engine
+        self._branches = branches
+        self._directory = engine.store.home / "workspaces"
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def create(self, name: str, tag: str, options: SandboxOptions) -> WorkspaceInfo:
+        """A workspace with a sandbox forked from snapshot `tag`. AlreadyExists; as a fork."""
+        check_tag(name)
+        async with self._changing(name):
+            if self._path(name).exists():
+                raise AlreadyExists(f"workspace {name} exists already")
+            marked = {**options.metadata, MARK: name}
+            now = int(time.time())
+            record = Record(
+                id=f"ws-{now:x}-{secrets.token_hex(2)}",
+                name=name,
+                source_tag=tag,
+                created_at_unix=now,
+                options=options.model_copy(update={"metadata": marked}),
+                last_active_unix=now,
+            )
+            return await self._start(record, tag)
+
+    async def suspend(self, name: str, mode: Mode) -> WorkspaceInfo:
+        """Branch its sandbox, and end it. InvalidInput: it is not running; as a branch."""
+        async with self._changing(name):
+            record = await self._settled(name)
+            sandbox = self._live(record)
+            if sandbox is None or self._status(record) != "running":
+                raise InvalidInput(f"workspace {name} is {self._status(record)}, not running")
+            if sandbox.state == "standby":
+                await self._engine.resume(sandbox)
+            tag = f"{record.id}-{int(time.time()):x}-{secrets.token_hex(2)}"
+            with self._branches.take():
+                record = self._write(record, next_tag=tag)
+                await self._engine.branch(sandbox, tag, mode)
+            return self._info(await self._finish(record))
+
+    async def resume(self, name: str) -> WorkspaceInfo:
+        """Fork what it was suspended to. InvalidInput: it is running; as a fork."""
+        async with self._changing(name):
+            record = await self._settled(name)
+            if self._status(record) == "running":
+                raise InvalidInput(f"workspace {name} is running")
+            for stray in self._engine.sandboxes:  # dead, or of a resume that a crash cut short
+                if stray.options.metadata.get(MARK) == name:
+                    await stray.kill()
+            return await self._start(record, record.state_tag or record.source_tag)
+
+    async def delete(self, name: str) -> None:
+        """Remove it, its sandbox and the snapshot it was suspended to."""
+        async with self._changing(name):
+            record = await self._settled(name)
+            if sandbox := self._live(record):
+                await sandbox.kill()
+            self._path(name).unlink()
+            await self._forget(record.state_tag)
+
+    async def get(self, name: str) -> WorkspaceInfo:
+        async with self._changing(name):
+            return self._info(await self._settled(name))
+
+    async def list(self) -> list[WorkspaceInfo]:
+        """All of them, by name."""
+        names = sorted(path.stem for path in self._directory.glob("*.json"))
+        found = []
+        for name in names:
+            with suppress(NotFound):  # deleted meanwhile
+                found.append(await self.get(name))
+        return found
+
+    def _changing(self, name: str) -> asyncio.Lock:
+        """Held by whoever works on this one."""
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
+
+    async def _start(self, record: Record, tag: str) -> WorkspaceInfo:
+        sandbox = await self._engine.fork_one(tag, record.options)
+        try:
+            return self._info(
+                self._write(record, sandbox=sandbox.id, last_active_unix=int(time.time()))
+            )
+        except BaseException:
+            await sandbox.kill()
+            raise
+
+    async def _settled(self, name: str) -> Record:
+        """Its record, once what was begun is finished, or found not to have happened. NotFound."""
+        record = self._read(name)
+        return await self._finish(record) if record.next_tag else record
+
+    async def _finish(self, record: Record) -> Record:
+        """If the snapshot that it is suspended to is there, let go of all else."""
+        assert record.next_tag
+        if not (self._engine.store.snapshots / record.next_tag).exists():
+            return self._write(record, next_tag=None)
+        if sandbox := self._live(record):
+            await sandbox.kill()
+        before = record.state_tag
+        record = self._write(
+            record,
+            sandbox=None,
+            state_tag=record.next_tag,
+            next_tag=None,
+            last_active_unix=int(time.time()),
+        )
+        await self._forget(before)
+        return record
+
+    async def _forget(self, tag: str | None) -> None:
+        if tag:
+            with suppress(NotFound):
+                await self._engine.delete(tag, force=True)
+
+    def _live(self, record: Record) -> Sandbox | None:
+        if record.sandbox is None:
+            return None
+        try:
+            return self._engine.get(record.sandbox)
+        except NotFound:
+            return None
+
+    def _status(self, record: Record) -> Status:
+        sandbox = self._live(record)
+        if sandbox and sandbox.state in ("running", "standby"):
+            return "running"
+        return "suspended" if record.sandbox is None else "stale"
+
+    def _info(self, record: Record) -> WorkspaceInfo:
+        sandbox = self._live(record)
+        idle = sandbox.idle_seconds if sandbox else time.time() - record.last_active_unix
+        return WorkspaceInfo(
+            id=record.id,
+            name=record.name,
+            source_snapshot_tag=record.source_tag,
+            current_state_tag=record.state_tag,
+            status=self._status(record),
+            live_sandbox_id=sandbox.id if sandbox else None,
+            created_at_unix=record.created_at_unix,
+            last_active_unix=int(time.time() - idle),
+        )
+
+    def _path(self, name: str) -> Path:
+        return self._directory / f"{name}.json"
+
+    def _read(self, name: str) -> Record:
+        try:
+            check_tag(name)
+            raw = self._path(name).read_bytes()
+        except (InvalidInput, FileNotFoundError):
+            raise NotFound(f"no workspace {name!r}") from None
+        try:
+            return Record.model_validate_json(raw)
+        except ValidationError:
+            raise Corrupt(f"workspace {name}: {self._path(name)} makes no sense") from None
+
+    def _write(self, record: Record, **changes: object) -> Record:
+        record = record.model_copy(update=changes)
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        write_durable(self._path(record.name), record.model_dump_json(indent=2).encode())
+        return record
