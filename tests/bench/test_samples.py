@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from ratoon.bench.samples import percentile, read_bytes, write_rows
-from ratoon.memory.process import private_bytes
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,3 @@ def test_what_a_process_reads_is_counted(tmp_path: Path) -> None:
     before = read_bytes("self")
     assert len(path.read_bytes()) == 1 << 20
     assert read_bytes("self") - before < 1 << 20
-
-
-def test_private_memory_is_what_was_written_to() -> None:
-    before = private_bytes(os.getpid())
-    written = bytearray(os.urandom(32 << 20))
-    assert private_bytes(os.getpid()) - before > 30 << 20
-    assert len(written) == 32 << 20
-
-
-def test_a_process_that_is_gone_has_no_memory() -> None:
-    assert private_bytes(2**22 + 1) == 0

@@ -13,7 +13,7 @@ import pytest
 from vm_helpers import CHECK, FOR_EVER, WRITE, assert_whole, leaves_nothing, sh
 
 from ratoon import files
-from ratoon.errors import AlreadyExists, InFlight, MachineError
+from ratoon.errors import AlreadyExists, HostError, InFlight, MachineError
 from ratoon.sandbox import branch, capture, layer
 from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.engine import Engine
@@ -57,7 +57,7 @@ async def test_the_machine_is_resumed_after_a_failure_at(
 ) -> None:
     with leaves_nothing(engine), monkeypatch.context() as patch:
         patch.setattr(owner, name, no_space)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(HostError, match="No space left"):
             await engine.branch(source, "failed")
     assert source.snapshot_tag == "base"
     assert len([*source.directory.path.glob("disk*.qcow2")]) == 1
@@ -76,7 +76,7 @@ async def test_what_is_written_meanwhile_survives(
 
     with leaves_nothing(engine), monkeypatch.context() as patch:
         patch.setattr(layer, "write_page_set", write_then_fail)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(HostError, match="No space left"):
             await engine.branch(source, "failed")
     await sh(source, CHECK)
     await assert_whole(engine, source)
@@ -92,7 +92,7 @@ async def test_failures_under_a_guest_that_never_stops_writing(
         await asyncio.sleep(0.2)
         with monkeypatch.context() as patch:
             patch.setattr(Staging, "publish", no_space)
-            with pytest.raises(OSError, match="No space left"):
+            with pytest.raises(HostError, match="No space left"):
                 await engine.branch(source, "failed")
     await engine.branch(source, "busy")
     await sh(source, "touch /tmp/stop")
@@ -110,7 +110,7 @@ async def test_an_undo_that_fails_is_made_up_for(
     with monkeypatch.context() as patch:
         patch.setattr(layer, "write_page_set", no_space)
         patch.setattr(QemuMachine, "undo_overlay", refuse)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(HostError, match="No space left"):
             await engine.branch(source, "failed")
         await sh(source, WRITE.format("between"))
         with pytest.raises(MachineError, match="refused"), leaves_nothing(engine):
@@ -145,7 +145,7 @@ async def test_published_but_not_flushed(
     fsync_path = files.fsync_path
     with monkeypatch.context() as patch:
         patch.setattr(files, "fsync_path", flush)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(HostError, match="No space left"):
             await engine.branch(source, "published")
     await assert_stands_on(engine, source, "published")
 

@@ -28,7 +28,7 @@ from rich.table import Table
 from ratoon.bench.machine import describe_machine
 from ratoon.bench.samples import MIB, drop_caches, percentile, read_bytes, write_rows
 from ratoon.errors import RatoonError
-from ratoon.memory.process import private_bytes
+from ratoon.host.usage import usage
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.fork import CONCURRENT_STARTS
 from ratoon.sandbox.sandbox import Sandbox
@@ -118,7 +118,7 @@ class FanOut:
                 round(percentile(forks, 50), 1),
                 round(percentile(forks, 95), 1),
                 round(median(ms for _, ms in execs), 1),
-                sum(private_bytes(sandbox.pid) for sandbox in sandboxes),
+                sum(map(_private_bytes, sandboxes)),
                 read_bytes("self") - before + sum(read_bytes(each.pid) for each in sandboxes),
             )
         )
@@ -133,6 +133,11 @@ async def _first_exec(sandbox: Sandbox) -> tuple[bool, float]:
     result = await sandbox.exec(["hostname"], timeout=120)
     took = (time.perf_counter() - began) * 1e3
     return result.stdout.decode().strip() == sandbox.id, took
+
+
+def _private_bytes(sandbox: Sandbox) -> int:
+    used = usage(sandbox.pid, sandbox.incarnation.overlay)
+    return used.memory_bytes if used else 0
 
 
 def show(console: Console, samples: list[Burst]) -> None:

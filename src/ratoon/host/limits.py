@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MIB = 1024 * 1024
 
@@ -48,7 +48,8 @@ class Limits(BaseModel):
 
     `cpus` is a share of the host's processors: 0.5 is half of one. `pids` counts the threads of
     QEMU, not what runs in the guest. `disk_bytes` is how long the file may get that the guest's
-    disk writes go to; each branch begins a new one.
+    disk writes go to; each branch begins a new one. `output_bytes` is how much of a command's
+    stdout, and of its stderr, is kept for whoever waits for the command's end.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,3 +58,4 @@ class Limits(BaseModel):
     cpus: Annotated[float, _number(LEAST_CPUS, "CPUs")] | None = None
     pids: Annotated[int, _number(LEAST_PIDS, "threads")] | None = None
     disk_bytes: Annotated[int, _bytes(LEAST_DISK)] | None = None
+    output_bytes: Annotated[int, Field(ge=0)] | None = None

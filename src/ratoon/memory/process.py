@@ -190,16 +190,3 @@ def _iovecs(start: int, numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     iovecs[:, 0] = numbers[bounds[:-1]] * np.uint64(PAGE_SIZE) + np.uint64(start)
     iovecs[:, 1] = np.diff(bounds) * PAGE_SIZE
     return iovecs
-
-
-def private_bytes(pid: int) -> int:
-    """The memory that process `pid` has written to and shares with nobody; 0 if it is gone.
-
-    What it only reads from a file is not counted, also where it is the only one that does.
-    """
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    fields = (line.split() for line in lines if line.startswith("Private_Dirty:"))
-    return sum(int(kibibytes) * 1024 for _, kibibytes, _ in fields)

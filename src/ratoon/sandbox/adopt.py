@@ -11,7 +11,7 @@ import asyncio
 import logging
 from pathlib import Path
 
-from ratoon.errors import GuestError, HostError, MachineDied, MachineError, RatoonError
+from ratoon.errors import GuestError, HostError, MachineDied, MachineError, OutOfDisk, RatoonError
 from ratoon.guest.channel import Channel
 from ratoon.host.cgroups import find
 from ratoon.host.limits import Limits
@@ -112,9 +112,7 @@ async def _attach(
         if not await machine.is_running():
             log.info("sandbox %s was left paused", name)
             await machine.resume()
-        channel.begin()
-        await channel.request("hello", timeout=HELLO_TIMEOUT)
-        await thaw(name, run)
+        await _greet(name, run)
         if overlay != record.overlay:
             parent = await _end_branch(store, directory, run, record.overlay, parent)
         directory.forget_overlays(run.overlay, run.frozen)
@@ -125,6 +123,17 @@ async def _attach(
         await namespace.release()
         raise
     return run, parent
+
+
+async def _greet(name: str, run: Incarnation) -> None:
+    """Begin a session with the agent, unless the guest stands still; then there is no hurry."""
+    run.channel.begin()
+    try:
+        async with run.machine.while_moving():
+            await run.channel.request("hello", timeout=HELLO_TIMEOUT)
+            await thaw(name, run)
+    except OutOfDisk as error:
+        log.warning("%s", error)
 
 
 async def _end_branch(

@@ -27,6 +27,7 @@ from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.layer import publish_layer
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.sandbox.stages import Stages
+from ratoon.sandbox.start import explaining
 from ratoon.snapshot.compact import publish_flat
 from ratoon.snapshot.manifest import GuestInfo, MachineConfig
 from ratoon.snapshot.scratch import scratch
@@ -110,11 +111,12 @@ class Brancher:
 
         Of a sandbox without a parent this makes a base. `resumed` gets the pause in ms as soon as
         the sandbox runs again. If it fails, the sandbox goes on as before and the store is as it
-        was. AlreadyExists, InFlight; InvalidInput for a bad tag; Conflict in standby. Once it has
-        begun it is not interrupted: if the caller is cancelled, there may be a snapshot afterwards.
+        was. AlreadyExists, InFlight; InvalidInput for a bad tag; Conflict in standby; HostError.
+        Once it has begun it is not interrupted: if the caller is cancelled, there may be a snapshot
+        afterwards.
         """
         write = self._write_full if mode == "full" and sandbox.parent else self._write_diff
-        with self._store.stage(tag) as staging:
+        with explaining(f"snapshot {tag} was not written"), self._store.stage(tag) as staging:
             publish = partial(write, sandbox, staging, machine, guest)
             async with sandbox.changing:
                 branched = await to_the_end(

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from ratoon.errors import InvalidInput, RatoonError
-from ratoon.memory.process import private_bytes
+from ratoon.host.usage import usage
 from ratoon.sandbox.confinement import loosen
 from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.start import Prepared
@@ -104,7 +104,7 @@ class Pool:
                 tag,
                 stock.wanted,
                 len(stock.ready),
-                sum(private_bytes(each.prepared.machine.pid) for each in stock.ready),
+                sum(_private_bytes(each) for each in stock.ready),
             )
             for tag, stock in self._stocks.items()
         )
@@ -132,3 +132,8 @@ class Pool:
             log.warning("the pool of %s is not full: %s", stock.snapshot.manifest.tag, error)
         finally:
             stock.filling = None
+
+
+def _private_bytes(reserved: Reserved) -> int:
+    used = usage(reserved.prepared.machine.pid, reserved.prepared.overlay)
+    return used.memory_bytes if used else 0

@@ -12,12 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from ratoon.errors import Conflict, GuestError, MachineDied, RatoonError
+from pydantic import ValidationError
+
+from ratoon.errors import Conflict, GuestError, InvalidInput, MachineDied, RatoonError
 from ratoon.guest import commands
 from ratoon.guest.channel import Channel, GuestStream
 from ratoon.guest.commands import ExecResult
 from ratoon.guest.evaluation import EvalResult, Listener, evaluate
 from ratoon.guest.files import GuestFiles
+from ratoon.host.limits import Limits
 from ratoon.network.policy import NONE, NetworkPolicy
 from ratoon.network.ports import Ports, PublishedPort
 from ratoon.sandbox.confinement import loosen
@@ -234,14 +237,27 @@ class Sandbox:
         *,
         env: dict[str, str] | None = None,
         cwd: str | None = None,
+        user: str | None = None,
         stdin: bytes = b"",
         timeout: float | None = None,
     ) -> ExecResult:
         """Run `argv` in the sandbox and wait for it; see `ExecResult` for how it may end.
 
         `timeout` is in seconds; a command that takes longer is killed with its process group.
+        Commands that are watched as they run, lists of processes and the like: `guest.commands`,
+        to which a sandbox is an agent.
         """
-        return await commands.exec(self, argv, env=env, cwd=cwd, stdin=stdin, timeout=timeout)
+        limit = self.options.limits.output_bytes
+        return await commands.exec(
+            self,
+            argv,
+            env=env,
+            cwd=cwd,
+            user=user,
+            stdin=stdin,
+            timeout=timeout,
+            output_limit=commands.OUTPUT_LIMIT if limit is None else limit,
+        )
 
     async def eval(
         self,
@@ -273,6 +289,21 @@ class Sandbox:
         """Close a published port and its connections. NotFound."""
         await self._ports.unpublish(host_port)
         self.persist()
+
+    async def allow_disk(self, disk_bytes: int | None) -> None:
+        """Set another limit for what its disk writes take; a guest that stood still goes on.
+
+        InvalidInput: too small.
+        """
+        try:
+            limits = Limits(**{**self.options.limits.model_dump(), "disk_bytes": disk_bytes})
+        except ValidationError as error:
+            raise InvalidInput(error.errors()[0]["msg"]) from None
+        async with self.changing:
+            await self.machine.confine(None, disk_bytes)
+            await self.machine.resume()
+            self.options = self.options.model_copy(update={"limits": limits})
+            self.persist()
 
     # The end --------------------------------------------------------------------------------------
 

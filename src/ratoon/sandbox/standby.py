@@ -41,8 +41,9 @@ class Lifecycle:
         fails, the sandbox goes on running. Once begun it is not interrupted.
         """
         stages = Stages()
-        async with sandbox.changing:
-            await to_the_end(self._suspend(sandbox, wakes, stages))
+        with explaining(f"sandbox {sandbox.id} did not go to standby"):
+            async with sandbox.changing:
+                await to_the_end(self._suspend(sandbox, wakes, stages))
         return stages
 
     async def _suspend(self, sandbox: Sandbox, wakes: bool, stages: Stages) -> None:
