@@ -27,6 +27,8 @@ class Peer:
         self._writer = writer
         self._decoder = wire.Decoder()
         self._frames: list[tuple[int, int, bytes]] = []
+        #: Everything that `receive` has returned.
+        self.heard: list[tuple[int, int, bytes]] = []
 
     async def greeting(self) -> bytes:
         """The nonce of the session that the host begins."""
@@ -40,7 +42,8 @@ class Peer:
             assert data, "the host has closed the channel"
             self._decoder.feed(data)
             self._frames = self._decoder.frames()
-        return self._frames.pop(0)
+        self.heard.append(self._frames.pop(0))
+        return self.heard[-1]
 
     async def request(self) -> tuple[int, dict[str, Any]]:
         stream, kind, payload = await self.receive()

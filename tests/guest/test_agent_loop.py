@@ -492,3 +492,17 @@ def test_idle_is_idle(agent: AgentOnHost) -> None:
     agent.hello()
     time.sleep(0.2)
     assert agent.busy_seconds(during=1) < 0.05
+
+
+@pytest.mark.parametrize("seconds", [1e300, float("inf"), 10**9])
+def test_times_that_are_never_over(agent: AgentOnHost, seconds: float) -> None:
+    never = agent.run("sleep", "60", timeout=seconds)
+    assert agent.reply(agent.run("sleep", "60", timeout=0.1))["timed_out"]
+    agent.send(never, wire.CANCEL)
+    assert agent.reply(never) == {"exit_code": 137, "signal": 9}
+    assert agent.busy_seconds(during=0.3) < 0.1
+
+
+def test_a_time_that_is_none_does_not_hold_up_the_others(agent: AgentOnHost) -> None:
+    assert agent.reply(agent.run("sleep", "60", timeout=float("nan")))["timed_out"]
+    assert agent.reply(agent.run("sleep", "60", timeout=0.1))["timed_out"]

@@ -14,6 +14,10 @@ if TYPE_CHECKING:  # `typing` itself would cost start-up time
     from collections.abc import Callable
 
 
+#: Seconds that are waited at most before looking again: epoll takes no more than 24 days.
+PATIENCE = 1_000_000.0
+
+
 class Timer:
     """A callback to come; `cancel` takes it back."""
 
@@ -52,7 +56,8 @@ class Loop:
     def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(callback)
         self._timers_made += 1
-        heapq.heappush(self._timers, (time.monotonic() + seconds, self._timers_made, timer))
+        when = time.monotonic() + max(0.0, seconds)  # not a number: at once
+        heapq.heappush(self._timers, (when, self._timers_made, timer))
         return timer
 
     def on_exit(self, pid: int, callback: Callable[[int], None]) -> None:
@@ -80,7 +85,7 @@ class Loop:
         timers = self._timers
         while timers and timers[0][2].callback is None:
             heapq.heappop(timers)
-        return max(0.0, timers[0][0] - time.monotonic()) if timers else -1
+        return min(max(0.0, timers[0][0] - time.monotonic()), PATIENCE) if timers else -1
 
     def _reap(self) -> None:
         os.read(self._wakeup, 4096)
