@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import stat
+import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from hashlib import sha256
 from pathlib import Path
@@ -114,6 +116,39 @@ async def test_a_large_file_there_and_back(files: FilesOnHost, tmp_path: Path) -
         assert sha256(path.read_bytes()).digest() == digest.digest()
         assert path.stat().st_mtime_ns == (tmp_path / "from").stat().st_mtime_ns
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+async def test_an_archive_that_somebody_else_made(files: FilesOnHost, tmp_path: Path) -> None:
+    """Without a root, without some of its directories, with GNU's headers, in odd pieces."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:", format=tarfile.GNU_FORMAT) as opened:
+        for name in ("first", "a/b/second", "n" * 200):
+            member = tarfile.TarInfo(name)
+            member.size = 3
+            opened.addfile(member, io.BytesIO(b"abc"))
+    packed = buffer.getvalue()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(packed), 777):
+            yield packed[start : start + 777]
+
+    done = await files.extract(tmp_path / "to", pieces())
+    assert (done.entries, done.size_bytes) == (3, len(packed))
+    found = {str(path.relative_to(tmp_path / "to")) for path in (tmp_path / "to").rglob("*")}
+    assert found == {"first", "a", "a/b", "a/b/second", "n" * 200}
+    assert (tmp_path / "to" / "a" / "b" / "second").read_bytes() == b"abc"
+    with pytest.raises(GuestFileExists):
+        await files.extract(tmp_path / "to", pieces())
+    await files.extract(tmp_path / "to", pieces(), merge=True)
+
+
+async def test_an_archive_that_is_none(files: FilesOnHost, tmp_path: Path) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"this is no tar" * 1000
+
+    with pytest.raises(GuestError, match="no ustar header"):
+        await files.extract(tmp_path / "to", pieces())
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_owners_are_kept_when_asked(files: FilesOnHost, tmp_path: Path) -> None:
@@ -289,8 +324,9 @@ async def test_an_upload_whose_host_goes_away_leaves_nothing(tmp_path: Path) -> 
     (tmp_path / "to").mkdir()
     async with files_on_host() as files:
         before = files.process.descriptors
-        fields = {"path": str(tmp_path / "to" / "x"), "merge": False, "owners": False}
-        async with files.channel.open("files.unpack", parents=False, **fields) as stream:
+        flags = dict.fromkeys(("merge", "owners", "parents", "into"), False)
+        path = str(tmp_path / "to" / "x")
+        async with files.channel.open("files.unpack", path=path, **flags) as stream:
             root = tar.encode(tar.Entry(b".", tar.DIRECTORY))
             entries = (tar.encode(tar.Entry(b"%d" % n, tar.DIRECTORY)) for n in range(2000))
             await stream.write(root + b"".join(entries))
@@ -381,7 +417,7 @@ FILE = tar.encode(tar.Entry(b"f", tar.FILE, size=3)) + b"abc" + tar.padding(3)
         (ROOT + FILE + tar.END + FILE, "after its end"),
         (ROOT + tar.encode(tar.Entry(b"../f", tar.FILE)) + tar.END, "leads out"),
         (ROOT + tar.encode(tar.Entry(b"/f", tar.FILE)) + tar.END, "leads out"),
-        (tar.encode(tar.Entry(b"f", tar.SYMLINK, target=b"x")) + tar.END, "neither a directory"),
+        (tar.encode(tar.Entry(b"f", tar.SYMLINK, target=b"x")) + tar.END, "not one root"),
         (ROOT + tar.encode(tar.Entry(b"f", tar.FILE, size=2**40)), "more than 17179869184 bytes"),
     ],
 )

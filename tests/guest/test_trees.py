@@ -35,10 +35,11 @@ def unpack(
     *,
     merge: bool = False,
     owners: bool = False,
+    into: bool = False,
     bounds: Bounds | None = BOUNDS,
     step: int = 1000,
 ) -> Unpacker:
-    unpacker = Unpacker(os.fsencode(path), merge=merge, owners=owners, bounds=bounds)
+    unpacker = Unpacker(os.fsencode(path), merge=merge, owners=owners, into=into, bounds=bounds)
     try:
         for start in range(0, len(archive), step):
             for _ in unpacker.feed(archive[start : start + step]):
@@ -542,10 +543,11 @@ paths = st.lists(nasty, min_size=1, max_size=4).map(b"/".join)
 @given(
     st.lists(st.builds(tar.Entry, paths, st.sampled_from(sorted(tar.KINDS)), target=paths)),
     st.booleans(),
+    st.booleans(),
 )
 @settings(max_examples=300)
 def test_no_archive_reaches_what_is_outside(
-    tmp_path_factory: pytest.TempPathFactory, entries: list[tar.Entry], merge: bool
+    tmp_path_factory: pytest.TempPathFactory, entries: list[tar.Entry], merge: bool, into: bool
 ) -> None:
     here = tmp_path_factory.mktemp("strangers")
     (here / "outside").mkdir()
@@ -554,7 +556,8 @@ def test_no_archive_reaches_what_is_outside(
         (here / "to").mkdir()
     before = listing(here / "outside"), (here / "outside" / "secret").stat().st_nlink
     with suppress(tar.TarError, OSError):
-        unpack(archive(*entries), here / "to", merge=merge)
+        data = archive(*entries)
+        unpack(data[len(tar.encode(ROOT)) if into else 0 :], here / "to", merge=merge, into=into)
     assert (listing(here / "outside"), (here / "outside" / "secret").stat().st_nlink) == before
     assert {path.name for path in here.iterdir()} <= {"outside", "to"}
     for link in (path for path in here.rglob("*") if path.is_symlink()):

@@ -237,7 +237,7 @@ class GuestFiles:
         owners: bool = False,
         parents: bool = False,
     ) -> Transfer:
-        """As `upload`, of what is in a tar."""
+        """As `upload` of a directory, of what is in a tar: POSIX or GNU, whoever made it."""
         return await transfers.extract(
             self._agent, path, archive, merge=merge, owners=owners, parents=parents
         )

@@ -55,7 +55,7 @@ async def download(
     progress: OnBytes,
 ) -> Transfer:
     """See `GuestFiles.download`."""
-    local = local.absolute()
+    local = local.resolve()
     bounds = Bounds(max_bytes, max_entries)
     unpacker = Unpacker(os.fsencode(local), merge=merge, owners=owners, bounds=bounds)
     received = _Counter(progress)
@@ -89,7 +89,7 @@ async def upload(
     local = local.absolute()
     with _local_errors():
         packer = Packer(os.fsencode(local), owners=owners)
-    fields = {"merge": merge, "owners": owners, "parents": parents}
+    fields = {"merge": merge, "owners": owners, "parents": parents, "into": False}
     async with conversation(agent, "files.unpack", path, **fields) as stream:
         sent = _Counter(progress)
         await beside(stream.result(), _feed(stream, packer, sent))
@@ -107,7 +107,7 @@ async def extract(
     parents: bool,
 ) -> Transfer:
     """See `GuestFiles.extract`."""
-    fields = {"merge": merge, "owners": owners, "parents": parents}
+    fields = {"merge": merge, "owners": owners, "parents": parents, "into": True}
     sent = _Counter(lambda count: None)
 
     async def feed(stream: GuestStream) -> None:

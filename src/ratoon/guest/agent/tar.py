@@ -2,8 +2,8 @@
 
 Written: POSIX ustar headers with a pax header before each, which has what ustar has no room for:
 long names, times in nanoseconds, large sizes. Any tar reads that. Read: the same, and what the
-usual programs write in the POSIX formats; all else is a TarError, because whoever reads may not
-trust whoever wrote. Names are bytes, as Linux has them.
+usual programs write, GNU's long names included; all else is a TarError, because whoever reads may
+not trust whoever wrote. Names are bytes, as Linux has them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 BLOCK = 512
 FILE, HARD_LINK, SYMLINK, DIRECTORY = b"0", b"1", b"2", b"5"
 KINDS = frozenset((FILE, HARD_LINK, SYMLINK, DIRECTORY))
-_PAX = b"x"
+_PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_TARGET = b"x", b"g", b"L", b"K"
+#: Those whose content is about what comes after them.
+_ABOUT = frozenset((_PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_TARGET))
 #: A name and a target of PATH_MAX bytes each, and small numbers.
 MAX_PAX = 16 * 1024
+#: Headers about one entry: more have nothing to say, and there would be no end to them.
+_MAX_ABOUT = 3
 #: What ustar's eleven octal digits hold, and its seven.
 _LARGE, _SMALL = 8**11 - 1, 8**7 - 1
 MAX_ID = 2**32 - 2
+#: What GNU's own format has for magic and version.
+_GNU = b"ustar  \0"
 #: Zeros that may follow the end: programs pad to records of 10 KiB, or of what they were told.
 _MAX_EMPTY_BLOCKS = 2048
 #: Two empty blocks. Tars are padded to whole records of 20 blocks by tradition alone.
@@ -143,9 +149,11 @@ class Reader:
     def __init__(self) -> None:
         self._header = bytearray()
         self._wanted = BLOCK
-        #: The pax records for the next entry, once their header has been seen.
+        #: What is known of the next entry beyond its header, by the names of pax records.
         self._records: dict[bytes, bytes] = {}
-        self._in_pax = False
+        #: The type of the header whose content is being gathered, one of _ABOUT.
+        self._about = b""
+        self._headers = 0
         self._content = 0
         self._padding = 0
         self._empty_blocks = 0
@@ -183,11 +191,11 @@ class Reader:
                         yield entry
 
     def _take(self, header: bytes) -> Entry | None:
-        if self._in_pax:
-            self._in_pax = False
+        if self._about:
+            self._records |= _records(self._about, header)
+            self._about = b""
             self._padding = -len(header) % BLOCK
             self._wanted = BLOCK
-            self._records = _records(header)
             return None
         if self._empty_blocks or not any(header):
             self._empty_blocks += 1
@@ -195,12 +203,14 @@ class Reader:
                 raise TarError("it goes on after its end")
             return None
         entry = _parse(header, self._records)
-        if entry.kind == _PAX:
-            if self._records or not 0 < entry.size <= MAX_PAX:
-                raise TarError(f"a pax header of {entry.size} bytes")
-            self._in_pax = True
+        if entry.kind in _ABOUT:
+            self._headers += 1
+            if self._headers > _MAX_ABOUT or not 0 < entry.size <= MAX_PAX:
+                raise TarError(f"a header of {entry.size} bytes about the next entry")
+            self._about = entry.kind
             self._wanted = entry.size
             return None
+        self._headers = 0
         self._records = {}
         if entry.kind not in KINDS:
             raise TarError(f"an entry of type {entry.kind!r}")
@@ -213,12 +223,13 @@ class Reader:
 
 def _parse(header: bytes, records: dict[bytes, bytes]) -> Entry:
     """The entry that `header` describes, amended by its pax records."""
-    if header[257:263] != b"ustar\0":
+    magic = header[257:265]
+    if not magic.startswith(b"ustar\0") and magic != _GNU:
         raise TarError("no ustar header")
     before, after = header[:148], header[156:]
     if _octal(header[148:156]) != sum(before) + sum(after) + 8 * ord(" "):
         raise TarError("a header whose checksum is wrong")
-    prefix = _text(header[345:500])
+    prefix = _text(header[345:500]) if magic != _GNU else b""  # something else is there
     name = _text(header[:100])
     entry = Entry(
         prefix + b"/" + name if prefix else name,
@@ -245,7 +256,11 @@ def _parse(header: bytes, records: dict[bytes, bytes]) -> Entry:
     return entry
 
 
-def _records(pax: bytes) -> dict[bytes, bytes]:
+def _records(about: bytes, pax: bytes) -> dict[bytes, bytes]:
+    if about == _PAX_GLOBAL:
+        return {}  # notes, such as the commit that `git archive` was given
+    if about != _PAX:
+        return {b"path" if about == _GNU_NAME else b"linkpath": _text(pax)}
     found = {}
     while pax:
         digits, _, _ = pax.partition(b" ")

@@ -209,7 +209,8 @@ class Unpack(Receiver):
         path = os.path.realpath(self.named(request))
         if request["parents"]:
             make_parents(path)
-        self._unpacker = Unpacker(path, merge=request["merge"], owners=request["owners"])
+        how = {name: request[name] for name in ("merge", "owners", "into")}
+        self._unpacker = Unpacker(path, **how)
         self._closing = self._unpacker.close()
 
     def take(self, data: bytes) -> Generator[None, None, None]:

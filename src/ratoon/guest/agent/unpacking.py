@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 
 from . import tar
 from .directories import Cursor, remove_tree
@@ -39,10 +40,21 @@ class Unpacker:
     """
 
     def __init__(
-        self, path: bytes, *, merge: bool, owners: bool, bounds: Bounds | None = None
+        self,
+        path: bytes,
+        *,
+        merge: bool,
+        owners: bool,
+        into: bool = False,
+        bounds: Bounds | None = None,
     ) -> None:
-        """`owners`: give everything the owner that the archive names; else it is the caller's."""
+        """`owners`: give everything the owner that the archive names; else it is the caller's.
+
+        `into`: `path` is a directory for whatever the archive holds, of anybody's making, where
+        not every directory needs an entry. Else the archive is a Packer's, and has one root.
+        """
         self._path = path
+        self._into = into
         self._merge = merge
         self._owners = owners
         self._bounds = bounds
@@ -123,12 +135,22 @@ class Unpacker:
                 raise tar.TarError(f"it has more than {self._bounds.size_bytes} bytes")
             if self.entries > self._bounds.entries:
                 raise tar.TarError(f"it has more than {self._bounds.entries} entries")
-        if self.entries == 1:
-            self._begin_root(entry)
-            return
         parts = _parts(entry.name)
+        if self.entries == 1:
+            if self._into and parts:
+                now = time.time_ns()
+                self._begin_directory(tar.Entry(b".", tar.DIRECTORY, mode=0o755, mtime_ns=now))
+            elif entry.kind == tar.DIRECTORY and not parts:
+                self._begin_directory(entry)
+                return
+            elif entry.kind == tar.FILE and not self._into:
+                check_replaceable(self._path)
+                above, name = os.path.split(self._path.rstrip(b"/"))
+                self._above = _open_directory(above)
+                self._begin_file(self._above, name, entry)
+                return
         if self._cursor is None or not parts:
-            raise tar.TarError("it has more than one root")
+            raise tar.TarError("it has not one root")
         self._go_to(parts[:-1])
         name = parts[-1]
         if entry.kind == tar.DIRECTORY:
@@ -140,19 +162,12 @@ class Unpacker:
         else:
             self._make_hard_link(name, entry)
 
-    def _begin_root(self, entry: tar.Entry) -> None:
-        above, name = os.path.split(self._path.rstrip(b"/"))
-        if entry.kind == tar.FILE:
-            check_replaceable(self._path)
-            self._above = _open_directory(above)
-            self._begin_file(self._above, name, entry)
-            return
-        if entry.kind != tar.DIRECTORY or _parts(entry.name):
-            raise tar.TarError("it begins with neither a directory nor a file")
+    def _begin_directory(self, entry: tar.Entry) -> None:
+        """The root is a directory."""
         try:
             self._root = _open_directory(self._path)
         except FileNotFoundError:
-            self._above = _open_directory(above)
+            self._above = _open_directory(os.path.dirname(self._path.rstrip(b"/")))
             staging = temporary_name()
             os.mkdir(staging, 0o700, dir_fd=self._above)
             self._staging = staging
@@ -177,7 +192,13 @@ class Unpacker:
             finally:
                 os.close(left)
         for name in parts[len(cursor.names) :]:
-            cursor.enter(name)
+            try:
+                cursor.enter(name)
+            except FileNotFoundError:
+                if not self._into:
+                    raise
+                os.mkdir(name, 0o755, dir_fd=cursor.fd)
+                cursor.enter(name)
             self._within.append(None)
 
     def _make_directory(self, name: bytes, entry: tar.Entry) -> None:
