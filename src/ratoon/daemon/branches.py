@@ -92,4 +92,4 @@ def _automatic_tag(sandbox: Sandbox) -> str:
 
 def _made(daemon: Daemon, mode: Mode, branched: Branched, *, measured: bool) -> SnapshotInfo:
     daemon.metrics.branched(mode, branched.stages, branched.pause_ms)
-    return snapshots.summarise(branched.snapshot).model_copy(update={"pause_ms": branched.pause_ms})
+    return snapshots.summarise_branch(branched, measured=measured)

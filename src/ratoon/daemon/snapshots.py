@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Annotated
 
@@ -19,13 +20,17 @@ from ratoon.daemon.models.snapshots import (
 )
 from ratoon.daemon.problems import answers, error_response
 from ratoon.errors import AlreadyExists, InFlight, InvalidInput, NotFound
-from ratoon.sandbox.branch import Writing
+from ratoon.sandbox.branch import Branched, Writing
 from ratoon.sandbox.engine import MIB
 from ratoon.snapshot.manifest import check_tag
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import BrokenSnapshot
 
 router = APIRouter(tags=["snapshots"])
+
+#: The stages of a branch in which its sandbox stands still, and those that make the difference.
+STANDING_STILL = ("pause", "state", "scan", "copy", "disk", "resume")
+WRITING = ("scan", "copy", "pack", "digest", "publish")
 
 #: `?cascade` alone means yes.
 Flag = Annotated[bool, BeforeValidator(lambda value: value == "" or value)]
@@ -72,9 +77,7 @@ async def make_snapshot(request: SnapshotRequest, daemon: TheDaemon) -> Snapshot
     except (AlreadyExists, InFlight) as error:
         return error_response(400, str(error), type(error).__name__)
     daemon.engine.events.tell("snapshot_ready", snapshot=request.tag)
-    return summarise(built.branched.snapshot).model_copy(
-        update={"pause_ms": built.branched.pause_ms}
-    )
+    return summarise_branch(built.branched, measured=False)
 
 
 @router.get("/v1/snapshots/{tag}", responses=answers(404, 409), response_model_exclude_none=True)
@@ -145,10 +148,29 @@ def summarise(entry: Snapshot) -> SnapshotInfo:
         bootable=True,
         branched_from=manifest.branched_from,
         parent_tag=manifest.parent.tag if manifest.parent else None,
+        pause_ms=_sum(manifest.stages, STANDING_STILL),
+        diff_ms=_sum(manifest.stages, WRITING) if manifest.parent else None,
         diff_physical_bytes=size,
         diff_logical_bytes=size,
         warning=manifest.warning,
     )
+
+
+def summarise_branch(branched: Branched, *, measured: bool) -> SnapshotInfo:
+    """One that was just made; `measured`: with what its difference took, whatever it is."""
+    info = summarise(branched.snapshot)
+    known: dict[str, float] = {"pause_ms": branched.pause_ms}
+    if measured:
+        size = branched.difference_bytes
+        known |= {"diff_physical_bytes": size, "diff_logical_bytes": size}
+        known["diff_ms"] = _sum(branched.stages, WRITING) or 0.0
+    return info.model_copy(update=known)
+
+
+def _sum(stages: Mapping[str, float], names: Iterable[str]) -> float | None:
+    """The milliseconds of some stages, if any of them is known."""
+    found = [stages[name] for name in names if name in stages]
+    return round(sum(found), 3) if found else None
 
 
 def _writing(daemon: Daemon, live: Writing) -> SnapshotInfo:

@@ -43,12 +43,17 @@ Mode = Literal["diff", "full"]
 
 @dataclass(frozen=True)
 class Branched:
-    """A new snapshot, and how long its making took, by stage and for the guest, in ms."""
+    """A new snapshot, and how long its making took, by stage and for the guest, in ms.
+
+    `difference_bytes`: what the memory takes that the sandbox's parent lacked; of a full branch
+    too, which stores more.
+    """
 
     snapshot: Snapshot
     stages: dict[str, float]
     pause_ms: float
     captured_pages: int
+    difference_bytes: int
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,8 @@ class _Frozen:
     warning: str | None
 
 
-#: Writes what is frozen as a snapshot; blocks.
-Publish = Callable[[_Frozen, Stages], Snapshot]
+#: Writes what is frozen as a snapshot; that, and what the difference in memory takes; blocks.
+Publish = Callable[[_Frozen, Stages], tuple[Snapshot, int]]
 
 
 class Brancher:
@@ -182,7 +187,7 @@ class Brancher:
                 frozen = await self._freeze_state(sandbox, run, buffer, disk_bytes, stages)
                 if resumed:
                     resumed.set_result(frozen.pause_ms)
-                snapshot = await asyncio.to_thread(publish, frozen, stages)
+                snapshot, difference = await asyncio.to_thread(publish, frozen, stages)
             except BaseException:
                 if staging.published:  # too late: others may have come to rely on it
                     _stand_on(sandbox, run, load_snapshot(staging.target))
@@ -193,7 +198,7 @@ class Brancher:
             pages = len(frozen.captured.numbers)
         _stand_on(sandbox, run, snapshot)
         sandbox.persist()
-        return Branched(snapshot, dict(stages.ms), frozen.pause_ms, pages)
+        return Branched(snapshot, dict(stages.ms), frozen.pause_ms, pages, difference)
 
     async def _freeze_state(
         self,
@@ -248,8 +253,8 @@ class Brancher:
         stages: Stages,
         *,
         anonymous: bool = False,
-    ) -> Snapshot:
-        return publish_layer(
+    ) -> tuple[Snapshot, int]:
+        snapshot = publish_layer(
             staging,
             self._heads,
             sandbox.parent,
@@ -263,6 +268,7 @@ class Brancher:
             branched_from=sandbox.id,
             anonymous=anonymous,
         )
+        return snapshot, snapshot.manifest.layers[-1].memory.size
 
     def _write_full(
         self,
@@ -272,15 +278,17 @@ class Brancher:
         guest: GuestInfo,
         frozen: _Frozen,
         stages: Stages,
-    ) -> Snapshot:
+    ) -> tuple[Snapshot, int]:
         """All that the guest has, as one layer: first the difference, then what it lies on."""
         with scratch(self._store) as room:
             unfinished = room / "unfinished"
             unfinished.mkdir(mode=0o700)
             aside = Staging(unfinished, sandbox.id, room / "diff")
-            diff = self._write_diff(sandbox, aside, machine, guest, frozen, stages, anonymous=True)
+            diff, size = self._write_diff(
+                sandbox, aside, machine, guest, frozen, stages, anonymous=True
+            )
             with stages("flatten"):
-                return publish_flat(diff, staging, sandbox.id)
+                return publish_flat(diff, staging, sandbox.id, diff.manifest.stages), size
 
 
 def _stand_on(sandbox: Sandbox, run: Incarnation, snapshot: Snapshot) -> None:

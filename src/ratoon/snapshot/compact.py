@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 from ratoon.artifacts import Progress, silent
@@ -42,15 +43,20 @@ def compact(store: Store, tag: str, to: str, progress: Progress = silent) -> Sna
     with store.stage(to) as staging, scratch(store) as room:
         # Of its own, so that `tag` may be deleted meanwhile.
         twin = link_snapshot(source, room / "twin")
-        return publish_flat(twin, staging, f"compact:{tag}", progress)
+        return publish_flat(twin, staging, f"compact:{tag}", {}, progress)
 
 
 def publish_flat(
-    source: Snapshot, staging: Staging, branched_from: str, progress: Progress = silent
+    source: Snapshot,
+    staging: Staging,
+    branched_from: str,
+    stages: Mapping[str, float],
+    progress: Progress = silent,
 ) -> Snapshot:
     """Publish what is equal to `source`, of depth 0, from `staging`; blocks. Errors: see `compact`.
 
-    Nobody may delete `source` meanwhile; `branched_from` says in the new manifest what it was.
+    Nobody may delete `source` meanwhile; `branched_from` says in the new manifest what it was, and
+    `stages` how long what took.
     """
     tag = source.manifest.tag
     progress(f"checking the disk of {tag}")
@@ -75,7 +81,7 @@ def publish_flat(
         layers=(own,),
         guest=source.manifest.guest,
         network=source.manifest.network,
-        stages={},
+        stages=dict(stages),
         warning=source.manifest.warning,
         branched_from=branched_from,
     )
