@@ -21,6 +21,7 @@ AGENT = "ratoon.guest.agent"
 FLOORS = [
     {"bench"},
     {"cli"},
+    {"client"},
     {"daemon"},
     {"sandbox"},
     {"check", "pack"},

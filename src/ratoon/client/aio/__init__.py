@@ -1,0 +1,1 @@
+"""The library for asyncio. `ratoon.client.sync` is made from it."""

@@ -1,0 +1,54 @@
+"""What a sandbox may be started with, and how a request says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, TypedDict
+
+from ratoon.client.answers import Limits
+
+
+class Options(TypedDict, total=False):
+    """What a new sandbox gets besides its snapshot; all of it may be left out.
+
+    `timeout`: seconds after its fork until it is killed. `idle`: seconds without use until it goes
+    to standby, from which it wakes when it is used. `metadata`: what to find it by.
+
+    `network`: `none`, `outbound` or `allow:CIDR:PORT,…`; left out, what its snapshot says.
+    `memory_mib`, `cpus` (1.5 is one and a half), `pids` and `disk_mib`: what it may use of its
+    host. `publish`: ports of the guest, and for each a port of the loopback of the daemon's host
+    that leads there, or None for any that is free. `spare`: a machine is kept started for its next
+    reset.
+    """
+
+    timeout: float | None
+    idle: float | None
+    metadata: Mapping[str, str]
+    network: str | None
+    memory_mib: int | None
+    cpus: float | None
+    pids: int | None
+    disk_mib: int | None
+    publish: Mapping[int, int | None]
+    spare: bool
+
+
+_LIMITS = ("memory_mib", "cpus", "pids", "disk_mib")
+_NAMES = {"timeout": "ttl_seconds", "idle": "idle_seconds", "network": "network", "spare": "spare"}
+
+
+def request_for(options: Options, limits: Limits | None = None) -> dict[str, Any]:
+    """The fields of a request; of limits, those that are not given are those of `limits`."""
+    given: dict[str, Any] = {**options}
+    if unknown := given.keys() - Options.__annotations__.keys():
+        raise TypeError(f"sandboxes have no option {', '.join(sorted(unknown))}")
+    body = {wire: given[name] for name, wire in _NAMES.items() if name in given}
+    if own := {name: given[name] for name in _LIMITS if name in given}:
+        body["limits"] = {**asdict(limits or Limits()), **own}
+    if "metadata" in given:
+        body["metadata"] = dict(given["metadata"])
+    if "publish" in given:
+        ports = given["publish"].items()
+        body["publish"] = [{"guest_port": guest, "host_port": host} for guest, host in ports]
+    return body

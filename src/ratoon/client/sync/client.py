@@ -1,0 +1,140 @@
+# Made from ../aio/client.py by scripts/make_sync.py: change it there.
+"""One daemon, or one engine in this process, and what it has."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from ratoon.client.address import Known, Source, parse, token_of_environment, url_of_environment
+from ratoon.client.answers import SandboxInfo, sandbox_info
+from ratoon.client.embedded import Embedded
+from ratoon.client.local import LocalDaemon
+from ratoon.client.options import Options, request_for
+from ratoon.client.problems import error_from
+from ratoon.client.sync.connection import Connection, segment
+from ratoon.client.sync.sandbox import Forks, Sandbox, State
+from ratoon.errors import RatoonError
+
+
+class Client:
+    """The daemon at `url`: `unix:///PATH`, `http://HOST:PORT` or `https://HOST:PORT`.
+
+    Without one, what RATOON_URL says; without that, this host's own daemon, which is started if it
+    is not running. `token`: what the daemon wants to see, by default that in RATOON_TOKEN. `tls`:
+    how to verify an https daemon, where the system's authorities are not the right ones.
+
+    Use it as a context manager, or close it; sandboxes are not affected by that. A sandbox that was
+    made without a client has one, which it shares with its forks.
+    """
+
+    def __init__(
+        self, url: str | None = None, *, token: str | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._set_up(_source(url, token, tls))
+
+    def _set_up(self, source: Source) -> None:
+        self._connection = Connection(source)
+        #: The sandboxes that use it; None if it is closed by whoever made it.
+        self._borrowers: int | None = None
+
+    @classmethod
+    def embedded(cls, home: Path | str | None = None) -> Self:
+        """No daemon, but an engine in this process, on the store in `home`.
+
+        By default that of the environment. Its sandboxes end with it. Other processes may use the
+        store meanwhile.
+        """
+        return cls.of(Embedded(Path(home) if home else None))
+
+    @classmethod
+    def of(cls, source: Source) -> Self:
+        """The daemon that `source` finds."""
+        client = cls.__new__(cls)
+        client._set_up(source)
+        return client
+
+    @classmethod
+    def of_sandboxes(cls) -> Self:
+        """The daemon of the environment, closed with the last sandbox that uses this."""
+        client = cls()
+        client._borrowers = 0
+        return client
+
+    # Sandboxes ------------------------------------------------------------------------------------
+
+    def fork(self, tag: str, n: int = 1, **options: Unpack[Options]) -> Forks:
+        """`n` sandboxes forked from snapshot `tag`: for each, the sandbox, or what went wrong.
+
+        If none could be made, that is raised. See `Sandbox.create`.
+        """
+        body = {"snapshot_tag": tag, "n": n, **request_for(options)}
+        return self.forked("/v1/sandboxes", body, tag)
+
+    def sandbox(self, sandbox_id: str) -> Sandbox:
+        """The sandbox of this id; NotFound."""
+        path = f"/v1/sandboxes/{segment(sandbox_id)}"
+        return Sandbox(self, sandbox_info(self._connection.ask("GET", path)))
+
+    def sandboxes(
+        self, *, metadata: Mapping[str, str] | None = None, state: State | None = None
+    ) -> list[SandboxInfo]:
+        """All sandboxes, or those that have this metadata, and are in this state."""
+        pairs = [f"{key}:{value}" for key, value in (metadata or {}).items()]
+        query = {"metadata": pairs, "state": state}
+        found = self._connection.ask("GET", "/v1/sandboxes", query=query)
+        return [sandbox_info(each) for each in found]
+
+    def forked(self, path: str, body: Mapping[str, Any], tag: str) -> Forks:
+        """What a request that forks has made, and the errors of what it has not."""
+        answer = self._connection.send("POST", path, body=body)
+        made: Forks = [Sandbox(self, sandbox_info(each)) for each in answer.json()]
+        if count := int(answer.headers.get("ratoon-failed", 0)):
+            made += self._failures(count, tag)
+        return made
+
+    def _failures(self, count: int, tag: str) -> list[RatoonError]:
+        told = self._connection.ask("GET", "/v1/sandboxes/failures")
+        errors = [error_from(500, each) for each in told["errors"]]
+        if told["snapshot_tag"] == tag and len(errors) == count:
+            return errors
+        return [RatoonError(f"a fork of {tag} failed, and why is not known any more")] * count
+
+    # The end --------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of the daemon; an embedded engine ends, with its sandboxes."""
+        self._connection.close()
+
+    def lend(self) -> Connection:
+        """For a sandbox, until it gives it back."""
+        if self._borrowers is not None:
+            self._borrowers += 1
+        return self._connection
+
+    def give_back(self) -> None:
+        if self._borrowers is None:
+            return
+        self._borrowers -= 1
+        if not self._borrowers:
+            self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _source(url: str | None, token: str | None, tls: ssl.SSLContext | None) -> Source:
+    url = url or url_of_environment()
+    token = token or token_of_environment()
+    return Known(parse(url, token, tls)) if url else LocalDaemon(token)

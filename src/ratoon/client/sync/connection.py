@@ -1,0 +1,139 @@
+# Made from ../aio/connection.py by scripts/make_sync.py: change it there.
+"""Requests to a daemon, and conversations with it: HTTP and WebSockets, wherever it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import httpx2
+
+from ratoon.client.address import CONNECT_TIMEOUT, Address, Source
+from ratoon.client.problems import error_from, explained
+from ratoon.client.sync.conversations import Conversation, Conversations
+from ratoon.client.sync.parallel import Lock, in_thread
+
+Query = Mapping[str, object]
+Content = bytes | Iterable[bytes]
+
+
+def segment(name: str) -> str:
+    """`name` as one part of a URL's path."""
+    return "%2E" * len(name) if name in (".", "..") else quote(name, safe="")
+
+
+class Connection:
+    """The way to one daemon, which is found, and started if it is to be, at the first request.
+
+    Every method raises the RatoonError that the daemon answers with, and Unreachable.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._conversations = Conversations()
+        self._finding = Lock()
+        self._found: tuple[Address, httpx2.Client] | None = None
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Query | None = None,
+        body: Mapping[str, Any] | None = None,
+        content: Content | None = None,
+    ) -> Any:
+        """The JSON that is answered; None if that is empty."""
+        answer = self.send(method, path, query=query, body=body, content=content)
+        return answer.json() if answer.content else None
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Query | None = None,
+        body: Mapping[str, Any] | None = None,
+        content: Content | None = None,
+    ) -> httpx2.Response:
+        """The same with its headers. `body` is sent as JSON, `content` as it is."""
+        headers = {}
+        if body is not None:
+            content = json.dumps(body).encode()
+            headers["content-type"] = "application/json"
+        address, client = self._find()
+        with explained(address):
+            answer = client.request(method, _target(path, query), content=content, headers=headers)
+        if answer.is_error:
+            raise error_from(answer.status_code, answer.content)
+        return answer
+
+    @contextmanager
+    def pieces(self, path: str, *, query: Query | None = None) -> Iterator[Iterator[bytes]]:
+        """What is answered to a GET, piece by piece, as fast as it is taken."""
+        address, client = self._find()
+
+        def read(answer: httpx2.Response) -> Iterator[bytes]:
+            with explained(address):
+                yield from answer.iter_raw()
+
+        with ExitStack() as held:
+            with explained(address):
+                streaming = client.stream("GET", _target(path, query))
+                answer = held.enter_context(streaming)
+                if answer.is_error:
+                    raise error_from(answer.status_code, answer.read())
+            yield read(answer)
+
+    @contextmanager
+    def converse(self, path: str, *, query: Query | None = None) -> Iterator[Conversation]:
+        """A WebSocket, which is closed with the block."""
+        address, _ = self._find()
+        with self._conversations.open(address, _target(path, query)) as talk:
+            yield talk
+
+    def close(self) -> None:
+        """No more requests will be made."""
+        with self._finding:
+            if self._found:
+                self._found[1].close()
+                self._found = None
+        self._conversations.close()
+        in_thread(self._source.close)
+
+    def _find(self) -> tuple[Address, httpx2.Client]:
+        with self._finding:
+            if self._found is None:
+                address = in_thread(self._source.find)
+                self._found = address, _client(address)
+            return self._found
+
+
+def _client(address: Address) -> httpx2.Client:
+    transport = httpx2.HTTPTransport(
+        uds=address.socket,
+        verify=address.tls or False,
+        trust_env=False,
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=8),
+    )
+    return httpx2.Client(
+        transport=transport,
+        base_url=address.url,
+        headers={**address.headers, "accept-encoding": "identity"},
+        timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT),
+        trust_env=False,
+    )
+
+
+def _target(path: str, query: Query | None) -> str:
+    """`path` with the query's fields that are not None; a surrogate stands for a byte."""
+    words = [
+        (name, str(each).lower() if isinstance(each, bool) else str(each))
+        for name, value in (query or {}).items()
+        for each in (value if isinstance(value, list) else [value])
+        if each is not None
+    ]
+    return path + ("?" + urlencode(words, errors="surrogateescape") if words else "")
