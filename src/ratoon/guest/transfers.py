@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterable, Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ratoon.concurrency import beside, to_the_end
-from ratoon.errors import AlreadyExists, Conflict, GuestError, HostError, NotFound, UnsafeArchive
-from ratoon.files import describe
+from ratoon.errors import GuestError
 from ratoon.guest.agent.packing import MAX_LISTED, Packer
-from ratoon.guest.agent.tar import TarError
 from ratoon.guest.agent.unpacking import Bounds, Unpacker
 from ratoon.guest.channel import Agent, GuestStream, printable
 from ratoon.guest.file_requests import GuestPath, conversation, output
+from ratoon.guest.local_trees import exhaust, local_errors, refused
 
 #: Called with the bytes that have been carried so far, headers included.
 OnBytes = Callable[[int], None]
@@ -61,15 +59,15 @@ async def download(
     received = _Counter(progress)
     try:
         async with conversation(agent, "files.pack", path, owners=owners) as stream:
-            with _local_errors(), _refused(path):
+            with local_errors(), refused(path):
                 async for data in output(stream):
-                    await _in_thread(_exhaust, unpacker.feed(data))
+                    await _in_thread(exhaust, unpacker.feed(data))
                     received.add(len(data))
                 theirs, their_count = _left_out(stream, await stream.result())
                 await _in_thread(unpacker.finish)
     finally:
-        with _local_errors():
-            await _in_thread(_exhaust, unpacker.close())
+        with local_errors():
+            await _in_thread(exhaust, unpacker.close())
     ours = unpacker.left_out
     left_out = (*theirs, *ours.listed)[:MAX_LISTED]
     return Transfer(unpacker.entries, received.count, left_out, their_count + ours.count)
@@ -87,7 +85,7 @@ async def upload(
 ) -> Transfer:
     """See `GuestFiles.upload`."""
     local = local.absolute()
-    with _local_errors():
+    with local_errors():
         packer = Packer(os.fsencode(local), owners=owners)
     fields = {"merge": merge, "owners": owners, "parents": parents, "into": False}
     async with conversation(agent, "files.unpack", path, **fields) as stream:
@@ -127,7 +125,7 @@ async def extract(
 async def _feed(stream: GuestStream, packer: Packer, sent: _Counter) -> None:
     chunks = packer.chunks()
     try:
-        with _local_errors():
+        with local_errors():
             while chunk := await _in_thread(next, chunks, b""):
                 await stream.write(chunk)
                 sent.add(len(chunk))
@@ -151,42 +149,6 @@ class _Counter:
 async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     """Its result. A cancellation waits for it: nobody else may touch what it works on."""
     return await to_the_end(asyncio.to_thread(function, *arguments))
-
-
-def _exhaust(steps: Generator[None, None, None]) -> None:
-    for _ in steps:
-        pass
-
-
-@contextmanager
-def _refused(path: GuestPath) -> Iterator[None]:
-    try:
-        yield
-    except TarError as error:
-        raise UnsafeArchive(
-            f"what the guest sent for {os.fsdecode(path)} must not be unpacked here: {error}; "
-            "nothing of it was kept"
-        ) from None
-
-
-@contextmanager
-def _local_errors() -> Iterator[None]:
-    """Explain what the host's file system said."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error.filename, bytes):
-            error.filename = os.fsdecode(error.filename)
-        message = describe(error)
-        if isinstance(error, FileNotFoundError):
-            raise NotFound(f"on this host: {message}") from error
-        if isinstance(error, FileExistsError):
-            raise AlreadyExists(
-                f"on this host: {message}; choose another place, or ask to merge"
-            ) from error
-        if isinstance(error, (IsADirectoryError, NotADirectoryError)):
-            raise Conflict(f"on this host: {message}") from error
-        raise HostError(f"on this host: {message}") from error
 
 
 def _left_out(stream: GuestStream, reply: dict[str, Any]) -> tuple[tuple[str, ...], int]:
