@@ -21,6 +21,7 @@ async def test_the_list_has_what_is_known_and_leaves_out_what_is_not(
         "created_at_unix": 1_700_000_000,
         "status": "ready",
         "bootable": True,
+        "pause_ms": 4.25,
     }
     assert listed["L2"]["parent_tag"] == "L1"
     assert listed["L2"]["diff_physical_bytes"] > 0

@@ -272,7 +272,7 @@ class Sandbox:
 
     def dial(self, port: int) -> AbstractAsyncContextManager[GuestStream]:
         """A TCP connection to `port` of the guest's own loopback; nothing is published."""
-        return self.open("dial", port=port)
+        return commands.dial(self, port)
 
     @property
     def ports(self) -> tuple[PublishedPort, ...]:
