@@ -1,20 +1,83 @@
-"""Ratoon forks microVMs: snapshot once, fork in milliseconds, stack diff snapshots into chains."""
+"""Ratoon forks microVMs: snapshot once, fork in milliseconds, stack diff snapshots into chains.
 
-from ratoon.errors import CommandFailed, RatoonError
-from ratoon.guest.commands import ExecResult
-from ratoon.sandbox.branch import Branched
-from ratoon.sandbox.engine import Built, Engine
-from ratoon.sandbox.sandbox import Sandbox
+::
+
+    from ratoon import Sandbox
+
+    with Sandbox.create("base") as sandbox:
+        print(sandbox.commands.run("uname -a").stdout)
+
+What is offered here is loaded when it is used: the command line starts without most of it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ratoon.client.aio.client import AsyncClient
+    from ratoon.client.aio.commands import AsyncCommand
+    from ratoon.client.aio.sandbox import AsyncSandbox
+    from ratoon.client.answers import (
+        CommandResult,
+        EvalResult,
+        FileEvent,
+        FileInfo,
+        Output,
+        SandboxInfo,
+        SnapshotInfo,
+    )
+    from ratoon.client.sync.client import Client
+    from ratoon.client.sync.commands import Command
+    from ratoon.client.sync.sandbox import Sandbox
+    from ratoon.errors import CommandFailed, Conflict, NotFound, RatoonError, Unreachable
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Branched",
-    "Built",
+    "AsyncClient",
+    "AsyncCommand",
+    "AsyncSandbox",
+    "Client",
+    "Command",
     "CommandFailed",
-    "Engine",
-    "ExecResult",
+    "CommandResult",
+    "Conflict",
+    "EvalResult",
+    "FileEvent",
+    "FileInfo",
+    "NotFound",
+    "Output",
     "RatoonError",
     "Sandbox",
+    "SandboxInfo",
+    "SnapshotInfo",
+    "Unreachable",
     "__version__",
 ]
+
+_HOMES = {
+    "AsyncClient": "client.aio.client",
+    "AsyncCommand": "client.aio.commands",
+    "AsyncSandbox": "client.aio.sandbox",
+    "Client": "client.sync.client",
+    "Command": "client.sync.commands",
+    "Sandbox": "client.sync.sandbox",
+    **dict.fromkeys(
+        ("CommandResult", "EvalResult", "FileEvent", "FileInfo", "Output"), "client.answers"
+    ),
+    **dict.fromkeys(("SandboxInfo", "SnapshotInfo"), "client.answers"),
+    **dict.fromkeys(
+        ("CommandFailed", "Conflict", "NotFound", "RatoonError", "Unreachable"), "errors"
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"ratoon.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

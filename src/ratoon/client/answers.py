@@ -110,6 +110,20 @@ class PoolInfo:
     private_bytes: int
 
 
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to `sandbox`, or to `snapshot`; a branch is of both.
+
+    `overflow`: more happened than could be told.
+    """
+
+    kind: str
+    sandbox: str | None
+    snapshot: str | None
+    reason: str | None
+    at_unix: float
+
+
 # Sandboxes ----------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from ratoon.client.answers import CommandResult, EvalResult, Output, read
@@ -12,6 +14,13 @@ from ratoon.errors import CommandFailed
 LIMIT = 64 * 1024 * 1024
 #: Characters of stderr in an error's message.
 _TAIL = 2000
+
+
+def command_of(command: str | Sequence[str]) -> tuple[list[str], str]:
+    """The program and its arguments, and how errors show them. Text is for a shell."""
+    if isinstance(command, str):
+        return ["sh", "-c", command], command
+    return [*command], shlex.join(command)
 
 
 def output_of(message: bytes) -> Output:

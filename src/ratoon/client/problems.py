@@ -67,6 +67,18 @@ def explained(address: Address) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def cut_short(what: str) -> Iterator[None]:
+    """Raise Unreachable where not all of `what` comes, although it had begun."""
+    try:
+        yield
+    except httpx2.TransportError as error:
+        raise Unreachable(
+            f"{what} was cut short: the sandbox, or the daemon, is gone, or could not read on; "
+            "the daemon's log says more"
+        ) from error
+
+
 def unreachable(address: Address, error: Exception) -> Unreachable:
     """The error for a daemon that could not be connected to."""
     return Unreachable(

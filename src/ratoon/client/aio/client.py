@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -11,7 +13,8 @@ from typing import Any, Self, Unpack
 from ratoon.client.address import Known, Source, parse, token_of_environment, url_of_environment
 from ratoon.client.aio.connection import AsyncConnection, segment
 from ratoon.client.aio.sandbox import AsyncSandbox, Forks, State
-from ratoon.client.answers import SandboxInfo, sandbox_info
+from ratoon.client.aio.snapshots import AsyncSnapshots
+from ratoon.client.answers import Event, PoolInfo, SandboxInfo, read, sandbox_info
 from ratoon.client.embedded import Embedded
 from ratoon.client.local import LocalDaemon
 from ratoon.client.options import Options, request_for
@@ -37,6 +40,7 @@ class AsyncClient:
 
     def _set_up(self, source: Source) -> None:
         self._connection = AsyncConnection(source)
+        self.snapshots = AsyncSnapshots(self._connection)
         #: The sandboxes that use it; None if it is closed by whoever made it.
         self._borrowers: int | None = None
 
@@ -102,6 +106,34 @@ class AsyncClient:
             return errors
         return [RatoonError(f"a fork of {tag} failed, and why is not known any more")] * count
 
+    # The daemon -----------------------------------------------------------------------------------
+
+    async def version(self) -> str:
+        """Of Ratoon, as the daemon has it."""
+        return str((await self._connection.ask("GET", "/version"))["version"])
+
+    @asynccontextmanager
+    async def events(self) -> AsyncIterator[AsyncIterator[Event]]:
+        """What happens to sandboxes and snapshots from now on; within the block, iterate over it.
+
+        Who takes them too slowly gets one of kind `overflow` in place of those that were lost.
+        """
+        async with self._connection.pieces("/v1/events") as pieces:
+            yield _events(pieces)
+
+    async def pool(self) -> list[PoolInfo]:
+        """The machines that wait to become sandboxes."""
+        return [read(PoolInfo, each) for each in await self._connection.ask("GET", "/v1/pool")]
+
+    async def keep(self, tag: str, size: int) -> list[PoolInfo]:
+        """Have `size` machines of a snapshot wait, from soon on: forks that take one are quicker.
+
+        Each holds memory. NotFound; Overloaded: the host has no room for them.
+        """
+        path = f"/v1/pool/{segment(tag)}"
+        found = await self._connection.ask("PUT", path, body={"size": size})
+        return [read(PoolInfo, each) for each in found]
+
     # The end --------------------------------------------------------------------------------------
 
     async def close(self) -> None:
@@ -131,6 +163,15 @@ class AsyncClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+async def _events(pieces: AsyncIterator[bytes]) -> AsyncIterator[Event]:
+    left = b""
+    async for piece in pieces:
+        *lines, left = (left + piece).split(b"\n")
+        for line in lines:
+            if line:
+                yield read(Event, json.loads(line))
 
 
 def _source(url: str | None, token: str | None, tls: ssl.SSLContext | None) -> Source:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 import signal as signals
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
-from ratoon.client.aio.connection import AsyncConnection
+from ratoon.client.aio.connection import AsyncConnection, begun
 from ratoon.client.aio.conversations import AsyncConversation
 from ratoon.client.aio.parallel import Listener, beside, tell
 from ratoon.client.answers import CommandResult, Output, ProcessInfo, read
-from ratoon.client.output import Gathering, output_of, require_success
+from ratoon.client.output import Gathering, command_of, output_of, require_success
 from ratoon.errors import Unreachable
 
 Processes = list[ProcessInfo]
@@ -181,8 +180,7 @@ class AsyncCommands:
         `background`: return at once, with the program as it runs. It goes on when nobody listens.
         With `stdin=True` it can be given input later.
         """
-        shown = command if isinstance(command, str) else shlex.join(command)
-        argv = ["sh", "-c", command] if isinstance(command, str) else [*command]
+        argv, shown = command_of(command)
         opening: dict[str, Any] = {
             "argv": argv,
             "env": None if env is None else dict(env),
@@ -237,10 +235,7 @@ class AsyncCommands:
             path = f"{self._path}/exec/stream"
             talk = await held.enter_async_context(self._connection.converse(path))
             await talk.say(**opening)
-            begun = await talk.hear()
-            if not isinstance(begun, dict) or "started" not in begun:
-                raise Unreachable(f"the daemon closed before it had started {shown}")
-            pid = begun["started"]["pid"]
+            pid = (await begun(talk))["pid"]
             return AsyncCommand(self._connection, self._path, held.pop_all(), talk, pid, shown)
         raise AssertionError
 

@@ -13,7 +13,8 @@ import httpx2
 from ratoon.client.address import CONNECT_TIMEOUT, Address, Source
 from ratoon.client.aio.conversations import AsyncConversation, AsyncConversations
 from ratoon.client.aio.parallel import Lock, in_thread
-from ratoon.client.problems import error_from, explained
+from ratoon.client.problems import cut_short, error_from, explained
+from ratoon.errors import Unreachable
 
 Query = Mapping[str, object]
 Content = bytes | AsyncIterable[bytes]
@@ -80,7 +81,7 @@ class AsyncConnection:
         address, client = await self._find()
 
         async def read(answer: httpx2.Response) -> AsyncIterator[bytes]:
-            with explained(address):
+            with cut_short(path):
                 async for piece in answer.aiter_raw():
                     yield piece
 
@@ -116,6 +117,15 @@ class AsyncConnection:
                 address = await in_thread(self._source.find)
                 self._found = address, _client(address)
             return self._found
+
+
+async def begun(talk: AsyncConversation) -> dict[str, Any]:
+    """What is said of something that has started."""
+    message = await talk.hear()
+    if not isinstance(message, dict) or not isinstance(message.get("started"), dict):
+        raise Unreachable("the daemon closed before it had started what was asked for")
+    started: dict[str, Any] = message["started"]
+    return started
 
 
 def _client(address: Address) -> httpx2.AsyncClient:

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Literal, Self, Unpack
 from ratoon.client.aio.commands import AsyncCommands
 from ratoon.client.aio.connection import segment
 from ratoon.client.aio.evaluation import evaluate
+from ratoon.client.aio.files import AsyncFiles
 from ratoon.client.aio.parallel import Listener
+from ratoon.client.aio.ports import AsyncPorts
+from ratoon.client.aio.pty import AsyncPty
 from ratoon.client.answers import EvalResult, SandboxInfo, SnapshotInfo, read, sandbox_info
 from ratoon.client.options import Options, request_for
 from ratoon.errors import NotFound, RatoonError, Unreachable
@@ -47,6 +50,9 @@ class AsyncSandbox:
         self.info = info
         path = self._path = f"/v1/sandboxes/{segment(info.id)}"
         self.commands = AsyncCommands(self._connection, path)
+        self.files = AsyncFiles(self._connection, path)
+        self.pty = AsyncPty(self.commands)
+        self.ports = AsyncPorts(self._connection, path)
 
     @property
     def id(self) -> str:

@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
+import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from ratoon.client.address import Known, Source, parse, token_of_environment, url_of_environment
-from ratoon.client.answers import SandboxInfo, sandbox_info
+from ratoon.client.answers import Event, PoolInfo, SandboxInfo, read, sandbox_info
 from ratoon.client.embedded import Embedded
 from ratoon.client.local import LocalDaemon
 from ratoon.client.options import Options, request_for
 from ratoon.client.problems import error_from
 from ratoon.client.sync.connection import Connection, segment
 from ratoon.client.sync.sandbox import Forks, Sandbox, State
+from ratoon.client.sync.snapshots import Snapshots
 from ratoon.errors import RatoonError
 
 
@@ -38,6 +41,7 @@ class Client:
 
     def _set_up(self, source: Source) -> None:
         self._connection = Connection(source)
+        self.snapshots = Snapshots(self._connection)
         #: The sandboxes that use it; None if it is closed by whoever made it.
         self._borrowers: int | None = None
 
@@ -103,6 +107,34 @@ class Client:
             return errors
         return [RatoonError(f"a fork of {tag} failed, and why is not known any more")] * count
 
+    # The daemon -----------------------------------------------------------------------------------
+
+    def version(self) -> str:
+        """Of Ratoon, as the daemon has it."""
+        return str((self._connection.ask("GET", "/version"))["version"])
+
+    @contextmanager
+    def events(self) -> Iterator[Iterator[Event]]:
+        """What happens to sandboxes and snapshots from now on; within the block, iterate over it.
+
+        Who takes them too slowly gets one of kind `overflow` in place of those that were lost.
+        """
+        with self._connection.pieces("/v1/events") as pieces:
+            yield _events(pieces)
+
+    def pool(self) -> list[PoolInfo]:
+        """The machines that wait to become sandboxes."""
+        return [read(PoolInfo, each) for each in self._connection.ask("GET", "/v1/pool")]
+
+    def keep(self, tag: str, size: int) -> list[PoolInfo]:
+        """Have `size` machines of a snapshot wait, from soon on: forks that take one are quicker.
+
+        Each holds memory. NotFound; Overloaded: the host has no room for them.
+        """
+        path = f"/v1/pool/{segment(tag)}"
+        found = self._connection.ask("PUT", path, body={"size": size})
+        return [read(PoolInfo, each) for each in found]
+
     # The end --------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -132,6 +164,15 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _events(pieces: Iterator[bytes]) -> Iterator[Event]:
+    left = b""
+    for piece in pieces:
+        *lines, left = (left + piece).split(b"\n")
+        for line in lines:
+            if line:
+                yield read(Event, json.loads(line))
 
 
 def _source(url: str | None, token: str | None, tls: ssl.SSLContext | None) -> Source:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal as signals
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -11,8 +10,8 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from ratoon.client.answers import CommandResult, Output, ProcessInfo, read
-from ratoon.client.output import Gathering, output_of, require_success
-from ratoon.client.sync.connection import Connection
+from ratoon.client.output import Gathering, command_of, output_of, require_success
+from ratoon.client.sync.connection import Connection, begun
 from ratoon.client.sync.conversations import Conversation
 from ratoon.client.sync.parallel import Listener, beside, tell
 from ratoon.errors import Unreachable
@@ -182,8 +181,7 @@ class Commands:
         `background`: return at once, with the program as it runs. It goes on when nobody listens.
         With `stdin=True` it can be given input later.
         """
-        shown = command if isinstance(command, str) else shlex.join(command)
-        argv = ["sh", "-c", command] if isinstance(command, str) else [*command]
+        argv, shown = command_of(command)
         opening: dict[str, Any] = {
             "argv": argv,
             "env": None if env is None else dict(env),
@@ -238,10 +236,7 @@ class Commands:
             path = f"{self._path}/exec/stream"
             talk = held.enter_context(self._connection.converse(path))
             talk.say(**opening)
-            begun = talk.hear()
-            if not isinstance(begun, dict) or "started" not in begun:
-                raise Unreachable(f"the daemon closed before it had started {shown}")
-            pid = begun["started"]["pid"]
+            pid = (begun(talk))["pid"]
             return Command(self._connection, self._path, held.pop_all(), talk, pid, shown)
         raise AssertionError
 

@@ -12,9 +12,10 @@ from urllib.parse import quote, urlencode
 import httpx2
 
 from ratoon.client.address import CONNECT_TIMEOUT, Address, Source
-from ratoon.client.problems import error_from, explained
+from ratoon.client.problems import cut_short, error_from, explained
 from ratoon.client.sync.conversations import Conversation, Conversations
 from ratoon.client.sync.parallel import Lock, in_thread
+from ratoon.errors import Unreachable
 
 Query = Mapping[str, object]
 Content = bytes | Iterable[bytes]
@@ -77,7 +78,7 @@ class Connection:
         address, client = self._find()
 
         def read(answer: httpx2.Response) -> Iterator[bytes]:
-            with explained(address):
+            with cut_short(path):
                 yield from answer.iter_raw()
 
         with ExitStack() as held:
@@ -110,6 +111,15 @@ class Connection:
                 address = in_thread(self._source.find)
                 self._found = address, _client(address)
             return self._found
+
+
+def begun(talk: Conversation) -> dict[str, Any]:
+    """What is said of something that has started."""
+    message = talk.hear()
+    if not isinstance(message, dict) or not isinstance(message.get("started"), dict):
+        raise Unreachable("the daemon closed before it had started what was asked for")
+    started: dict[str, Any] = message["started"]
+    return started
 
 
 def _client(address: Address) -> httpx2.Client:

@@ -13,7 +13,10 @@ from ratoon.client.options import Options, request_for
 from ratoon.client.sync.commands import Commands
 from ratoon.client.sync.connection import segment
 from ratoon.client.sync.evaluation import evaluate
+from ratoon.client.sync.files import Files
 from ratoon.client.sync.parallel import Listener
+from ratoon.client.sync.ports import Ports
+from ratoon.client.sync.pty import Pty
 from ratoon.errors import NotFound, RatoonError, Unreachable
 
 if TYPE_CHECKING:
@@ -48,6 +51,9 @@ class Sandbox:
         self.info = info
         path = self._path = f"/v1/sandboxes/{segment(info.id)}"
         self.commands = Commands(self._connection, path)
+        self.files = Files(self._connection, path)
+        self.pty = Pty(self.commands)
+        self.ports = Ports(self._connection, path)
 
     @property
     def id(self) -> str:

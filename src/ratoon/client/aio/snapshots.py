@@ -1,0 +1,82 @@
+"""The snapshots of a daemon."""
+
+from __future__ import annotations
+
+from ratoon.client.aio.connection import AsyncConnection, segment
+from ratoon.client.answers import (
+    Differences,
+    LineageNode,
+    SnapshotDetail,
+    SnapshotInfo,
+    differences,
+    read,
+)
+
+SnapshotInfos = list[SnapshotInfo]
+Lineage = list[LineageNode]
+
+
+class AsyncSnapshots:
+    """All snapshots of a store: `client.snapshots`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def list(self) -> SnapshotInfos:
+        """All of them, those that are being written and those that failed included."""
+        found = await self._connection.ask("GET", "/v1/snapshots")
+        return [read(SnapshotInfo, each) for each in found]
+
+    async def get(self, tag: str) -> SnapshotInfo:
+        """One of them; NotFound. Corrupt: it is damaged."""
+        return read(SnapshotInfo, await self._connection.ask("GET", _path(tag)))
+
+    async def info(self, tag: str) -> SnapshotDetail:
+        """All about one; NotFound. Corrupt: it is damaged."""
+        return read(SnapshotDetail, await self._connection.ask("GET", f"{_path(tag)}/info"))
+
+    async def from_image(
+        self,
+        image: str,
+        tag: str,
+        *,
+        ram_mib: int | None = None,
+        vcpus: int | None = None,
+        disk_mib: int | None = None,
+    ) -> SnapshotInfo:
+        """Boot `image` (`debian`) cold and publish it as the base snapshot `tag`.
+
+        The first time an image is used it is built, which takes minutes. AlreadyExists.
+        """
+        sizes = {"ram_mib": ram_mib, "vcpus": vcpus, "disk_mib": disk_mib}
+        given = {name: size for name, size in sizes.items() if size is not None}
+        body = {"image": image, "tag": tag, **given}
+        return read(SnapshotInfo, await self._connection.ask("POST", "/v1/snapshots", body=body))
+
+    async def compact(self, tag: str, to: str) -> SnapshotInfo:
+        """Publish `to`, equal to `tag`, but standing on no other. NotFound, AlreadyExists."""
+        answer = await self._connection.ask("POST", f"{_path(tag)}/compact", body={"to": to})
+        return read(SnapshotInfo, answer)
+
+    async def delete(self, tag: str, *, cascade: bool = False, force: bool = False) -> None:
+        """Delete one. Sandboxes are not affected.
+
+        HasDependents: others were made from it; `cascade` deletes them too, leaves first, `force`
+        deletes it alone, and what was made from it stays whole. NotFound; InFlight.
+        """
+        query = {"cascade": cascade, "force": force}
+        await self._connection.ask("DELETE", _path(tag), query=query)
+
+    async def lineage(self) -> Lineage:
+        """All snapshots, each followed by those that were made on it."""
+        found = await self._connection.ask("GET", "/v1/lineage")
+        return [read(LineageNode, each) for each in found]
+
+    async def diff(self, tag: str, other: str) -> Differences:
+        """What differs from one to another: pages, bytes of the disk, files on it."""
+        path = f"{_path(tag)}/diff/{segment(other)}"
+        return differences(await self._connection.ask("GET", path))
+
+
+def _path(tag: str) -> str:
+    return f"/v1/snapshots/{segment(tag)}"

@@ -1,0 +1,263 @@
+# Made from ../aio/files.py by scripts/make_sync.py: change it there.
+"""The files of a sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from ratoon.client.answers import FileEvent, FileInfo, Transfer, read
+from ratoon.client.files import GuestPath, OnBytes, file_info, guest_path, octal
+from ratoon.client.sync import trees
+from ratoon.client.sync.connection import Connection, begun
+from ratoon.client.sync.conversations import Conversation
+from ratoon.errors import GuestFileNotFound, GuestNotADirectory
+
+Content = str | bytes | Iterable[bytes]
+FileInfos = list[FileInfo]
+
+
+class Files:
+    """The files of one sandbox: `sandbox.files`. Relative paths are relative to `/`.
+
+    Names are bytes on Linux, and any of them may be used: text stands for its UTF-8, and what
+    `os.fsdecode` makes of other bytes for those. What the guest's system says no to raises a
+    GuestFileError, or one of its kinds, which name the path.
+    """
+
+    def __init__(self, connection: Connection, path: str) -> None:
+        self._connection = connection
+        self._path = f"{path}/files"
+
+    # Content --------------------------------------------------------------------------------------
+
+    @overload
+    def read(
+        self,
+        path: GuestPath,
+        format: Literal["text"] = "text",
+        *,
+        offset: int = 0,
+        length: int | None = None,
+    ) -> str: ...
+
+    @overload
+    def read(
+        self,
+        path: GuestPath,
+        format: Literal["bytes"],
+        *,
+        offset: int = 0,
+        length: int | None = None,
+    ) -> bytes: ...
+
+    def read(
+        self,
+        path: GuestPath,
+        format: Literal["text", "bytes"] = "text",
+        *,
+        offset: int = 0,
+        length: int | None = None,
+    ) -> str | bytes:
+        """The content of a regular file, or `length` bytes of it from `offset` on.
+
+        Text is UTF-8; UnicodeDecodeError if it is none.
+        """
+        content = bytearray()
+        with self.reading(path, offset=offset, length=length) as pieces:
+            for piece in pieces:
+                content += piece
+        return content.decode() if format == "text" else bytes(content)
+
+    @contextmanager
+    def reading(
+        self, path: GuestPath, *, offset: int = 0, length: int | None = None
+    ) -> Iterator[Iterator[bytes]]:
+        """The same piece by piece, as fast as it is taken: for content of any size."""
+        query = {"path": guest_path(path), "offset": offset, "length": length}
+        with self._connection.pieces(self._path, query=query) as pieces:
+            yield pieces
+
+    def write(
+        self,
+        path: GuestPath,
+        content: Content,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        parents: bool = True,
+        in_place: bool = False,
+    ) -> int:
+        """Make `content` the file's, and return its size in bytes. Text is written as UTF-8.
+
+        The file is replaced at once when all of it has come; until then the old one is there.
+        `in_place` overwrites the file itself, whoever has it open: for those that cannot be
+        replaced, such as settings in /proc. Permissions and owner stay as they were, unless given;
+        a new file is root's, 0644. `parents`: make missing directories.
+        """
+        return self._write(
+            path,
+            content,
+            mode=octal(mode),
+            uid=uid,
+            gid=gid,
+            parents=parents,
+            in_place=in_place,
+        )
+
+    def append(self, path: GuestPath, content: Content) -> int:
+        """Add `content` at the file's end, as it comes; make the file if there is none."""
+        return self._write(path, content, append=True)
+
+    def _write(self, path: GuestPath, content: Content, **how: object) -> int:
+        sent = content.encode() if isinstance(content, str) else content
+        query = {"path": guest_path(path), **how}
+        answer = self._connection.ask("PUT", self._path, query=query, content=sent)
+        return int(answer["size_bytes"])
+
+    # What is there --------------------------------------------------------------------------------
+
+    def stat(self, path: GuestPath, *, follow_symlinks: bool = True) -> FileInfo:
+        """What `path` is; with `follow_symlinks`, what it leads to."""
+        return file_info(self._ask("GET", "stat", path, follow=follow_symlinks))
+
+    def exists(self, path: GuestPath) -> bool:
+        """Whether there is something at `path`; not so for a link that leads nowhere."""
+        try:
+            self.stat(path)
+        except (GuestFileNotFound, GuestNotADirectory):
+            return False
+        return True
+
+    def list(self, path: GuestPath, *, depth: int = 1) -> FileInfos:
+        """What a directory holds, and directories in it, down to `depth`; each before its content.
+
+        Links are named, not followed.
+        """
+        return [file_info(each) for each in self._ask("GET", "list", path, depth=depth)]
+
+    @contextmanager
+    def watch(self, path: GuestPath, *, recursive: bool = False) -> Iterator[Iterator[FileEvent]]:
+        """What happens in a directory from now on; within the block, iterate over the events.
+
+        `recursive`: and in those below it, on the same file system, new ones included. Events come
+        until the block is left or the directory itself is gone. Who takes them too slowly gets one
+        of kind `overflow` in place of those that were lost.
+        """
+        query = {"path": guest_path(path), "recursive": recursive}
+        with self._connection.converse(f"{self._path}/watch", query=query) as talk:
+            begun(talk)
+            yield _events(talk)
+
+    # Changes --------------------------------------------------------------------------------------
+
+    def make_dir(
+        self,
+        path: GuestPath,
+        *,
+        mode: int | None = None,
+        parents: bool = True,
+        exist_ok: bool = True,
+    ) -> None:
+        """Make a directory. A `mode` is given to it alone, and only if it is new."""
+        how = {"mode": octal(mode), "parents": parents, "exist_ok": exist_ok}
+        self._ask("POST", "mkdir", path, **how)
+
+    def remove(self, path: GuestPath, *, recursive: bool = False, missing_ok: bool = False) -> None:
+        """Remove a file, a link or a directory; with `recursive`, one that is not empty too."""
+        query = {"path": guest_path(path), "recursive": recursive}
+        try:
+            self._connection.ask("DELETE", self._path, query=query)
+        except GuestFileNotFound:
+            if not missing_ok:
+                raise
+
+    def rename(self, path: GuestPath, to: GuestPath, *, replace: bool = False) -> None:
+        """Move within a file system. GuestFileExists: there is something; `replace` it if asked."""
+        self._ask("POST", "rename", path, to=guest_path(to), replace=replace)
+
+    def change(
+        self,
+        path: GuestPath,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        mtime_ns: int | None = None,
+    ) -> None:
+        """Set permission bits, owner, group and modification time: those that are given."""
+        how = {"mode": octal(mode), "uid": uid, "gid": gid, "mtime_ns": mtime_ns}
+        self._ask("POST", "change", path, **how)
+
+    def symlink(self, path: GuestPath, target: GuestPath) -> None:
+        """Make a symbolic link at `path` that says `target`."""
+        self._ask("POST", "symlink", path, to=guest_path(target))
+
+    def _ask(self, method: str, what: str, path: GuestPath, **query: object) -> Any:
+        whole = {"path": guest_path(path), **query}
+        return self._connection.ask(method, f"{self._path}/{what}", query=whole)
+
+    # Trees ----------------------------------------------------------------------------------------
+
+    def upload(
+        self,
+        local: Path | str,
+        path: GuestPath,
+        *,
+        merge: bool = False,
+        owners: bool = False,
+        parents: bool = True,
+        on_bytes: OnBytes = lambda count: None,
+    ) -> Transfer:
+        """Copy a file, or a directory with all in it, from this host to `path` in the guest.
+
+        Content, permissions, times and links are kept; with `owners`, the numbers of owners and
+        groups too, else everything is root's. `path` gets it whole or not at all. If it is a
+        directory that is there already, `merge` says that it may be written into. `parents`: make
+        the directories above it. `on_bytes` is told how many have been sent.
+
+        NotFound, HostError: of this host's files.
+        """
+        local = Path(local)
+        if local.is_dir():
+            how = {"merge": merge, "owners": owners, "parents": parents}
+            return trees.upload(
+                self._connection, self._path, local, guest_path(path), how, on_bytes
+            )
+        sent, size, entry = trees.reading(local, on_bytes)
+        self.write(path, sent, mode=entry.st_mode & 0o7777, parents=parents)
+        owner = {"uid": entry.st_uid, "gid": entry.st_gid} if owners else {}
+        self.change(path, mtime_ns=entry.st_mtime_ns, **owner)
+        return Transfer(1, size, [], 0)
+
+    def download(
+        self,
+        path: GuestPath,
+        local: Path | str,
+        *,
+        merge: bool = False,
+        owners: bool = False,
+        on_bytes: OnBytes = lambda count: None,
+    ) -> Transfer:
+        """Copy a file, or a directory with all in it, to `local` on this host.
+
+        As `upload`, the other way. Links that lead out of the tree, devices, sockets and pipes are
+        left out. UnsafeArchive: what came would have done harm; nothing of it was kept.
+        """
+        return trees.download(
+            self._connection,
+            self._path,
+            guest_path(path),
+            Path(local),
+            merge=merge,
+            owners=owners,
+            on_bytes=on_bytes,
+        )
+
+
+def _events(talk: Conversation) -> Iterator[FileEvent]:
+    while isinstance(message := talk.hear(), dict):
+        yield read(FileEvent, message["event"])
