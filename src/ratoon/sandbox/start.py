@@ -8,6 +8,7 @@ it the individual it shall be. A pool keeps machines between the two.
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -49,9 +50,10 @@ class Prepared:
     namespace: Namespace
 
     async def discard(self) -> None:
-        """End the machine; what it has in the directory of its sandbox stays there."""
+        """End the machine, and remove what it had to itself."""
         await self.machine.kill()
         await self.namespace.release()
+        _remove(self.overlay, self.runtime)
 
 
 class Starter:
@@ -81,17 +83,16 @@ class Starter:
 
         `state`: see `read_verified`; `published`: where an image is made from, if that is not the
         twin; `burst`: see `Heads.choose`. Corrupt names the page that is damaged. If this fails,
-        the process is gone; an overlay may be left in the directory.
+        the process is gone, and what it had to itself.
         """
         assert options.network is not None
         with stages("image"):
             image, patch = await self._heads.choose(twin, published or twin, burst=burst)
         confine = self._confiner.confine(directory.path, options.network, options.limits)
-        with image:
+        with image, _own_files(directory) as (overlay, runtime):
             memory = MappedMemory.of_image(image)
             config = twin.manifest.machine
             with stages("overlay"):
-                overlay = directory.next_overlay()
                 self._templates.create(overlay, config.disk_bytes)
             async with confine as confined:
                 launch = Launch(
@@ -102,7 +103,7 @@ class Starter:
                     disks=tuple(twin.disk_path(number) for number in range(twin.depth + 1)),
                     overlay=overlay,
                     log=directory.log,
-                    runtime=directory.next_runtime(),
+                    runtime=runtime,
                     descriptors=(image.fd,),
                     netns=confined.namespace.fd,
                     restrict=confined.namespace.restrict,
@@ -117,7 +118,7 @@ class Starter:
             state,
             memory,
             overlay,
-            launch.runtime,
+            runtime,
             confined.namespace,
         )
 
@@ -189,6 +190,22 @@ class Starter:
         except BaseException:
             await machine.kill()
             raise
+
+
+@contextmanager
+def _own_files(directory: SandboxDirectory) -> Iterator[tuple[Path, Path]]:
+    """Names for the overlay and the sockets of a machine; what is there goes if the block fails."""
+    overlay, runtime = directory.next_overlay(), directory.next_runtime()
+    try:
+        yield overlay, runtime
+    except BaseException:
+        _remove(overlay, runtime)
+        raise
+
+
+def _remove(overlay: Path, runtime: Path) -> None:
+    overlay.unlink(missing_ok=True)
+    shutil.rmtree(runtime, ignore_errors=True)
 
 
 @contextmanager
