@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from pathlib import Path
 
-from ratoon.errors import Corrupt, Incompatible, NotFound
+from ratoon.errors import Corrupt, Incompatible, MachineDied, NotFound
 from ratoon.guest.agent import wire
 from ratoon.network.policy import NetworkPolicy
 from ratoon.sandbox.confinement import loosen
@@ -22,6 +23,8 @@ from ratoon.vmm import command
 from ratoon.vmm.driver import Accelerator
 from ratoon.vmm.qemu import qemu_version
 from ratoon.vmm.tsc import host_tsc_khz, same_rate
+
+log = logging.getLogger(__name__)
 
 #: Starts under way at a time. More of them only make each other wait.
 CONCURRENT_STARTS = 2 * (os.cpu_count() or 1)
@@ -59,11 +62,14 @@ class Forker:
         async with self._starts:
             stages = Stages()
             with explaining(f"snapshot {source.manifest.tag} was not forked"):
-                if options.network == default and (reserved := await self._pool.take(source)):
-                    with stages("limit"):
-                        await self._limit(reserved, options)
-                else:
-                    reserved = await self._reserve(source, options, stages, burst=burst)
+                while options.network == default and (waiting := await self._pool.take(source)):
+                    try:
+                        with stages("limit"):
+                            await self._limit(waiting, options)
+                        return await self._wake(waiting, options, stages)
+                    except MachineDied:  # as it waited, most likely
+                        log.warning("a machine of the pool had died: %s", waiting.directory.id)
+                reserved = await self._reserve(source, options, stages, burst=burst)
                 return await self._wake(reserved, options, stages)
 
     async def reserve(self, source: Snapshot) -> Reserved:

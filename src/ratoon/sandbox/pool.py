@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from ratoon.concurrency import to_the_end
 from ratoon.errors import InvalidInput, RatoonError
 from ratoon.host.usage import usage
 from ratoon.sandbox.confinement import loosen
@@ -68,16 +69,20 @@ class Pool:
         """Have `wanted` machines of a snapshot wait, from soon on; 0: none any more."""
         if not 0 <= wanted <= LARGEST:
             raise InvalidInput(f"a pool of {wanted} machines: use 0 to {LARGEST}")
-        await self.drop(snapshot.manifest.tag)
+        tag = snapshot.manifest.tag
+        while tag in self._stocks:  # another may ask for the same meanwhile
+            await self.drop(tag)
         if wanted:
-            self._stocks[snapshot.manifest.tag] = _Stock(snapshot, wanted)
-            self._fill(snapshot.manifest.tag)
+            self._stocks[tag] = stock = _Stock(snapshot, wanted)
+            self._fill(stock)
 
     async def drop(self, tag: str) -> None:
-        """Keep no machines of `tag` any more."""
-        stock = self._stocks.pop(tag, None)
-        if stock is None:
-            return
+        """Keep no machines of `tag` any more. Once begun it is not interrupted."""
+        if stock := self._stocks.pop(tag, None):
+            await to_the_end(self._empty(stock))
+
+    async def _empty(self, stock: _Stock) -> None:
+        stock.wanted = 0
         if stock.filling:
             stock.filling.cancel()
             await asyncio.gather(stock.filling, return_exceptions=True)
@@ -89,21 +94,22 @@ class Pool:
         stock = self._stocks.get(snapshot.manifest.tag)
         if stock is None or stock.snapshot.manifest.id != snapshot.manifest.id:
             return None
-        while stock.ready:
-            taken = stock.ready.popleft()
-            self._fill(snapshot.manifest.tag)
-            if not taken.prepared.machine.has_died:
-                return taken
-            await taken.discard()
-        self._fill(snapshot.manifest.tag)
-        return None
+        try:
+            while stock.ready:
+                taken = stock.ready.popleft()
+                if not taken.prepared.machine.has_died:
+                    return taken
+                await taken.discard()
+            return None
+        finally:
+            self._fill(stock)
 
     def status(self) -> tuple[PoolStatus, ...]:
         return tuple(
             PoolStatus(
                 tag,
                 stock.wanted,
-                len(stock.ready),
+                sum(not each.prepared.machine.has_died for each in stock.ready),
                 sum(_private_bytes(each) for each in stock.ready),
             )
             for tag, stock in self._stocks.items()
@@ -119,9 +125,8 @@ class Pool:
         for tag in tuple(self._stocks):
             await self.drop(tag)
 
-    def _fill(self, tag: str) -> None:
-        stock = self._stocks[tag]
-        if stock.filling is None:
+    def _fill(self, stock: _Stock) -> None:
+        if stock.filling is None and len(stock.ready) < stock.wanted:
             stock.filling = asyncio.create_task(self._fill_up(stock))
 
     async def _fill_up(self, stock: _Stock) -> None:
