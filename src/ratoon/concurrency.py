@@ -23,7 +23,7 @@ async def beside(main: Coroutine[Any, Any, T], other: Coroutine[Any, Any, object
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+async def to_the_end(work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
     """The result of `work`, which is not interrupted: a cancellation takes effect once it ends.
 
     Its result, or its error, is lost then.

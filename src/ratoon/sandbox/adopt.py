@@ -140,7 +140,7 @@ async def _end_branch(
     store: Store, directory: SandboxDirectory, run: Incarnation, frozen: Path, parent: Snapshot
 ) -> Snapshot:
     """A branch was cut short after the switch: stand on its snapshot, or undo the switch."""
-    if parent.disk_path(parent.depth).samefile(frozen):
+    if any(parent.disk_path(layer).samefile(frozen) for layer in range(parent.depth + 1)):
         return parent
     if frozen.stat().st_nlink > 1:  # published, and only that was not taken note of
         found = await asyncio.to_thread(_published, store, frozen)

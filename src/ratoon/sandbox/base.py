@@ -106,7 +106,7 @@ class BaseBuilder:
                 progress(f"taking snapshot {tag}")
                 info = GuestInfo(image=image, agent_version=agent_version)
                 config = _config(hardware, guest, disk_bytes)
-                branched = await self._brancher.branch(sandbox, tag, config, info)
+                branched = await self._brancher.branch(sandbox, tag, base=(config, info))
         with stages("image"):
             await self._heads.make_image(branched.snapshot)
         return Built(branched, stages.ms, stages.total_ms)

@@ -31,7 +31,7 @@ from ratoon.sandbox.start import explaining
 from ratoon.snapshot.compact import publish_flat
 from ratoon.snapshot.manifest import GuestInfo, MachineConfig
 from ratoon.snapshot.scratch import scratch
-from ratoon.snapshot.snapshot import Snapshot, load_snapshot
+from ratoon.snapshot.snapshot import Snapshot, link_snapshot, load_snapshot
 from ratoon.snapshot.staging import Staging
 from ratoon.snapshot.store import Store
 
@@ -87,8 +87,12 @@ class _Frozen:
     warning: str | None
 
 
+#: What all snapshots above a base have in common.
+Base = tuple[MachineConfig, GuestInfo]
 #: Writes what is frozen as a snapshot; that, and what the difference in memory takes; blocks.
 Publish = Callable[[_Frozen, Stages], tuple[Snapshot, int]]
+#: Has a sandbox, with this incarnation, stand on what was published.
+StandOn = Callable[[Sandbox, Incarnation, Snapshot], None]
 
 
 class Brancher:
@@ -106,26 +110,26 @@ class Brancher:
         self,
         sandbox: Sandbox,
         tag: str,
-        machine: MachineConfig,
-        guest: GuestInfo,
         *,
         mode: Mode = "diff",
+        base: Base | None = None,
         resumed: asyncio.Future[float] | None = None,
     ) -> Branched:
         """Publish the sandbox's present state as snapshot `tag`; the sandbox goes on.
 
-        Of a sandbox without a parent this makes a base. `resumed` gets the pause in ms as soon as
-        the sandbox runs again. If it fails, the sandbox goes on as before and the store is as it
-        was. AlreadyExists, InFlight; InvalidInput for a bad tag; Conflict in standby; HostError.
-        Once it has begun it is not interrupted: if the caller is cancelled, there may be a snapshot
-        afterwards.
+        Of a sandbox without a parent this makes a base, of which its own boot alone knows what it
+        is. `resumed` gets the pause in ms as soon as the sandbox runs again. If it fails, the
+        sandbox goes on as before and the store is as it was. AlreadyExists, InFlight; InvalidInput
+        for a bad tag; Conflict in standby; HostError. Once it has begun it is not interrupted: if
+        the caller is cancelled, there may be a snapshot afterwards.
         """
+        machine, guest = base or _base_of(sandbox)
         write = self._write_full if mode == "full" and sandbox.parent else self._write_diff
         with explaining(f"snapshot {tag} was not written"), self._store.stage(tag) as staging:
             publish = partial(write, sandbox, staging, machine, guest)
             async with sandbox.changing:
                 branched = await to_the_end(
-                    self._branch(sandbox, staging, machine.disk_bytes, publish, resumed)
+                    self._branch(sandbox, staging, machine.disk_bytes, publish, _stand_on, resumed)
                 )
         snapshot = branched.snapshot
         sandbox.branch_count += 1
@@ -134,15 +138,11 @@ class Brancher:
         sandbox.events.tell("branched", sandbox=sandbox.id, snapshot=tag)
         return branched
 
-    async def begin(
-        self, sandbox: Sandbox, tag: str, machine: MachineConfig, guest: GuestInfo, *, mode: Mode
-    ) -> Writing:
+    async def begin(self, sandbox: Sandbox, tag: str, *, mode: Mode) -> Writing:
         """As `branch`, but returns as soon as the sandbox runs again."""
         resumed: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         began = time.time()
-        done = asyncio.create_task(
-            self.branch(sandbox, tag, machine, guest, mode=mode, resumed=resumed)
-        )
+        done = asyncio.create_task(self.branch(sandbox, tag, mode=mode, resumed=resumed))
         try:
             await asyncio.wait((done, resumed), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
@@ -153,22 +153,23 @@ class Brancher:
             await done
         return Writing(tag, resumed.result(), began, done)
 
-    async def branch_aside(self, sandbox: Sandbox, room: Path) -> Snapshot:
-        """Publish the sandbox's present state anonymously, as the directory `room`/source.
+    async def take_aside(self, sandbox: Sandbox, directory: Path) -> Snapshot:
+        """Link what the sandbox is at present as the new `directory`, for forks of it.
 
-        It is for forks of the running sandbox, which goes on, and stands on what was taken.
+        One that runs goes on, and stands on what was taken; one in standby is that already.
         """
-        assert sandbox.parent is not None, "only a base's own boot has no parent"
-        manifest = sandbox.parent.manifest
-        unfinished = room / "unfinished"
-        unfinished.mkdir(mode=0o700)
-        staging = Staging(unfinished, sandbox.id, room / "source")
-        publish = partial(
-            self._write_diff, sandbox, staging, manifest.machine, manifest.guest, anonymous=True
-        )
         async with sandbox.changing:
-            work = self._branch(sandbox, staging, manifest.machine.disk_bytes, publish, None)
-            return (await to_the_end(work)).snapshot
+            if sandbox.state != "standby":
+                await to_the_end(self._branch_to_itself(sandbox))
+            assert sandbox.parent is not None
+            return link_snapshot(sandbox.parent, directory)
+
+    async def _branch_to_itself(self, sandbox: Sandbox) -> None:
+        """Have the sandbox stand on its present state, which is published to nobody else."""
+        machine, guest = _base_of(sandbox)
+        with sandbox.directory.stage() as staging:
+            publish = partial(self._write_diff, sandbox, staging, machine, guest, anonymous=True)
+            await self._branch(sandbox, staging, machine.disk_bytes, publish, _stand_on_itself)
 
     async def _branch(
         self,
@@ -176,7 +177,8 @@ class Brancher:
         staging: Staging,
         disk_bytes: int,
         publish: Publish,
-        resumed: asyncio.Future[float] | None,
+        stand_on: StandOn,
+        resumed: asyncio.Future[float] | None = None,
     ) -> Branched:
         run = sandbox.incarnation
         if run.frozen:  # an undo that failed: what is below the overlay is in no layer
@@ -190,14 +192,16 @@ class Brancher:
                 snapshot, difference = await asyncio.to_thread(publish, frozen, stages)
             except BaseException:
                 if staging.published:  # too late: others may have come to rely on it
-                    _stand_on(sandbox, run, load_snapshot(staging.target))
+                    stand_on(sandbox, run, load_snapshot(staging.target))
                 elif run.frozen:
                     with suppress(MachineError):  # tried again by the next branch
                         await run.undo_branch()
                 raise
             pages = len(frozen.captured.numbers)
-        _stand_on(sandbox, run, snapshot)
+        before = sandbox.parent
+        stand_on(sandbox, run, snapshot)
         sandbox.persist()
+        await self._heads.release(before)
         return Branched(snapshot, dict(stages.ms), frozen.pause_ms, pages, difference)
 
     async def _freeze_state(
@@ -291,6 +295,11 @@ class Brancher:
                 return publish_flat(diff, staging, sandbox.id, diff.manifest.stages), size
 
 
+def _base_of(sandbox: Sandbox) -> Base:
+    assert sandbox.parent is not None, "only a base's own boot has no parent"
+    return sandbox.parent.manifest.machine, sandbox.parent.manifest.guest
+
+
 def _stand_on(sandbox: Sandbox, run: Incarnation, snapshot: Snapshot) -> None:
     run.frozen = None
     sandbox.parent = snapshot
@@ -302,3 +311,8 @@ def _stand_on(sandbox: Sandbox, run: Incarnation, snapshot: Snapshot) -> None:
             "before the sandbox",
             *(sandbox.id, snapshot.manifest.tag, error.strerror),
         )
+
+
+def _stand_on_itself(sandbox: Sandbox, run: Incarnation, snapshot: Snapshot) -> None:
+    run.frozen = None
+    sandbox.parent = sandbox.directory.stand_on_itself(snapshot)

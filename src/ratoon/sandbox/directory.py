@@ -18,7 +18,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ratoon import files
@@ -94,11 +94,15 @@ class SandboxDirectory:
         self._replace_parent(new)
         return Snapshot(self.path / PARENT, snapshot.manifest)
 
-    def stage(self) -> Staging:
-        """Where the sandbox's own state is written when it goes to standby."""
+    @contextmanager
+    def stage(self) -> Iterator[Staging]:
+        """Where the sandbox's own state is written; gone on leaving, unless it stands on it."""
         self.discard_standby()
         self._unfinished.mkdir(mode=0o700)
-        return Staging(self._unfinished, self.id, self._standby)
+        try:
+            yield Staging(self._unfinished, self.id, self._standby)
+        finally:
+            self.discard_standby()
 
     def stand_on_itself(self, snapshot: Snapshot) -> Snapshot:
         """Take what was published from `stage` in place of what the sandbox stood on before."""
@@ -114,13 +118,17 @@ class SandboxDirectory:
 
         That is itself where somebody died between its standby and `stand_on_itself`.
         """
+        parent, new = self.path / PARENT, self.path / f"{PARENT}.new"
         if self.has_standby():
             self._replace_parent(self._standby)
-        return load_snapshot(self.path / PARENT)
+        elif not parent.exists() and new.exists():  # somebody died while it was replaced
+            self._replace_parent(new)
+        shutil.rmtree(new, ignore_errors=True)
+        return load_snapshot(parent)
 
     def discard_standby(self) -> None:
         """Forget what was written for a standby that was not completed."""
-        for name in (self._standby, self._unfinished, self.path / f"{PARENT}.new"):
+        for name in (self._standby, self._unfinished):
             shutil.rmtree(name, ignore_errors=True)
 
     def let_go(self) -> None:
@@ -148,5 +156,10 @@ class SandboxDirectory:
         return self.path / "standby.new"
 
     def _replace_parent(self, new: Path) -> None:
-        shutil.rmtree(self.path / PARENT, ignore_errors=True)
-        new.rename(self.path / PARENT)
+        """At every instant the old one or the new one is there, whole; see `parent`."""
+        parent, old = self.path / PARENT, self.path / f"{PARENT}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        with suppress(FileNotFoundError):  # there was none yet
+            parent.rename(old)
+        new.rename(parent)
+        shutil.rmtree(old, ignore_errors=True)

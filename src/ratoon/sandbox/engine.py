@@ -47,12 +47,11 @@ from ratoon.sandbox.pool import Pool
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.sandbox.stages import Stages
 from ratoon.sandbox.standby import Lifecycle
-from ratoon.sandbox.start import Starter
+from ratoon.sandbox.start import Starter, explaining
 from ratoon.sandbox.sweep import sweep
 from ratoon.snapshot.compact import compact
-from ratoon.snapshot.manifest import GuestInfo, MachineConfig
 from ratoon.snapshot.scratch import scratch
-from ratoon.snapshot.snapshot import Snapshot, link_snapshot
+from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.vmm.driver import Accelerator
 
@@ -121,7 +120,9 @@ class Engine:
             engine.images.sweep()
             await engine._adopt(left)
             keeper = asyncio.create_task(
-                keep_time(lambda: engine.sandboxes, kill=Sandbox.kill, suspend=engine._suspend_idle)
+                keep_time(
+                    lambda: engine.sandboxes, kill=Sandbox.kill, suspend=engine._lifecycle.doze
+                )
             )
             try:
                 yield engine
@@ -186,11 +187,14 @@ class Engine:
         The images of the deleted go too, unless a remaining snapshot has the same memory. Of a live
         branch that failed there is no more than the failure to delete; InFlight while it writes.
         """
-        if self._live.forget(tag):
-            return (tag,)
+        failed = self._live.forget(tag)
         before = self._memory_roots()
         try:
             deleted = self.store.delete(tag, force=force, cascade=cascade)
+        except NotFound:
+            if failed:
+                return (tag,)
+            raise
         finally:  # also of what an interrupted cascade has deleted
             for root in before - self._memory_roots():
                 self.images.remove(root)
@@ -247,12 +251,9 @@ class Engine:
         Its forks have its options, unless others are given.
         """
         with scratch(self.store) as room:
-            if sandbox.state == "standby":
-                async with sandbox.changing:
-                    assert sandbox.parent is not None
-                    source = link_snapshot(sandbox.parent, room / "source")
-            else:
-                source = await self._brancher.branch_aside(sandbox, room)
+            with sandbox.using():
+                source = await self._brancher.take_aside(sandbox, room / "source")
+            await self._lifecycle.restock(sandbox)
             try:
                 return await self._fork_many(source, n, options or sandbox.options)
             finally:
@@ -261,8 +262,12 @@ class Engine:
                     self.images.remove(source.manifest.memory_root)
 
     def _forkable(self, tag: str) -> Snapshot:
-        self._live.require_ready(tag)
-        return self.store.get(tag)
+        self._live.require_written(tag)
+        try:
+            return self.store.get(tag)
+        except NotFound:
+            self._live.explain(tag)
+            raise
 
     async def _fork_many(
         self, source: Snapshot, n: int, options: SandboxOptions | None
@@ -297,11 +302,15 @@ class Engine:
     ) -> Sandbox:
         sandbox = await self._forker.fork(source, options or SandboxOptions(), burst=burst)
         self._admit(sandbox)
+        try:
+            if self.keep:
+                with explaining(f"sandbox {sandbox.id} was not forked"):
+                    sandbox.keep()
+            await self._lifecycle.restock(sandbox)
+        except BaseException:
+            await sandbox.kill()
+            raise
         self.events.tell("created", sandbox=sandbox.id, snapshot=sandbox.forked_from)
-        if self.keep:
-            sandbox.kept = True
-            sandbox.persist()
-        await self._lifecycle.restock(sandbox)
         return sandbox
 
     def _admit(self, sandbox: Sandbox) -> None:
@@ -309,10 +318,9 @@ class Engine:
         sandbox.on_killed, sandbox.events = self._forget, self.events
         sandbox.wake = self._wake
 
-    def _forget(self, sandbox: Sandbox) -> None:
+    async def _forget(self, sandbox: Sandbox) -> None:
         del self._sandboxes[sandbox.id]
-        if sandbox.parent and sandbox.parent.manifest.memory_root not in self._memory_roots():
-            self.images.remove(sandbox.parent.manifest.memory_root)
+        await self._heads.release(sandbox.parent)
 
     async def _adopt(self, left: Iterable[SandboxDirectory]) -> None:
         """Take over the sandboxes of an engine that is gone."""
@@ -338,8 +346,9 @@ class Engine:
 
         `diff`: what changed since its last branch, or its fork; `full`: all of it, of depth 0.
         """
-        branched = await self._brancher.branch(sandbox, tag, *_of_parent(sandbox), mode=mode)
-        await self._lifecycle.restock(sandbox)
+        async with sandbox.in_use():
+            branched = await self._brancher.branch(sandbox, tag, mode=mode)
+            await self._lifecycle.restock(sandbox)
         return branched
 
     async def begin_branch(self, sandbox: Sandbox, tag: str, mode: Mode = "diff") -> Writing:
@@ -348,7 +357,8 @@ class Engine:
         Until then the snapshot can be neither forked nor deleted (InFlight).
         """
         self._live.require_written(tag)
-        live = await self._brancher.begin(sandbox, tag, *_of_parent(sandbox), mode=mode)
+        async with sandbox.in_use():
+            live = await self._brancher.begin(sandbox, tag, mode=mode)
         self._live.add(live)
         return live
 
@@ -371,14 +381,12 @@ class Engine:
 
     async def reset(self, sandbox: Sandbox) -> Stages:
         """Take a running sandbox back to its last branch, or to the snapshot it was forked from."""
-        return await self._lifecycle.reset(sandbox)
-
-    async def _suspend_idle(self, sandbox: Sandbox) -> None:
-        await self._lifecycle.suspend(sandbox, wakes=True)
+        async with sandbox.in_use():
+            return await self._lifecycle.reset(sandbox)
 
     async def _wake(self, sandbox: Sandbox) -> None:
-        if sandbox.state == "standby":
-            await self.resume(sandbox)
+        await self._lifecycle.wake(sandbox)
+        await self._lifecycle.restock(sandbox)
 
     # The end --------------------------------------------------------------------------------------
 
@@ -390,9 +398,3 @@ class Engine:
     async def kill_all(self) -> None:
         """Kill every sandbox of this engine."""
         await asyncio.gather(*(sandbox.kill() for sandbox in self.sandboxes))
-
-
-def _of_parent(sandbox: Sandbox) -> tuple[MachineConfig, GuestInfo]:
-    assert sandbox.parent is not None, "only a base's own boot has no parent"
-    manifest = sandbox.parent.manifest
-    return manifest.machine, manifest.guest

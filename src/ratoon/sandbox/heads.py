@@ -101,6 +101,12 @@ class Heads:
         self._arrays.pop(root, None)
         self._forked.discard(root)
 
+    async def release(self, snapshot: Snapshot | None) -> None:
+        """Forget a head that was never published, and remove its image: a sandbox has left it."""
+        if snapshot and snapshot.manifest.layers[-1].anonymous:
+            self.forget(snapshot.manifest.memory_root)
+            await asyncio.to_thread(self._images.remove, snapshot.manifest.memory_root)
+
     def array(self, snapshot: Snapshot) -> NDArray[np.uint8]:
         """The digest array of a snapshot's memory; blocks. ChainMismatch, Corrupt."""
         root = snapshot.manifest.memory_root

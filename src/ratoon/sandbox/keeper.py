@@ -43,12 +43,11 @@ def _due(sandbox: Sandbox) -> str | None:
     options = sandbox.options
     if options.ttl_seconds and time.time() - sandbox.created_at_unix >= options.ttl_seconds:
         return "kill"
-    idle = options.idle_seconds and sandbox.idle_seconds >= options.idle_seconds
-    return "suspend" if idle and sandbox.state == "running" else None
+    return "suspend" if sandbox.is_idle else None
 
 
 async def _act(sandbox: Sandbox, action: Action) -> None:
     try:
         await action(sandbox)
-    except RatoonError as error:  # used meanwhile, or broken: the next look may find it better
+    except (RatoonError, OSError) as error:  # the next look may find it better
         log.warning("sandbox %s: %s", sandbox.id, error)

@@ -28,10 +28,9 @@ class LiveBranches:
         self._live[live.tag] = live
         live.done.add_done_callback(lambda done: self._written(live))
 
-    def require_ready(self, tag: str) -> None:
-        """InFlight: snapshot `tag` is still being written. Conflict: that failed, and why."""
-        self.require_written(tag)
-        if live := self._live.get(tag):
+    def explain(self, tag: str) -> None:
+        """Conflict: there is no snapshot `tag` because its writing failed, and why."""
+        if (live := self._live.get(tag)) and live.status == "failed":
             raise Conflict(f"snapshot {tag} was not written: {live.reason}")
 
     def require_written(self, tag: str) -> None:
@@ -42,7 +41,8 @@ class LiveBranches:
     def forget(self, tag: str) -> bool:
         """Forget a failure; whether there was one. InFlight: it is still being written."""
         self.require_written(tag)
-        return self._live.pop(tag, None) is not None
+        live = self._live.pop(tag, None)
+        return live is not None and live.status == "failed"
 
     async def settle(self) -> None:
         """Wait until none is being written."""
@@ -50,7 +50,8 @@ class LiveBranches:
 
     def _written(self, live: Writing) -> None:
         if live.status == "ready":
-            del self._live[live.tag]
+            if self._live.get(live.tag) is live:
+                del self._live[live.tag]
         else:
             log.warning("snapshot %s was not written: %s", live.tag, live.reason)
             self._events.tell("snapshot_failed", snapshot=live.tag, reason=live.reason)

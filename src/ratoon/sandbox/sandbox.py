@@ -6,15 +6,21 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from ratoon.errors import Conflict, GuestError, InvalidInput, MachineDied, RatoonError
+from ratoon.concurrency import to_the_end
+from ratoon.errors import Conflict, GuestError, InvalidInput, MachineDied
 from ratoon.guest import commands
 from ratoon.guest.channel import Channel, GuestStream
 from ratoon.guest.commands import ExecResult
@@ -31,7 +37,7 @@ from ratoon.sandbox.heads import MappedMemory
 from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.record import Record, forget_record, record_of, write_record
-from ratoon.sandbox.start import Prepared
+from ratoon.sandbox.spare import Spare
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.vmm.driver import Machine
 
@@ -87,11 +93,11 @@ class Sandbox:
         self.kept = False
         #: Held by whoever changes what the sandbox stands on.
         self.changing = asyncio.Lock()
-        #: Whether it resumes by itself when it is used in standby, and how.
+        #: It is in standby, or on the way there, for as long as nobody uses it; and how it resumes.
         self.wakes = False
         self.wake: Callable[[Sandbox], Awaitable[object]] = _nothing
         #: A machine that is being started, or waits, for its next reset.
-        self.spare: asyncio.Task[Prepared] | None = None
+        self.spare = Spare(self.id)
         #: Its files, as its processes see them.
         self.files = GuestFiles(self)
         #: Its ports that are published on the host's loopback.
@@ -99,8 +105,8 @@ class Sandbox:
         #: Where it is told what happens to it.
         self.events = Events()
         #: Called once it has been killed.
-        self.on_killed: Callable[[Sandbox], None] = lambda sandbox: None
-        self._killed = False
+        self.on_killed: Callable[[Sandbox], Awaitable[object]] = _nothing
+        self._ending: asyncio.Task[None] | None = None
         self._users = 0
         self._last_used = time.monotonic()
 
@@ -124,7 +130,7 @@ class Sandbox:
 
     @property
     def state(self) -> State:
-        if self._killed:
+        if self._ending:
             return "killed"
         if self.cause_of_death or (self._incarnation and self._incarnation.machine.has_died):
             return "dead"
@@ -134,7 +140,9 @@ class Sandbox:
 
     @property
     def incarnation(self) -> Incarnation:
-        """Its present run. Conflict: it is in standby. MachineDied: it was found dead."""
+        """Its present run. Conflict: it is in standby, or killed. MachineDied: found dead."""
+        if self._ending:
+            raise Conflict(f"sandbox {self.id} was killed")
         if self.cause_of_death:
             raise self.cause_of_death
         if self._incarnation is None:
@@ -158,19 +166,34 @@ class Sandbox:
         return self.machine.pid
 
     def become(self, incarnation: Incarnation | None) -> Incarnation | None:
-        """Go on as `incarnation`, or in standby; the one before, to be ended."""
+        """Go on as `incarnation`, or in standby; the one before, to be ended.
+
+        OSError: that cannot be written down, as it must be beforehand; nothing has changed.
+        """
+        if self.kept:
+            self._write_down(incarnation)
         before, self._incarnation = self._incarnation, incarnation
+        self.wakes = self.wakes and incarnation is None
         self._last_used = time.monotonic()
-        self.persist()
         self.events.tell(
             "standby" if incarnation is None else "reset" if before else "resumed", sandbox=self.id
         )
         return before
 
+    def keep(self) -> None:
+        """Have it outlive this process. OSError: that cannot be written down."""
+        self._write_down(self._incarnation)
+        self.kept = True
+
     def persist(self) -> None:
         """Write down what has changed, if it is to outlive this process."""
-        if not self.kept:
-            return
+        if self.kept:
+            try:
+                self._write_down(self._incarnation)
+            except OSError as error:  # whoever takes it over finds out what matters
+                log.warning("sandbox %s was not written down: %s", self.id, error)
+
+    def _write_down(self, run: Incarnation | None) -> None:
         with suppress(ProcessLookupError):  # it is dead: the record before says enough
             write_record(
                 self._directory.path,
@@ -179,8 +202,8 @@ class Sandbox:
                     created_at_unix=self.created_at_unix,
                     machine_id=self.machine_id,
                     options=self.options,
-                    run=record_of(self._incarnation) if self._incarnation else None,
-                    wakes=self.wakes,
+                    run=record_of(run) if run else None,
+                    wakes=self.wakes and run is None,
                     forked_from=self.forked_from,
                     branch_count=self.branch_count,
                     last_branch_memory=self.last_branch_memory,
@@ -195,30 +218,40 @@ class Sandbox:
         """For how long nobody has used it; 0 while somebody does."""
         return 0.0 if self._users else time.monotonic() - self._last_used
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it runs though nobody has used it for as long as its options say."""
+        limit = self.options.idle_seconds
+        return limit is not None and self.idle_seconds >= limit and self.state == "running"
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """It is not idle in the block; nor is it woken."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self._last_used = time.monotonic()
+
     @asynccontextmanager
     async def in_use(self) -> AsyncIterator[Channel]:
         """The channel to its agent; while it is used the sandbox is not idle.
 
         Where the agent cannot be reached because the machine is gone, the error says that.
         """
-        if self._killed:
-            raise Conflict(f"sandbox {self.id} was killed")
-        self._users += 1
-        try:
-            if self._incarnation is None and self.wakes:
+        with self.using():
+            if self.wakes:
                 await self.wake(self)
             incarnation = self.incarnation
             try:
                 async with explained(self.id, incarnation.machine):
                     yield incarnation.channel
             except (GuestError, MachineDied):
-                if self._killed or self._incarnation is incarnation:
+                if self._ending or self._incarnation is incarnation:
                     raise
                 what = "was reset" if self._incarnation else "went to standby"
                 raise Conflict(f"sandbox {self.id} {what} while it was being used") from None
-        finally:
-            self._users -= 1
-            self._last_used = time.monotonic()
 
     async def request(self, op: str, *, timeout: float, **fields: Any) -> dict[str, Any]:
         """See `guest.channel.Agent`; a sandbox is one."""
@@ -308,10 +341,15 @@ class Sandbox:
     # The end --------------------------------------------------------------------------------------
 
     async def kill(self) -> None:
-        """End the sandbox and remove all it had; safe to repeat."""
-        if self._killed:
-            return
-        self._killed = True
+        """End the sandbox and remove all it had; safe to repeat.
+
+        Once begun it is not interrupted: a cancellation takes effect at its end.
+        """
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end())
+        await to_the_end(self._ending)
+
+    async def _end(self) -> None:
         self.kept = False
         forget_record(self._directory.path)  # whoever comes upon the rest removes it
         await self._ports.close()
@@ -320,42 +358,17 @@ class Sandbox:
         async with self.changing:  # a branch that has begun publishes, or fails, at once
             if self._incarnation:  # of a reset or resume that was under way
                 await self._incarnation.end()
-            await self.drop_spare()
+            await self.spare.drop()
             await loosen(self._directory.path)
             self._directory.remove()
-        self.on_killed(self)
+        await self.on_killed(self)
         self.events.tell("killed", sandbox=self.id)
-
-    async def take_spare(self) -> Prepared | None:
-        """The machine that waits for its reset, if it is of use."""
-        spare, self.spare = self.spare, None
-        if spare is None or self.parent is None:
-            return None
-        try:
-            prepared = await spare
-        except RatoonError as error:
-            log.warning("sandbox %s has no spare machine: %s", self.id, error)
-            return None
-        fits = prepared.snapshot_id == self.parent.manifest.id
-        if fits and not prepared.machine.has_died:
-            return prepared
-        await prepared.discard()
-        return None
-
-    async def drop_spare(self) -> None:
-        """End the machine that waits for its reset."""
-        spare, self.spare = self.spare, None
-        if spare:
-            spare.cancel()
-            await asyncio.wait((spare,))
-            if not spare.cancelled() and not spare.exception():
-                await spare.result().discard()
 
     async def let_go(self) -> None:
         """Leave it as it is, for another process to take over; this one does no more with it."""
         async with self.changing:
             await self._ports.close()
-            await self.drop_spare()
+            await self.spare.drop()
             if self._incarnation:
                 await self._incarnation.let_go()
             self._directory.let_go()

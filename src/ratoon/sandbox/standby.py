@@ -13,7 +13,7 @@ import logging
 from contextlib import suppress
 
 from ratoon.concurrency import to_the_end
-from ratoon.errors import Conflict, MachineError
+from ratoon.errors import Conflict, HostError, MachineDied, MachineError
 from ratoon.sandbox.capture import Buffers, capture, freeze, reserve, thaw
 from ratoon.sandbox.confinement import loosen
 from ratoon.sandbox.heads import Heads
@@ -34,23 +34,35 @@ class Lifecycle:
         self._starter = starter
         self._buffers = buffers
 
-    async def suspend(self, sandbox: Sandbox, *, wakes: bool = False) -> Stages:
+    async def suspend(self, sandbox: Sandbox) -> Stages:
         """Write the sandbox's state to its directory, and end its machine.
 
-        `wakes`: it resumes by itself when it is used. Conflict: it is in standby already. If it
-        fails, the sandbox goes on running. Once begun it is not interrupted.
+        Conflict: it is in standby already. If it fails, the sandbox goes on running. Once begun it
+        is not interrupted.
         """
         stages = Stages()
         with explaining(f"sandbox {sandbox.id} did not go to standby"):
             async with sandbox.changing:
-                await to_the_end(self._suspend(sandbox, wakes, stages))
+                await to_the_end(self._suspend(sandbox, stages))
         return stages
 
-    async def _suspend(self, sandbox: Sandbox, wakes: bool, stages: Stages) -> None:
+    async def doze(self, sandbox: Sandbox) -> None:
+        """As `suspend`, if it is idle still; whoever uses it from now on has it resumed."""
+        async with sandbox.changing:
+            if not sandbox.is_idle:
+                return
+            sandbox.wakes = True
+            try:
+                with sandbox.using():  # if it fails, it is tried again when it has idled once more
+                    await to_the_end(self._suspend(sandbox, Stages()))
+            finally:
+                sandbox.wakes = sandbox.state == "standby"
+
+    async def _suspend(self, sandbox: Sandbox, stages: Stages) -> None:
         run, parent = sandbox.incarnation, sandbox.parent
         assert parent is not None, "only a base's own boot has no parent"
         manifest = parent.manifest
-        with self._buffers.borrow() as buffer:
+        with self._buffers.borrow() as buffer, sandbox.directory.stage() as staging:
             with stages("prepare"):
                 if run.frozen:  # an undo that failed: what is below the overlay is in no layer
                     await run.undo_branch()
@@ -63,7 +75,7 @@ class Lifecycle:
                 captured = await capture(run, buffer, stages)
                 snapshot = await asyncio.to_thread(
                     publish_layer,
-                    sandbox.directory.stage(),
+                    staging,
                     self._heads,
                     parent,
                     captured,
@@ -76,19 +88,19 @@ class Lifecycle:
                     branched_from=sandbox.id,
                     anonymous=True,
                 )
+                sandbox.become(None)
             except BaseException:
                 with suppress(MachineError):
                     await run.machine.resume()
                 await thaw(sandbox.id, run)
                 raise
-        with stages("end"):
-            await sandbox.drop_spare()
-            sandbox.wakes = wakes
-            sandbox.become(None)
-            await run.end()
-            await loosen(sandbox.directory.path)
-            sandbox.parent = sandbox.directory.stand_on_itself(snapshot)
-            sandbox.directory.forget_overlays()
+            with stages("end"):
+                await run.end()
+                await sandbox.spare.drop()
+                await loosen(sandbox.directory.path)
+                sandbox.parent = sandbox.directory.stand_on_itself(snapshot)
+                sandbox.directory.forget_overlays()
+                await self._heads.release(parent)
 
     async def resume(self, sandbox: Sandbox) -> Stages:
         """Go on where `suspend` left off. Conflict: it is running.
@@ -99,8 +111,21 @@ class Lifecycle:
         async with sandbox.changing:
             if sandbox.state != "standby":
                 raise Conflict(f"sandbox {sandbox.id} is {sandbox.state}, not in standby")
-            sandbox.become(await self._start(sandbox, stages, resume=True))
+            await self._resume(sandbox, stages)
         return stages
+
+    async def wake(self, sandbox: Sandbox) -> None:
+        """Resume a sandbox that dozes, or is about to."""
+        async with sandbox.changing:
+            if sandbox.wakes and sandbox.state == "standby":
+                await self._resume(sandbox, Stages())
+
+    async def _resume(self, sandbox: Sandbox, stages: Stages) -> None:
+        try:
+            await self._start(sandbox, stages, resume=True)
+        except BaseException:
+            await loosen(sandbox.directory.path)
+            raise
 
     async def reset(self, sandbox: Sandbox) -> Stages:
         """Take the sandbox back to what it stands on: its snapshot, or its last branch.
@@ -112,7 +137,6 @@ class Lifecycle:
         async with sandbox.changing:
             before = sandbox.incarnation
             after = await self._start(sandbox, stages, resume=False)
-            sandbox.become(after)
             with stages("end"):
                 await before.end()
             sandbox.directory.forget_overlays(after.overlay)
@@ -123,18 +147,40 @@ class Lifecycle:
         """Have the spare machine of a sandbox, if it is to have one, fit what it stands on."""
         if sandbox.options.spare:
             async with sandbox.changing:
-                await sandbox.drop_spare()
+                await sandbox.spare.drop()
                 self._stock(sandbox)
 
     def _stock(self, sandbox: Sandbox) -> None:
         if sandbox.options.spare and sandbox.state == "running":
-            sandbox.spare = asyncio.create_task(self._prepare(sandbox, Stages()))
+            sandbox.spare.stock(self._prepare(sandbox, Stages()))
 
     async def _start(self, sandbox: Sandbox, stages: Stages, *, resume: bool) -> Incarnation:
-        prepared = await sandbox.take_spare() or await self._prepare(sandbox, stages)
-        return await self._starter.wake(
-            sandbox.id, sandbox.machine_id, prepared, stages, resume=resume
-        )
+        """Have the sandbox go on with a new machine. If this fails, nothing has changed."""
+        run = await self._wake_spare(sandbox, stages)
+        if run is None:
+            prepared = await self._prepare(sandbox, stages)
+            run = await self._starter.wake(
+                sandbox.id, sandbox.machine_id, prepared, stages, resume=resume
+            )
+        try:
+            with explaining(f"sandbox {sandbox.id} was not started"):
+                sandbox.become(run)
+        except HostError:
+            await run.end()
+            run.overlay.unlink()
+            raise
+        return run
+
+    async def _wake_spare(self, sandbox: Sandbox, stages: Stages) -> Incarnation | None:
+        assert sandbox.parent is not None
+        prepared = await sandbox.spare.take(sandbox.parent.manifest.id)
+        if prepared is None:
+            return None
+        try:
+            return await self._starter.wake(sandbox.id, sandbox.machine_id, prepared, stages)
+        except MachineDied:  # as it waited, most likely
+            log.warning("the spare machine of sandbox %s had died", sandbox.id)
+            return None
 
     async def _prepare(self, sandbox: Sandbox, stages: Stages) -> Prepared:
         parent = sandbox.parent
