@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from vm_helpers import CHECK, FOR_EVER, WRITE, assert_whole, leaves_nothing, sh
+from vm_helpers import CHECK, FOR_EVER, WRITE, assert_whole, leaves_nothing, no_space, sh
 
 from ratoon import files
 from ratoon.errors import AlreadyExists, HostError, InFlight, MachineError
@@ -27,10 +25,6 @@ async def source(engine: Engine) -> AsyncIterator[Sandbox]:
     async with await engine.fork_one("base") as sandbox:
         await sh(sandbox, WRITE.format("before"))
         yield sandbox
-
-
-def no_space(*arguments: object, **options: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 async def refuse(machine: QemuMachine) -> None:

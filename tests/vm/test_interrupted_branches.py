@@ -138,11 +138,12 @@ async def test_killed_meanwhile(
 
     def kill_first(*arguments: Any) -> Any:
         killing.append(asyncio.run_coroutine_threadsafe(doomed.kill(), loop))
-        while Path(f"/proc/{doomed.pid}").exists():
+        while Path(f"/proc/{pid}").exists():
             time.sleep(0.01)
         return original(*arguments)
 
     doomed = await engine.fork_one("base")
+    pid = doomed.pid
     monkeypatch.setattr(module, name, kill_first)
     outcome = (await asyncio.gather(engine.branch(doomed, "late"), return_exceptions=True))[0]
     await asyncio.wrap_future(killing[0])

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
-from vm_helpers import sh
+from vm_helpers import CLOCK_TOLERANCE, assert_in_the_present, sh
 
 from ratoon.errors import GuestTimeout
 from ratoon.guest.channel import Channel
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
 
-#: Seconds that guest and host may differ by: a command's start, under emulation, on a busy host.
-CLOCK_TOLERANCE = 1.5
-
 IDENTITY = """
 cat /proc/sys/kernel/random/uuid /etc/machine-id /run/ratoon/instance-id
 python3 -c 'import os, ssl; print(os.urandom(16).hex()); print(ssl.RAND_bytes(16).hex())'
 """
-
-
-async def assert_in_the_present(sandbox: Sandbox) -> None:
-    before = time.time()
-    guest = float(await sh(sandbox, "date +%s.%N"))
-    assert before - CLOCK_TOLERANCE < guest < time.time() + CLOCK_TOLERANCE
 
 
 async def test_forks_differ_in_all_that_should_be_unique(engine: Engine, sandbox: Sandbox) -> None:

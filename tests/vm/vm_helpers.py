@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,9 @@ FOR_EVER = 120
 
 MIB = 1024 * 1024
 
+#: Seconds that guest and host may differ by: a command's start, under emulation, on a busy host.
+CLOCK_TOLERANCE = 1.5
+
 
 async def sh(sandbox: Sandbox, script: str, *, stdin: bytes = b"") -> str:
     """What `script` prints in the guest; it must succeed."""
@@ -30,6 +35,12 @@ async def sh(sandbox: Sandbox, script: str, *, stdin: bytes = b"") -> str:
 async def until_gone(sandbox: Sandbox, pid: str) -> None:
     """Wait until the guest has no process `pid`, a zombie neither."""
     await sh(sandbox, f"while [ -e /proc/{pid} ]; do sleep 0.05; done")
+
+
+async def assert_in_the_present(sandbox: Sandbox) -> None:
+    before = time.time()
+    guest = float(await sh(sandbox, "date +%s.%N"))
+    assert before - CLOCK_TOLERANCE < guest < time.time() + CLOCK_TOLERANCE
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
@@ -73,6 +84,11 @@ def control_groups_of(store: str) -> list[Path]:
     places = {place for each in hierarchies() for place in (each.own, each.own.parent, each.top)}
     groups = (place / "ratoon" / store for place in places)
     return [group for group in groups if group.exists()]
+
+
+def no_space(*arguments: object, **options: object) -> None:
+    """In place of something that writes to a disk, which is full now."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def is_running(pid: int) -> bool:
@@ -130,3 +146,37 @@ async def assert_whole(engine: Engine, source: Sandbox) -> None:
         assert "last" not in sums
         assert await sh(fork, "dmesg | grep -iE 'ext4.*(error|warning)|I/O error' || true") == ""
         await engine.branch(fork, "next-of-next")
+
+
+#: Counts in the background, in a file that it holds open and in memory; prints who does.
+_COUNT = """
+setsid sh -c 'exec 3>>/root/count; n=0
+while :; do n=$((n+1)); echo $n >&3; echo $n >/dev/shm/count; sleep 0.02; done' \
+</dev/null >/dev/null 2>&1 &
+echo $!; until [ -s /root/count ]; do sleep 0.05; done
+"""
+_STILL_COUNTS = """
+test -e /proc/{0}
+n=$(wc -l </root/count)
+until [ $(wc -l </root/count) -gt $n ] && [ 0$(cat /dev/shm/count) -gt $n ]
+do sleep 0.05; done
+n=$(wc -l </root/count); seq $n >/tmp/expected; head -n $n /root/count | cmp - /tmp/expected
+cut -d' ' -f22 /proc/{0}/stat
+"""
+
+
+class Counter:
+    """A process in a guest that counts, and must be the same one for ever."""
+
+    def __init__(self, pid: str, started: str) -> None:
+        self._pid = pid
+        self._started = started
+
+    @classmethod
+    async def begin(cls, sandbox: Sandbox) -> Counter:
+        pid = (await sh(sandbox, _COUNT)).strip()
+        return cls(pid, await sh(sandbox, _STILL_COUNTS.format(pid)))
+
+    async def assert_counts(self, sandbox: Sandbox) -> None:
+        """It goes on, and has left out nothing and counted nothing twice."""
+        assert await sh(sandbox, _STILL_COUNTS.format(self._pid)) == self._started
