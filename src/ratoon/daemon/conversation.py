@@ -13,7 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ratoon import files
 from ratoon.daemon.models.common import Request
-from ratoon.daemon.problems import explain
+from ratoon.daemon.problems import error_fields, explain
 from ratoon.errors import InvalidInput, RatoonError
 
 Model = TypeVar("Model", bound=Request)
@@ -86,7 +86,7 @@ async def conversation(socket: WebSocket) -> AsyncIterator[Conversation]:
             status, text = explain(error.errors())
             await talk.say(error=text, kind="InvalidInput", status=status)
         except RatoonError as error:
-            await talk.say(error=str(error), kind=type(error).__name__, status=error.http_status)
+            await talk.say(**error_fields(error), status=error.http_status)
         except OSError as error:
             await talk.say(error=files.describe(error), kind="HostError", status=500)
         await socket.close()

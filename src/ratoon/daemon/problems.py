@@ -49,7 +49,13 @@ _MEANINGS = {
 
 
 def error_answer(error: RatoonError) -> ErrorAnswer:
-    return ErrorAnswer(error=str(error), kind=type(error).__name__)
+    details = {name: value for name, value in vars(error).items() if not name.startswith("_")}
+    return ErrorAnswer(error=str(error), kind=type(error).__name__, details=details)
+
+
+def error_fields(error: RatoonError) -> dict[str, Any]:
+    """The same as JSON, without what says nothing."""
+    return error_answer(error).model_dump(mode="json", exclude_defaults=True)
 
 
 def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -69,7 +75,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RatoonError)
     async def _ratoon(request: Request, error: RatoonError) -> JSONResponse:
-        return error_response(error.http_status, str(error), type(error).__name__)
+        return AsciiJson(error_fields(error), error.http_status)
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:

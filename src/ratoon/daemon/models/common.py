@@ -40,10 +40,14 @@ class Answer(BaseModel):
 
 
 class ErrorAnswer(Answer):
-    """What went wrong, for a person; `kind` is its class in `ratoon.errors`, for a program."""
+    """What went wrong, for a person; `kind` is its class in `ratoon.errors`, for a program.
+
+    `details`: what else that class knows, such as the `dependents` of a snapshot.
+    """
 
     error: str
     kind: str
+    details: dict[str, str | int | float | list[str] | None] = {}
 
 
 class Health(Answer):
