@@ -23,6 +23,7 @@ from ratoon.errors import (
     GuestNoSpace,
     GuestNotADirectory,
 )
+from ratoon.guest.agent.packing import Packer
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
 
@@ -236,25 +237,27 @@ async def test_a_cancelled_transfer_leaves_nothing(
 async def test_a_branch_in_the_middle(
     engine: Engine, sandbox: Sandbox, here: str, tmp_path: Path
 ) -> None:
-    """The source's upload goes on, byte for byte; in the fork nothing is left of it."""
-    (tmp_path / "from").mkdir()
-    (tmp_path / "from" / "large").write_bytes(os.urandom(24 * MIB))
+    """What the source is being sent arrives, byte for byte; in the fork nothing is left of it."""
+    tree(tmp_path / "from")
+    archive = b"".join(Packer(os.fsencode(tmp_path / "from"), owners=False).chunks())
     await sandbox.files.mkdir(f"{here}/to")
-    begun = asyncio.Event()
+    branched = asyncio.Event()
 
-    def progress(count: int) -> None:
-        if count > MIB:
-            begun.set()
+    async def content() -> AsyncIterator[bytes]:
+        yield archive[: 2 * MIB]
+        await branched.wait()
+        yield archive[2 * MIB :]
 
-    up = asyncio.create_task(
-        sandbox.files.upload(tmp_path / "from", f"{here}/to/x", progress=progress)
-    )
-    await begun.wait()
+    file = asyncio.create_task(sandbox.files.write(f"{here}/to/file", content()))
+    directory = asyncio.create_task(sandbox.files.extract(f"{here}/to/tree", content()))
+    await sh(sandbox, f"until [ $(ls -A {here}/to | wc -l) = 2 ]; do sleep 0.05; done")
     await engine.branch(sandbox, "midway")
-    assert not up.done()
-    await up
+    branched.set()
+    await asyncio.gather(file, directory)
     digest = sha256((tmp_path / "from" / "large").read_bytes()).hexdigest()
-    assert (await sh(sandbox, f"sha256sum {here}/to/x/large")).split()[0] == digest
+    assert (await sh(sandbox, f"sha256sum {here}/to/tree/large")).split()[0] == digest
+    digest = sha256(archive).hexdigest()
+    assert (await sh(sandbox, f"sha256sum {here}/to/file")).split()[0] == digest
     async with await engine.fork_one("midway") as fork:
         await until_empty(fork, f"{here}/to")
         await fork.files.write(f"{here}/to/new", b"it works")
@@ -263,24 +266,22 @@ async def test_a_branch_in_the_middle(
 
 async def test_what_happens_is_told(sandbox: Sandbox, here: str) -> None:
     await sandbox.files.mkdir(f"{here}/d")
-    async with sandbox.files.watch(here, recursive=True) as events:
-        await sh(sandbox, f"cd {here}; mkdir d/e; echo x >d/e/f; mv d/e g; rm -r g; mv d ../gone")
-        seen = set()
-        async with asyncio.timeout(FOR_EVER):
+    steps = [
+        ("mkdir d/e", ("created", "", "d/e")),
+        ("echo x >d/e/f", ("modified", "", "d/e/f")),
+        ("mv d/e g", ("renamed", "d/e", "g")),
+        ("touch g/new", ("created", "", "g/new")),
+        ("rm -r g", ("removed", "", "g")),
+        ("mv d ../gone", ("removed", "", "d")),
+    ]
+    async with sandbox.files.watch(here, recursive=True) as events, asyncio.timeout(FOR_EVER):
+        for command, expected in steps:
+            await sh(sandbox, f"cd {here}; {command}")
             async for event in events:
                 old = (event.old_path or "").removeprefix(f"{here}/")
-                seen.add((event.kind, old, event.path.removeprefix(f"{here}/")))
-                if event.path == f"{here}/d":
+                if (event.kind, old, event.path.removeprefix(f"{here}/")) == expected:
                     break
     await sandbox.files.remove("/root/gone", recursive=True)
-    assert seen >= {
-        ("created", "", "d/e"),
-        ("created", "", "d/e/f"),
-        ("renamed", "d/e", "g"),
-        ("removed", "", "g/f"),
-        ("removed", "", "g"),
-        ("removed", "", "d"),
-    }
 
 
 async def test_more_directories_than_can_be_watched(sandbox: Sandbox, here: str) -> None:
