@@ -24,7 +24,7 @@ from ratoon.network.netns import entered, new_namespace
 #: Addresses of the host, and of the world.
 HOST, HOST6 = "192.0.2.2", "fd00::2"
 LOOPBACK, LOOPBACK6 = "127.0.0.1", "::1"
-WORLD, OTHER = "198.51.100.7", "203.0.113.9"
+WORLD, OTHER, WORLD6 = "198.51.100.7", "203.0.113.9", "fd02::7"
 METADATA = "169.254.169.254"
 
 #: Seconds after which something has hung.
@@ -39,6 +39,7 @@ address add {HOST}/24 dev eth0
 address add {HOST6}/64 dev eth0 nodad
 link set eth0 up
 route add default via 192.0.2.1
+route add {WORLD6}/128 via fd00::1
 """
 WORLD_SETUP = f"""
 link set lo up
@@ -46,6 +47,8 @@ address add 192.0.2.1/24 dev world
 address add {WORLD}/32 dev lo
 address add {OTHER}/32 dev lo
 address add {METADATA}/32 dev lo
+address add fd00::1/64 dev world nodad
+address add {WORLD6}/128 dev lo nodad
 link set world up
 """
 
@@ -146,6 +149,16 @@ async def reached(lab: Lab, namespace: int | None, services: Iterable[Service]) 
     attempts = (reaches(namespace, service, patience=PATIENCE) for service in services)
     await asyncio.gather(*attempts)
     return set(lab.heard)
+
+
+async def is_heard(lab: Lab, namespace: int | None, service: Service) -> bool:
+    """Whether a process in `namespace` is heard, be it answered or not."""
+    lab.heard.clear()
+    for _ in range(int(FOR_EVER / PATIENCE)):
+        await reaches(namespace, service, patience=PATIENCE)
+        if lab.heard[service]:
+            return True
+    return False
 
 
 def ip(text: str) -> None:

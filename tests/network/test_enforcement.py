@@ -23,9 +23,11 @@ from network_lab import (
     METADATA,
     OTHER,
     WORLD,
+    WORLD6,
     Lab,
     Service,
     ip,
+    is_heard,
     nft,
     opened_lab,
     reached,
@@ -48,8 +50,10 @@ OUT_THERE = [
     *(Service(address, port) for address in (WORLD, OTHER) for port in (80, 443)),
     *(Service(address, port, "udp") for address in (WORLD, OTHER) for port in (53, 443)),
 ]
+OUT_THERE6 = [Service(WORLD6, 80), Service(WORLD6, 53, "udp")]
 AT_THE_CLOUD = [Service(METADATA, 80), Service(METADATA, 53, "udp")]
-EVERYTHING = [*AT_HOME, *OUT_THERE, *AT_THE_CLOUD]
+OFF_LIMITS = [*AT_HOME, *OUT_THERE6, *AT_THE_CLOUD]
+EVERYTHING = [*OUT_THERE, *OFF_LIMITS]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ async def lab() -> AsyncIterator[Lab]:
     async with (
         opened_lab() as lab,
         lab.offering(lab.host, *AT_HOME),
-        lab.offering(lab.world, *OUT_THERE, *AT_THE_CLOUD),
+        lab.offering(lab.world, *OUT_THERE, *OUT_THERE6, *AT_THE_CLOUD),
     ):
         yield lab
 
@@ -84,7 +88,7 @@ async def test_outbound_reaches_the_world_alone(lab: Lab, namespaces: Namespaces
     namespace = await namespaces.acquire(OUTBOUND)
     for service in OUT_THERE:
         assert await reaches(namespace.fd, service), service
-    assert await reached(lab, namespace.fd, [*AT_HOME, *AT_THE_CLOUD]) == set()
+    assert await reached(lab, namespace.fd, OFF_LIMITS) == set()
     assert not namespace.restrict
 
 
@@ -159,6 +163,8 @@ def address_in(namespace: int) -> str:
 async def test_those_that_share_a_namespace_do_not_meet(lab: Lab, namespaces: Namespaces) -> None:
     namespace = await namespaces.acquire(OUTBOUND)
     assert namespace.fd is not None
+    with entered(namespace.fd):
+        ip("link set lo up")  # it is not, to begin with
     async with listening(lab, namespace.fd, "0.0.0.0") as services:
         for address in (address_in(namespace.fd), LOOPBACK, "0.0.0.0"):
             ways = [each._replace(address=address) for each in services]
@@ -200,11 +206,69 @@ async def test_control_a_namespace_is_reached_without_its_rules(
         with entered(namespace.fd):
             nft("delete table inet ratoon")
         # It hears the host, whose own half of the rules drops what it answers.
-        assert await reached(lab, lab.host, services) == {datagrams}
+        assert await is_heard(lab, lab.host, datagrams)
         with entered(namespace.fd):
             ip("link set lo up")
         assert await reaches(namespace.fd, stream)
         assert await reaches(namespace.fd, datagrams)
+
+
+async def test_the_hosts_half_of_the_rules_keeps_them_apart_alone(
+    lab: Lab, namespaces: Namespaces
+) -> None:
+    """Should somebody get to the half that is inside."""
+    one = await namespaces.acquire(OUTBOUND)
+    two = await namespaces.acquire(NetworkPolicy.parse("allow:0.0.0.0/0:*"))
+    for namespace in (one, two):
+        assert namespace.fd is not None
+        with entered(namespace.fd):
+            nft("delete table inet ratoon")
+    assert one.fd is not None
+    address = address_in(one.fd)
+    with entered(lab.world):
+        ip(f"route add {address}/32 via {HOST}")
+    async with listening(lab, one.fd, address) as services:
+        assert await reached(lab, two.fd, services) == set()
+        assert await reached(lab, lab.world, services) == set()
+    with entered(lab.world):
+        ip(f"route delete {address}/32")
+
+
+async def test_nothing_but_ipv4_of_its_own_address_leaves(lab: Lab, namespaces: Namespaces) -> None:
+    namespace = await namespaces.acquire(OUTBOUND)
+    assert namespace.fd is not None
+    (uplink,) = uplinks()
+    ip(f"address add fd01::1/64 dev {uplink} nodad\nlink set {uplink} address 02:00:00:00:00:01")
+    Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1")
+    with entered(namespace.fd):
+        nft("delete table inet ratoon")
+        ip("address add fd01::2/64 dev up0 nodad\nroute add default via fd01::1")
+        ip("neighbour add fd01::1 lladdr 02:00:00:00:00:01 dev up0")
+        ip("address add 198.18.0.1/32 dev up0")
+        ip("route add 198.51.100.0/24 via 10.213.0.1 src 198.18.0.1")
+    assert address_in(namespace.fd) == "198.18.0.1"
+    services = [Service(WORLD6, 53, "udp"), Service(WORLD, 53, "udp")]
+    assert await reached(lab, namespace.fd, services) == set()
+    nft(f"flush chain inet {uplink} leaving")
+    for service in services:
+        assert await is_heard(lab, namespace.fd, service)
+
+
+async def test_what_the_host_redirects_to_itself_does_not_get_there(
+    lab: Lab, namespaces: Namespaces
+) -> None:
+    namespace = await namespaces.acquire(OUTBOUND)
+    (uplink,) = uplinks()
+    redirect = "type nat hook prerouting priority dstnat; tcp dport 8081 redirect to :80;"
+    nft(f"table inet proxy {{ chain prerouting {{ {redirect} }}; }}")
+    try:
+        async with lab.offering(lab.host, Service("10.213.0.1", 80)):
+            proxied = Service(WORLD, 8081)
+            assert await reached(lab, namespace.fd, [proxied]) == set()
+            nft(f"flush chain inet {uplink} input")
+            assert await reaches(namespace.fd, proxied)
+    finally:
+        nft("delete table inet proxy")
 
 
 # The host around it ---------------------------------------------------------------------------

@@ -19,19 +19,15 @@ _CLAMP = "tcp flags syn tcp option maxseg size set rt mtu"
 
 
 def inside() -> str:
-    """For the namespace: what is in it talks through its uplink, to whom it has spoken first.
+    """For the namespace: nobody is heard but whom somebody in it has spoken to, by the uplink.
 
-    Many sandboxes share it. What is for its own address goes by the loopback, and so nowhere.
+    Many sandboxes share it. What they send to its own addresses comes in by its loopback.
     """
     return f"""
 table inet ratoon {{
     chain input {{
         type filter hook input priority filter; policy drop;
         iifname "{INSIDE}" ct state {{ established, related }} accept
-    }}
-    chain output {{
-        type filter hook output priority filter; policy drop;
-        oifname "{INSIDE}" meta nfproto ipv4 accept
     }}
 }}
 """
@@ -73,7 +69,6 @@ table inet {name} {{
     }}
     chain forward {{
         type filter hook forward priority filter;
-        iifname "{name}" oifname "{PREFIX}*" goto refuse
         oifname "{name}" ct state != {{ established, related }} drop
         iifname "{name}" {_CLAMP}
         oifname "{name}" {_CLAMP}
