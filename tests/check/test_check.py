@@ -325,6 +325,21 @@ def test_what_others_hold_is_in_use(store: Store, head: Snapshot) -> None:
     assert set(kinds(check_store(store))) == {Kind.LITTER}
 
 
+@pytest.mark.parametrize(
+    ("record", "waits"),
+    [('{"id": "sb-1-2"}', True), ('{"id": "sb-other"}', False), ("[1]", False), ("{", False)],
+)
+def test_a_sandbox_with_a_record_waits_for_its_next_owner(
+    store: Store, record: str, waits: bool
+) -> None:
+    sandbox = store.sandboxes / "sb-1-2"
+    sandbox.mkdir(mode=0o700)
+    (sandbox / "state.json").write_text(record)
+    report = check_store(store)
+    assert (report.in_use == (sandbox,)) is waits
+    assert set(kinds(report)) == (set() if waits else {Kind.LITTER})
+
+
 @pytest.mark.parametrize("harm", ["missing", "short", "empty", "garbage"])
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.b3"])
 def test_a_manifest_that_is_no_manifest(store: Store, head: Snapshot, name: str, harm: str) -> None:

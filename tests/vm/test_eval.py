@@ -119,8 +119,9 @@ def later():
     with open('/run/drawn.new', 'w') as file: file.write(str(draw()))
     os.rename('/run/drawn.new', '/run/drawn')
 """
+#: Not before the signal that reseeds has arrived: on a busy host, processor time comes late.
 GO = """
-touch /run/go; until [ -e /run/drawn ]; do sleep 0.05; done; cat /run/drawn; rm /run/go /run/drawn
+sleep 2; touch /run/go; until [ -e /run/drawn ]; do sleep 0.05; done; cat /run/drawn; rm /run/go /run/drawn
 """
 
 

@@ -88,6 +88,7 @@ async def test_failures_under_a_guest_that_never_stops_writing(
             patch.setattr(Staging, "publish", no_space)
             with pytest.raises(HostError, match="No space left"):
                 await engine.branch(source, "failed")
+    await sh(source, "until [ $(wc -l </root/wsums) -gt 3 ]; do sleep 0.05; done")
     await engine.branch(source, "busy")
     await sh(source, "touch /tmp/stop")
     assert int((await writer).stdout) > 3

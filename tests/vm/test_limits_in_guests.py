@@ -98,8 +98,11 @@ async def guest(engine: Engine) -> AsyncIterator[Sandbox]:
         yield sandbox
 
 
-async def limited(guest: Sandbox, how: str) -> dict[str, Any]:
-    result = await guest.exec(["python3", "-c", SCRIPT, how], timeout=FOR_EVER)
+async def limited(guest: Sandbox, how: str, *, own: str = "") -> dict[str, Any]:
+    """What the script finds, started in the group `own`, or where the guest's programs are."""
+    enter = f"group=/sys/fs/cgroup{own}; mkdir -p $group; echo $$ >$group/cgroup.procs"
+    start = f'{enter if own else ":"}; exec python3 -c "$0" {how}'
+    result = await guest.exec(["sh", "-c", start, SCRIPT], timeout=FOR_EVER)
     assert result.exit_code == 0, result
     answer: dict[str, Any] = json.loads(result.stdout)
     assert answer["no cause"] is None
@@ -116,7 +119,7 @@ async def limited(guest: Sandbox, how: str) -> dict[str, Any]:
 
 async def test_below_a_group_of_its_own(guest: Sandbox) -> None:
     """It moves down, and makes room for the sandboxes' groups beside it."""
-    answer = await limited(guest, "alone")
+    answer = await limited(guest, "alone", own="/own")
     own = answer["before"].removeprefix("0::")
     assert answer["after"] == f"0::{own}/ratoon-engine"
     assert answer["group"].startswith(f"/sys/fs/cgroup{own}/ratoon/store/sb-")

@@ -7,6 +7,7 @@ file, other temporary files by the thread whose number is in the name. What is h
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import stat
@@ -89,7 +90,7 @@ def find_litter(store: Store) -> Litter:
             for path in _entries(parent):
                 if _is_directory(path):
                     with suppress(FileNotFoundError):
-                        held = is_directory_held(path) or (path / SANDBOX_RECORD).exists()
+                        held = is_directory_held(path) or _awaits_owner(path)
                         litter.judge(path, held, what)
                 else:
                     litter.stranger(path)
@@ -185,6 +186,15 @@ def is_temporary_held(path: Path) -> bool:
     """Whether the thread that wrote a temporary file may still be about to rename it."""
     match = _TEMPORARY.fullmatch(path.name)
     return match is not None and Path("/proc", match["thread"]).exists()
+
+
+def _awaits_owner(sandbox: Path) -> bool:
+    """Whether a sandbox that nobody holds has a record, for the next daemon to take it over."""
+    try:
+        record = json.loads((sandbox / SANDBOX_RECORD).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("id") == sandbox.name
 
 
 def _check_template(path: Path, size: int) -> Iterator[Finding]:
