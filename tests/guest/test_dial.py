@@ -187,7 +187,9 @@ async def test_nobody_answers(guest: Guest) -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
         address = listener.getsockname()
-        expected = pytest.raises(GuestTimeout, match=f"port {address[1]}, in the guest of sb-test")
+        expected = pytest.raises(
+            GuestTimeout, match=f"sb-test did not report a .*port {address[1]}"
+        )
         with socket.create_connection(address), expected:
             async with commands.dial(guest.channel, address[1], timeout=0.3):
                 pass

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from channel_peer import Peer, connected, together
 
-from ratoon.errors import GuestError
+from ratoon.errors import Conflict, GuestError, GuestTimeout, InvalidInput
 from ratoon.guest import commands
 from ratoon.guest.agent import wire
 from ratoon.guest.agent.wire import MARKER
@@ -179,3 +179,88 @@ async def test_window_for_a_command_without_stdin() -> None:
         peer.reply(stream, exit_code=0)
         assert (await task).exit_code == 0
         await peer.silence()
+
+
+# No answer ------------------------------------------------------------------------------------
+
+
+async def test_an_agent_that_does_not_report_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "TIMEOUT_GRACE", 0.1)
+    expected = r"sb-test did not report the end of program within 0.2 s, although its time is 0.1 s"
+    async with (
+        connected() as (channel, peer),
+        running(channel, peer, timeout=0.1) as (task, stream),
+    ):
+        peer.send(stream, wire.STDOUT, b"still busy")
+        with pytest.raises(GuestTimeout, match=expected):
+            await task
+        assert await peer.receive() == (stream, wire.CANCEL, b"")
+
+
+async def test_an_agent_that_does_not_report_the_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(commands, "TIMEOUT", 0.1)
+    async with connected() as (channel, peer):
+        starting = asyncio.create_task(start(channel))
+        stream, _ = await peer.request()
+        with pytest.raises(GuestTimeout, match=r"sb-test did not report program within 0.1 s"):
+            await starting
+        assert await peer.receive() == (stream, wire.CANCEL, b"")
+
+
+async def test_an_end_that_is_reported_late_all_the_same() -> None:
+    async with (
+        connected() as (channel, peer),
+        running(channel, peer, timeout=0.05) as (task, stream),
+    ):
+        await peer.silence(0.2)
+        peer.reply(stream, exit_code=124, timed_out=True)
+        assert await task == ExecResult(124, b"", b"", timed_out=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("no-user", InvalidInput), ("taken", Conflict), ("", GuestError)]
+)
+async def test_what_a_refusal_is_to_the_caller(kind: str, error: type[Exception]) -> None:
+    async with connected() as (channel, peer), running(channel, peer) as (task, stream):
+        peer.reply(stream, error="it cannot be", kind=kind)
+        with pytest.raises(error, match="sb-test refused exec: it cannot be") as caught:
+            await task
+        assert type(caught.value) is error
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {},
+        {"processes": None},
+        {"processes": 7},
+        {"processes": [{}]},
+        {"processes": ["x"]},
+        {"processes": [{"pid": "a"}]},
+    ],
+    ids=repr,
+)
+async def test_a_list_of_processes_that_is_none(reply: dict[str, Any]) -> None:
+    async with connected() as (channel, peer):
+        asking = asyncio.create_task(commands.processes(channel))
+        stream, _ = await peer.request()
+        peer.reply(stream, **reply)
+        with pytest.raises(GuestError, match="gave no list of processes"):
+            await asking
+
+
+@pytest.mark.parametrize("begun", [b"{}", b'{"pid": "7"}', b'{"pid": true}'])
+async def test_a_process_without_a_number(begun: bytes) -> None:
+    async with connected() as (channel, peer):
+        async with asyncio.TaskGroup() as group:
+            starting = group.create_task(start(channel))
+            stream, _ = await peer.request()
+            peer.send(stream, wire.STARTED, begun)
+        assert starting.result() is None
+
+
+async def start(channel: Channel) -> int | None:
+    async with commands.start(channel, ["program"]) as command:
+        return command.pid

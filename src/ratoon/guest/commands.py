@@ -150,7 +150,7 @@ async def start(
         fields["terminal"] = _size(terminal)
     with _refusals():
         async with agent.open("exec", **fields) as stream:
-            yield Command(stream, _pid(await stream.started()))
+            yield Command(stream, _pid(await _begun(stream, argv[0], TIMEOUT)))
 
 
 @asynccontextmanager
@@ -162,7 +162,7 @@ async def attach(agent: Agent, pid: int) -> AsyncIterator[Command]:
     """
     with _refusals():
         async with agent.open("attach", pid=pid) as stream:
-            yield Command(stream, _pid(await stream.started()))
+            yield Command(stream, _pid(await _begun(stream, f"process {pid}", TIMEOUT)))
 
 
 async def processes(agent: Agent) -> list[ProcessInfo]:
@@ -193,14 +193,7 @@ async def dial(
     if not 0 < port < 1 << 16:
         raise InvalidInput(f"there is no port {port}")
     async with agent.open("dial", host=host, port=port) as stream:
-        try:
-            async with asyncio.timeout(timeout):
-                await stream.started()
-        except TimeoutError:
-            raise GuestTimeout(
-                f"no connection to {host}, port {port}, in the guest of {stream.name} "
-                f"within {timeout:g} s"
-            ) from None
+        await _begun(stream, f"a connection to {host}, port {port}", timeout)
         yield stream
 
 
@@ -224,17 +217,18 @@ async def exec(
     fields = _request(argv, env=env, cwd=cwd, user=user, timeout=timeout)
     fields["stdin"] = bool(stdin)
     deadline = None if timeout is None else timeout + TIMEOUT_GRACE
-    try:
-        with _refusals():
-            async with asyncio.timeout(deadline), agent.open("exec", **fields) as stream:
-                if not stdin:
-                    return await _collect(stream, output_limit)
-                return await beside(_collect(stream, output_limit), _feed(stream, stdin))
-    except TimeoutError:
-        raise GuestTimeout(
-            f"the agent did not report the end of {argv[0]} within {deadline:g} s, "
-            f"although its time is {timeout:g} s"
-        ) from None
+    with _refusals():
+        async with agent.open("exec", **fields) as stream:
+            try:
+                async with asyncio.timeout(deadline):
+                    if not stdin:
+                        return await _collect(stream, output_limit)
+                    return await beside(_collect(stream, output_limit), _feed(stream, stdin))
+            except TimeoutError:
+                raise GuestTimeout(
+                    f"the agent of {stream.name} did not report the end of {argv[0]} within "
+                    f"{deadline:g} s, although its time is {timeout:g} s"
+                ) from None
 
 
 async def _feed(stream: GuestStream, stdin: bytes) -> None:
@@ -289,6 +283,17 @@ def _refusals() -> Iterator[None]:
         if error.kind not in _REFUSALS:
             raise
         raise _REFUSALS[error.kind](str(error)) from None
+
+
+async def _begun(stream: GuestStream, what: str, timeout: float) -> dict[str, Any]:
+    """What the agent says of what it has begun; GuestTimeout if it says nothing."""
+    try:
+        async with asyncio.timeout(timeout):
+            return await stream.started()
+    except TimeoutError:
+        raise GuestTimeout(
+            f"the agent of {stream.name} did not report {what} within {timeout:g} s"
+        ) from None
 
 
 def _pid(begun: dict[str, Any]) -> int | None:
