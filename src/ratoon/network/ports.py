@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 import socket
+import struct
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ MAX_CONNECTIONS = 128
 CHUNK = 64 * 1024
 #: Seconds until the next attempt where the host had no descriptor for a connection.
 RETRY = 0.5
+#: Two of `struct linger`: closing is a reset, or a proper end (socket(7)).
+_RESET, _END = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 
 
 class Conversation(Protocol):
@@ -44,8 +47,11 @@ class Conversation(Protocol):
     def end_input(self) -> None:
         """No more will be written."""
 
+    async def result(self) -> object:
+        """How the conversation ended. GuestError: not as it should, or it never began."""
 
-#: Connects to a port within the guest; where the guest refuses, the conversation is soon over.
+
+#: Connects to a port within the guest.
 Dial = Callable[[int], AbstractAsyncContextManager[Conversation]]
 
 
@@ -72,7 +78,7 @@ class Ports:
     def publish(self, guest_port: int, host_port: int = 0) -> PublishedPort:
         """Listen on `host_port` of 127.0.0.1 (0: one that is free) for `guest_port` in the guest.
 
-        Nobody need listen there yet; a connection is closed if nobody does. Conflict: the host's
+        Nobody need listen there yet; a connection is reset if nobody does. Conflict: the host's
         port is taken. InvalidInput: there is no such port.
         """
         if not 1 <= guest_port <= 65535:
@@ -139,6 +145,8 @@ async def _listen(listener: socket.socket, dial: Dial, guest_port: int) -> None:
                 log.warning("published port %d: %s", guest_port, error.strerror)
                 await asyncio.sleep(RETRY)
                 continue
+            # Unless all goes well: half an answer must not pass for a whole one.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             clients.add(client)
             if len(clients) > MAX_CONNECTIONS:
                 log.warning("published port %d has too many connections", guest_port)
@@ -153,6 +161,8 @@ async def _relay(client: socket.socket, dial: Dial, guest_port: int) -> None:
     try:
         async with dial(guest_port) as guest:
             await beside(_from_guest(guest, client), _to_guest(client, guest))
+            await guest.result()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _END)
     except (RatoonError, OSError) as error:
         log.debug("a connection to published port %d ended: %s", guest_port, error)
 

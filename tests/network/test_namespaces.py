@@ -1,0 +1,280 @@
+"""How namespaces come and go: shared, counted, and gone with their engine, however that ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from network_lab import FOR_EVER, Lab, ip, opened_lab, tables, uplinks
+from ratoon.errors import HostError
+from ratoon.network import namespaces as module
+from ratoon.network import uplink
+from ratoon.network.namespaces import Namespaces
+from ratoon.network.policy import NONE, OUTBOUND, NetworkPolicy
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces")
+
+LISTED = NetworkPolicy.parse("allow:198.51.100.7:443")
+
+
+@pytest.fixture(scope="module")
+async def lab() -> AsyncIterator[Lab]:
+    async with opened_lab() as lab:
+        yield lab
+
+
+@pytest.fixture(autouse=True)
+async def _nothing_is_left(lab: Lab) -> AsyncIterator[None]:
+    before = namespace_descriptors()
+    yield
+    assert (uplinks(), tables()) == (set(), set())
+    assert namespace_descriptors() == before
+
+
+def namespace_descriptors() -> int:
+    """How many descriptors of network namespaces this process holds."""
+    found = 0
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            found += str(fd.readlink()).startswith("net:[")
+        except FileNotFoundError:  # the one that lists the others
+            continue
+    return found
+
+
+async def test_a_policy_has_one_namespace_as_long_as_it_is_used() -> None:
+    async with Namespaces() as namespaces:
+        one, two = await namespaces.acquire(OUTBOUND), await namespaces.acquire(OUTBOUND)
+        listed = await namespaces.acquire(LISTED)
+        assert one.fd == two.fd != listed.fd
+        assert uplinks() == tables() == {"rtn0", "rtn1"}
+        await one.release()
+        await one.release()  # counts once
+        assert uplinks() == tables() == {"rtn0", "rtn1"}
+        await two.release()
+        assert uplinks() == tables() == {"rtn1"}
+        three = await namespaces.acquire(OUTBOUND)
+        assert uplinks() == tables() == {"rtn0", "rtn1"}
+        await listed.release()
+        await three.release()
+        assert uplinks() == tables() == set()
+
+
+async def test_all_without_network_share_an_empty_one() -> None:
+    async with Namespaces() as namespaces:
+        one, two = await namespaces.acquire(NONE), await namespaces.acquire(NONE)
+        assert one.fd is not None
+        assert one.fd == two.fd
+        await one.release()
+        await two.release()
+        assert (await namespaces.acquire(NONE)).fd == one.fd
+        assert uplinks() == tables() == set()
+
+
+async def test_many_at_once_make_one() -> None:
+    async with Namespaces() as namespaces:
+        them = await asyncio.gather(*(namespaces.acquire(OUTBOUND) for _ in range(20)))
+        assert len({each.fd for each in them}) == 1
+        assert uplinks() == {"rtn0"}
+        await asyncio.gather(*(each.release() for each in them))
+        assert uplinks() == set()
+
+
+async def test_those_still_in_use_end_with_the_engine() -> None:
+    async with Namespaces() as namespaces:
+        one = await namespaces.acquire(OUTBOUND)
+        await namespaces.acquire(LISTED)
+        await namespaces.acquire(NONE)
+    assert uplinks() == tables() == set()
+    await one.release()  # too late, and no harm
+
+
+async def test_a_caller_who_is_cancelled_leaves_none_behind() -> None:
+    async with Namespaces() as namespaces:
+        asking = asyncio.create_task(namespaces.acquire(OUTBOUND))
+        async with asyncio.timeout(FOR_EVER):
+            while not uplinks():
+                await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        again = await namespaces.acquire(OUTBOUND)
+        assert uplinks() == {"rtn0"}
+        await again.release()
+        assert uplinks() == set()
+
+
+async def test_engines_do_not_get_in_each_others_way() -> None:
+    async with Namespaces() as ours:
+        await ours.acquire(OUTBOUND)
+        async with Namespaces() as theirs:
+            await theirs.acquire(OUTBOUND)
+            await theirs.acquire(LISTED)
+            assert uplinks() == tables() == {"rtn0", "rtn1", "rtn2"}
+        assert uplinks() == tables() == {"rtn0"}
+
+
+# Killed owners --------------------------------------------------------------------------------
+
+OWNER = """
+import asyncio, os, signal
+from ratoon.network.namespaces import Namespaces
+from ratoon.network.policy import NONE, NetworkPolicy
+from ratoon.network import uplink
+
+async def main():
+    async with Namespaces() as namespaces:
+        await namespaces.acquire(NONE)
+        {death}
+        await namespaces.acquire(NetworkPolicy.parse("allow:198.51.100.9:1"))
+        print("ready", flush=True)
+        signal.pause()
+
+asyncio.run(main())
+"""
+DEATHS = {
+    "in use": "pass",
+    "before its rules": "uplink.rules.outside = lambda *arguments: os.kill(os.getpid(), 9)",
+    "before it is open": "uplink._forward = lambda: os.kill(os.getpid(), 9)",
+}
+
+
+async def killed_owner(death: str) -> None:
+    """Run a process that owns a namespace with an uplink, until it is killed."""
+    owner = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", OWNER.format(death=DEATHS[death])), stdout=asyncio.subprocess.PIPE
+    )
+    assert owner.stdout
+    if await owner.stdout.readline():
+        assert uplinks()
+        owner.kill()
+    assert await owner.wait() == -signal.SIGKILL
+
+
+async def until_free(name: str) -> None:
+    """Wait for the kernel, which takes a namespace apart in the background."""
+    async with asyncio.timeout(FOR_EVER):
+        while name in uplinks():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("death", DEATHS)
+async def test_the_next_start_removes_what_a_killed_one_has_left(death: str) -> None:
+    async with Namespaces() as living:
+        await living.acquire(OUTBOUND)
+        await killed_owner(death)
+        await until_free("rtn1")
+        left = {"in use": {"rtn0", "rtn1"}, "before its rules": {"rtn0"}}
+        assert tables() == left.get(death, {"rtn0", "rtn1"})
+        async with Namespaces():
+            assert uplinks() == tables() == {"rtn0"}
+
+
+async def test_rules_that_were_left_are_not_taken_over() -> None:
+    """Should the number be given anew before anybody has swept."""
+    async with Namespaces() as namespaces:
+        await killed_owner("in use")
+        await until_free("rtn0")
+        assert tables() == {"rtn0"}
+        await namespaces.acquire(OUTBOUND)
+        assert uplinks() == tables() == {"rtn0"}
+        listing = await asyncio.create_subprocess_exec(
+            *("nft", "list", "table", "inet", "rtn0"), stdout=asyncio.subprocess.PIPE
+        )
+        text, _ = await listing.communicate()
+        assert b"198.51.100.9" not in text
+
+
+async def test_a_sweep_leaves_alone_what_somebody_has_just_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between its look at the tables and the removal the name may have found a new owner."""
+    async with Namespaces() as namespaces:
+        await namespaces.acquire(OUTBOUND)
+        interfaces = uplink.interfaces
+        looks = iter([set[str]()])
+        monkeypatch.setattr(uplink, "interfaces", lambda: next(looks, None) or interfaces())
+        uplink.sweep()
+        assert next(looks, None) is None
+        assert uplinks() == tables() == {"rtn0"}
+
+
+# Hosts that lack something --------------------------------------------------------------------
+
+
+async def test_without_root_there_is_none_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused() -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(module, "new_namespace", refused)
+    async with Namespaces() as namespaces:
+        namespace = await namespaces.acquire(NONE)
+        assert namespace.fd is None
+        assert namespace.restrict
+        assert "QEMU's own filter must do" in caplog.text
+        with pytest.raises(HostError, match="network policy outbound takes root"):
+            await namespaces.acquire(OUTBOUND)
+        await namespace.release()
+
+
+@pytest.mark.parametrize("missing", ["nft", "ip"])
+async def test_a_program_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    for program in {"nft", "ip"} - {missing}:
+        (tmp_path / program).symlink_to(f"/usr/sbin/{program}")
+    async with Namespaces() as namespaces:
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", str(tmp_path))
+            async with Namespaces():
+                pass  # it matters to those alone who want an uplink
+            with pytest.raises(HostError, match=f"policy outbound .*: {missing} is not installed"):
+                await namespaces.acquire(OUTBOUND)
+    await until_free("rtn0")
+
+
+async def test_what_the_kernel_refuses_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nft").write_text("#!/bin/sh\necho 'Could not process rule' >&2; exit 1\n")
+    (tmp_path / "nft").chmod(0o755)
+    async with Namespaces() as namespaces:
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+            with pytest.raises(HostError, match=r"cannot be had here: nft .*\sCould not pro"):
+                await namespaces.acquire(OUTBOUND)
+    await until_free("rtn0")
+
+
+async def test_all_uplinks_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uplink, "UPLINKS", 1)
+    async with Namespaces() as namespaces:
+        await namespaces.acquire(OUTBOUND)
+        with pytest.raises(HostError, match="all 1 uplinks that sandboxes may have are in use"):
+            await namespaces.acquire(LISTED)
+
+
+async def test_addresses_are_chosen_around_the_hosts_routes(lab: Lab) -> None:
+    ip("route add 10.213.0.0/16 via 192.0.2.1\nroute add 172.29.0.0/16 via 192.0.2.1")
+    try:
+        async with Namespaces() as namespaces:
+            await namespaces.acquire(OUTBOUND)
+            assert uplink.choose_pool(uplink.routes()).overlaps(uplink.POOLS[2])
+            addresses = (await output("ip", "-4", "-brief", "address", "show", "rtn0")).split()
+            assert addresses[2] == "192.168.208.1/30"
+    finally:
+        ip("route delete 10.213.0.0/16\nroute delete 172.29.0.0/16")
+
+
+async def output(*argv: str) -> str:
+    process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
+    text, _ = await process.communicate()
+    return text.decode()
