@@ -121,7 +121,8 @@ def later():
 """
 #: Not before the signal that reseeds has arrived: on a busy host, processor time comes late.
 GO = """
-sleep 2; touch /run/go; until [ -e /run/drawn ]; do sleep 0.05; done; cat /run/drawn; rm /run/go /run/drawn
+sleep 2; touch /run/go
+until [ -e /run/drawn ]; do sleep 0.05; done; cat /run/drawn; rm /run/go /run/drawn
 """
 
 
