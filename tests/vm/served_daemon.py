@@ -49,7 +49,9 @@ async def serving(engine: Engine, place: Path, settings: Settings) -> AsyncItera
                 group.create_task(server.run_to_the_end())
             for server in servers:
                 await server.listens.wait()
-            transport = httpx2.AsyncHTTPTransport(uds=str(path))
+            transport = httpx2.AsyncHTTPTransport(
+                uds=str(path), limits=httpx2.Limits(max_connections=None)
+            )
             async with httpx2.AsyncClient(
                 transport=transport, base_url="http://ratoon", timeout=FOR_EVER
             ) as api:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ratoon.cli.app import app, run, say
+from ratoon.cli.app import app, notes, run
 from ratoon.errors import InvalidInput
 
 
@@ -61,4 +61,5 @@ def serve(
 
 
 def _started(urls: Sequence[str]) -> None:
-    say(f"serving on {' and '.join(urls)}")
+    where = " and ".join(urls)
+    notes.print(f"serving on {where}", style="dim", highlight=False, soft_wrap=True)

@@ -1,0 +1,85 @@
+"""Sandboxes outlive the daemon, however it ends, and the next one has them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from vm_helpers import is_running, processes_of
+
+from daemon_process import DaemonProcess, daemon
+from ratoon import paths
+from ratoon.sandbox.engine import Engine
+from ratoon.snapshot.snapshot import link_snapshot
+from ratoon.snapshot.store import Store
+
+
+@pytest.fixture
+def place(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Path, Path]]:
+    """A store of its own with the same `base`, and a directory for its sockets."""
+    store = Store.open(tmp_path / "home")
+    link_snapshot(engine.store.get("base"), store.snapshots / "base")
+    monkeypatch.delenv("RATOON_RUNTIME", raising=False)
+    runtime = paths.runtime(store.home)
+    yield store.home, runtime
+    assert processes_of(store.home, runtime) == []
+    assert [*store.sandboxes.iterdir(), *store.staging.iterdir()] == []
+    assert not [*runtime.rglob("*")]
+
+
+def run(running: DaemonProcess, sandbox: str, script: str) -> str:
+    body = {"args": ["sh", "-c", script], "timeout_secs": 100}
+    answer = running.api.post(f"/v1/sandboxes/{sandbox}/exec", json=body)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["stdout"])
+
+
+def fork(running: DaemonProcess, **options: object) -> str:
+    answer = running.api.post("/v1/sandboxes", json={"snapshot_tag": "base", **options})
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()[0]["id"])
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+def test_sandboxes_live_on(place: tuple[Path, Path], ending: int) -> None:
+    with daemon(*place) as before:
+        sandbox = fork(before, metadata={"a": "b"}, ttl_seconds=5000)
+        asleep = fork(before)
+        lost = fork(before)
+        run(before, sandbox, "echo kept >/dev/shm/note")
+        before.api.post(f"/v1/sandboxes/{sandbox}/branch", json={"tag": "made", "mode": "diff"})
+        before.api.post(f"/v1/sandboxes/{asleep}/standby")
+        known = before.api.get(f"/v1/sandboxes/{sandbox}").json()
+        dying = before.api.get(f"/v1/sandboxes/{lost}").json()["pid"]
+        before.stop(ending)
+        assert is_running(known["pid"])
+    os.kill(dying, signal.SIGKILL)
+    with daemon(*place) as after:
+        found = {each["id"]: each for each in after.api.get("/v1/sandboxes").json()}
+        assert {name: each["state"] for name, each in found.items()} == {
+            sandbox: "running",
+            asleep: "standby",
+            lost: "dead",
+        }
+        same = set(known) - {"fork_ms", "stages_ms", "idle_for_seconds"}
+        assert {name: known[name] for name in same} == {name: found[sandbox][name] for name in same}
+        assert run(after, sandbox, "cat /dev/shm/note") == "kept\n"
+        assert after.api.post(f"/v1/sandboxes/{asleep}/resume").status_code == 200
+        assert run(after, fork(after, snapshot_tag="made"), "cat /dev/shm/note") == "kept\n"
+        pids = [each["pid"] for each in after.api.get("/v1/sandboxes").json() if each["pid"]]
+        for each in after.api.get("/v1/sandboxes").json():
+            assert after.api.delete(f"/v1/sandboxes/{each['id']}").status_code == 204
+        assert not [pid for pid in pids if is_running(pid)]
+
+
+def test_sandboxes_end_with_the_daemon_if_asked(place: tuple[Path, Path]) -> None:
+    with daemon(*place, "--stop-sandboxes") as running:
+        sandbox = fork(running)
+        pid = running.api.get(f"/v1/sandboxes/{sandbox}").json()["pid"]
+        assert running.stop()[0] == 0
+    assert not is_running(pid)
