@@ -24,6 +24,8 @@ WORDS = [
     (r"await ", ""),
     (r"Async(?=[A-Z])", ""),
     (r"asynccontextmanager\b", "contextmanager"),
+    (r"aclosing\b", "closing"),
+    (r"Generator\[(\w+), None\]", r"Generator[\1, None, None]"),
     (r"(enter|push|pop)_async_(\w+)", r"\1_\2"),
     (r"__a(enter|exit|iter|next)__", r"__\1__"),
     (r"a(close|read|iter_raw|next|iter)\(", r"\1("),
@@ -31,8 +33,9 @@ WORDS = [
     (r"aio\b", "sync"),
 ]
 
-#: Imports in order and none too many; `yield from`, which only one of the two can say.
-FIX = ["check", "--select=I,F401,UP028", "--fix-only", "--unsafe-fixes", "--quiet"]
+#: Imports in order and none too many; and what only one of the two can say: `yield from`, two
+#: blocks in one line.
+FIX = ["check", "--select=I,F401,UP028,SIM117", "--fix-only", "--unsafe-fixes", "--quiet"]
 
 
 def main() -> int:

@@ -151,7 +151,8 @@ class SandboxInfo:
 
     `snapshot_tag`: what it was forked from; `stands_on`: its last branch, or the same.
     `idle_for_seconds`: for how long nobody has used it. `fork_ms`: how long its fork took until
-    its agent had answered, `stages_ms` the stages of that.
+    its agent had answered, `stages_ms` the stages of that. `spare`: a machine is kept started for
+    its next reset.
     """
 
     id: str
@@ -166,6 +167,7 @@ class SandboxInfo:
     ttl_seconds: float | None
     idle_seconds: float | None
     idle_for_seconds: float
+    spare: bool
     metadata: dict[str, str]
     ports: list[PublishedPort]
     has_branched: bool

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -118,8 +118,11 @@ class AsyncClient:
 
         Who takes them too slowly gets one of kind `overflow` in place of those that were lost.
         """
-        async with self._connection.pieces("/v1/events") as pieces:
-            yield _events(pieces)
+        async with (
+            self._connection.pieces("/v1/events") as pieces,
+            aclosing(_events(pieces)) as events,
+        ):
+            yield events
 
     async def pool(self) -> list[PoolInfo]:
         """The machines that wait to become sandboxes."""
@@ -165,7 +168,7 @@ class AsyncClient:
         await self.close()
 
 
-async def _events(pieces: AsyncIterator[bytes]) -> AsyncIterator[Event]:
+async def _events(pieces: AsyncIterator[bytes]) -> AsyncGenerator[Event, None]:
     left = b""
     async for piece in pieces:
         *lines, left = (left + piece).split(b"\n")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -80,10 +80,12 @@ class AsyncConnection:
         """What is answered to a GET, piece by piece, as fast as it is taken."""
         address, client = await self._find()
 
-        async def read(answer: httpx2.Response) -> AsyncIterator[bytes]:
+        async def read(answer: httpx2.Response) -> AsyncGenerator[bytes, None]:
+            raw: Any = answer.aiter_raw()  # a generator, in both of the libraries
             with cut_short(path):
-                async for piece in answer.aiter_raw():
-                    yield piece
+                async with aclosing(raw):
+                    async for piece in raw:
+                        yield piece
 
         async with AsyncExitStack() as held:
             with explained(address):
@@ -91,7 +93,7 @@ class AsyncConnection:
                 answer = await held.enter_async_context(streaming)
                 if answer.is_error:
                     raise error_from(answer.status_code, await answer.aread())
-            yield read(answer)
+            yield await held.enter_async_context(aclosing(read(answer)))
 
     @asynccontextmanager
     async def converse(

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -119,8 +119,11 @@ class Client:
 
         Who takes them too slowly gets one of kind `overflow` in place of those that were lost.
         """
-        with self._connection.pieces("/v1/events") as pieces:
-            yield _events(pieces)
+        with (
+            self._connection.pieces("/v1/events") as pieces,
+            closing(_events(pieces)) as events,
+        ):
+            yield events
 
     def pool(self) -> list[PoolInfo]:
         """The machines that wait to become sandboxes."""
@@ -166,7 +169,7 @@ class Client:
         self.close()
 
 
-def _events(pieces: Iterator[bytes]) -> Iterator[Event]:
+def _events(pieces: Iterator[bytes]) -> Generator[Event, None, None]:
     left = b""
     for piece in pieces:
         *lines, left = (left + piece).split(b"\n")

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -77,9 +77,10 @@ class Connection:
         """What is answered to a GET, piece by piece, as fast as it is taken."""
         address, client = self._find()
 
-        def read(answer: httpx2.Response) -> Iterator[bytes]:
-            with cut_short(path):
-                yield from answer.iter_raw()
+        def read(answer: httpx2.Response) -> Generator[bytes, None, None]:
+            raw: Any = answer.iter_raw()  # a generator, in both of the libraries
+            with cut_short(path), closing(raw):
+                yield from raw
 
         with ExitStack() as held:
             with explained(address):
@@ -87,7 +88,7 @@ class Connection:
                 answer = held.enter_context(streaming)
                 if answer.is_error:
                     raise error_from(answer.status_code, answer.read())
-            yield read(answer)
+            yield held.enter_context(closing(read(answer)))
 
     @contextmanager
     def converse(self, path: str, *, query: Query | None = None) -> Iterator[Conversation]:

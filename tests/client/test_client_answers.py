@@ -1,0 +1,108 @@
+"""What the library reads is what the daemon writes, field by field."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from ratoon.client import answers
+from ratoon.client.answers import Limits, differences, read, sandbox_info
+from ratoon.client.options import Options, request_for
+from ratoon.daemon.models import commands, files, sandboxes, snapshots, store
+
+PAIRS: list[tuple[type[Any], type[BaseModel]]] = [
+    (answers.SnapshotInfo, snapshots.SnapshotInfo),
+    (answers.SnapshotDetail, snapshots.SnapshotDetail),
+    (answers.LineageNode, store.LineageNode),
+    (answers.ChangedFile, store.ChangedFile),
+    (answers.FileDifferences, store.FileDifferences),
+    (answers.Differences, store.Differences),
+    (answers.PoolInfo, store.PoolInfo),
+    (answers.Event, sandboxes.EventInfo),
+    (answers.PublishedPort, sandboxes.PublishedPort),
+    (answers.Limits, sandboxes.LimitsOfSandbox),
+    (answers.SandboxInfo, sandboxes.SandboxInfo),
+    (answers.ProcessInfo, commands.ProcessInfo),
+    (answers.EvalResult, commands.EvalAnswer),
+    (answers.FileInfo, files.FileInfo),
+]
+#: What other clients want to see, and says nothing here.
+FOR_OTHERS = {"netns", "guest_addr", "memory_limit_mib"}
+
+
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=lambda each: each.__name__)
+def test_the_fields_are_the_same(ours: type[Any], theirs: type[BaseModel]) -> None:
+    assert {each.name for each in fields(ours)} == theirs.model_fields.keys() - FOR_OTHERS
+    for each in fields(ours):
+        if each.default is MISSING and each.default_factory is MISSING:
+            assert theirs.model_fields[each.name].is_required(), each.name
+
+
+def test_what_a_newer_daemon_tells_is_passed_over() -> None:
+    port = read(answers.PublishedPort, {"guest_port": 1, "host_port": 2, "colour": "green"})
+    assert (port.guest_port, port.host_port) == (1, 2)
+
+
+def test_what_is_within_an_answer_is_read_too() -> None:
+    told = {each.name: None for each in fields(answers.SandboxInfo)}
+    limits = {"memory_mib": 1, "cpus": None, "pids": None, "disk_mib": None}
+    info = sandbox_info({**told, "limits": limits, "ports": [{"guest_port": 1, "host_port": 2}]})
+    assert info.limits == Limits(memory_mib=1)
+    assert info.ports == [answers.PublishedPort(1, 2)]
+    told = {each.name: None for each in fields(answers.Differences)}
+    assert differences(told).files is None
+    changed = [{"path": "/a", "what": ["mode"]}]
+    found = differences({**told, "files": {"added": [], "removed": [], "changed": changed}})
+    assert found.files
+    assert found.files.changed == [answers.ChangedFile("/a", ["mode"])]
+
+
+EVERYTHING: Options = {
+    "timeout": 60,
+    "idle": 1.5,
+    "metadata": {"who": "me"},
+    "network": "allow:198.51.100.7:443",
+    "memory_mib": 512,
+    "cpus": 1.5,
+    "pids": 100,
+    "disk_mib": 1024,
+    "publish": {80: 8080, 443: None},
+    "spare": True,
+}
+
+
+def test_each_option_is_one_that_the_daemon_takes() -> None:
+    assert EVERYTHING.keys() == Options.__annotations__.keys()
+    sent = request_for(EVERYTHING)
+    taken = sandboxes.ManyForks.model_validate(sent)
+    assert taken.model_fields_set == sent.keys() == sandboxes.ManyForks.model_fields.keys() - {"n"}
+    assert taken.model_dump(exclude={"n"}) == {
+        "network": "allow:198.51.100.7:443",
+        "limits": {"memory_mib": 512, "cpus": 1.5, "pids": 100, "disk_mib": 1024},
+        "ttl_seconds": 60,
+        "idle_seconds": 1.5,
+        "spare": True,
+        "metadata": {"who": "me"},
+        "publish": [
+            {"guest_port": 80, "host_port": 8080},
+            {"guest_port": 443, "host_port": None},
+        ],
+    }
+
+
+def test_what_is_not_given_is_not_said() -> None:
+    assert request_for({}) == {}
+    assert request_for({"timeout": None}) == {"ttl_seconds": None}
+
+
+def test_a_limit_is_added_to_those_there_are() -> None:
+    sent = request_for({"cpus": 2}, Limits(memory_mib=512, cpus=1))
+    assert sent == {"limits": {"memory_mib": 512, "cpus": 2, "pids": None, "disk_mib": None}}
+
+
+def test_an_option_that_does_not_exist() -> None:
+    with pytest.raises(TypeError, match="memory_gib"):
+        request_for({"memory_gib": 1})  # type: ignore[typeddict-unknown-key]
