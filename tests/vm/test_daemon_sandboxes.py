@@ -222,6 +222,8 @@ async def test_trees(forked: Served, shared_sandbox: str) -> None:
         assert file is not None
         assert file.read() == b"one"
     assert (await forked.api.get(path, params={"path": "/absent"})).status_code == 404
+    broken = await forked.api.put(path, params={"path": "/root/broken"}, content=b"no tar")
+    assert (broken.status_code, broken.json()["kind"]) == (400, "InvalidInput")
 
 
 async def test_an_upload_that_breaks_off_leaves_the_old_file(

@@ -35,10 +35,11 @@ def _content(media_type: str) -> dict[int | str, dict[str, Any]]:
     return {**_REFUSALS, 200: {"content": {media_type: _BINARY}, "description": "The content."}}
 
 
-def _upload(media_type: str) -> dict[str, Any]:
-    """What a route needs to take such content."""
-    body = {"requestBody": {"content": {media_type: _BINARY}, "required": True}}
-    return {"openapi_extra": body, "max_body_size": UNBOUNDED}
+#: What a route needs to take a body of any kind and length.
+_UPLOAD: dict[str, Any] = {
+    "openapi_extra": {"requestBody": {"content": {BYTES: _BINARY}, "required": True}},
+    "max_body_size": UNBOUNDED,
+}
 
 
 async def _path(
@@ -79,7 +80,7 @@ async def read_file(
     raise AssertionError
 
 
-@router.put("/v1/sandboxes/{sandbox_id}/files", responses=_REFUSALS, **_upload(BYTES))
+@router.put("/v1/sandboxes/{sandbox_id}/files", responses=_REFUSALS, **_UPLOAD)
 async def write_file(
     files: Files,
     path: Path,
@@ -186,7 +187,7 @@ async def read_tree(files: Files, path: Path, owners: bool = False) -> Response:
     raise AssertionError
 
 
-@router.put("/v1/sandboxes/{sandbox_id}/files/tar", responses=_REFUSALS, **_upload(TAR))
+@router.put("/v1/sandboxes/{sandbox_id}/files/tar", responses=_REFUSALS, **_UPLOAD)
 async def write_tree(
     files: Files,
     path: Path,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ratoon.concurrency import beside, to_the_end
-from ratoon.errors import GuestError
+from ratoon.errors import GuestError, InvalidInput
 from ratoon.guest.agent.packing import MAX_LISTED, Packer
 from ratoon.guest.agent.unpacking import Bounds, Unpacker
 from ratoon.guest.channel import Agent, GuestStream, printable
@@ -114,8 +114,13 @@ async def extract(
             sent.add(len(piece))
         stream.end_input()
 
-    async with conversation(agent, "files.unpack", path, **fields) as stream:
-        reply = await beside(stream.result(), feed(stream))
+    try:
+        async with conversation(agent, "files.unpack", path, **fields) as stream:
+            reply = await beside(stream.result(), feed(stream))
+    except GuestError as error:
+        if error.kind == "archive":
+            raise InvalidInput(str(error)) from None
+        raise
     entries = reply.get("entries")
     if type(entries) is not int:
         raise GuestError(f"{stream.name} did not say how the transfer ended")

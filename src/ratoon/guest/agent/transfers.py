@@ -12,7 +12,7 @@ import stat
 from collections import deque
 
 from . import tar
-from .files import FileStream, make_parents
+from .files import FileStream, make_parents, text
 from .loop import report
 from .new_file import NewFile, write_all
 from .packing import CHUNK, Packer
@@ -221,6 +221,14 @@ class Unpack(Receiver):
         assert self._unpacker is not None
         self._unpacker.finish()
         self.reply(**_summary(self._unpacker.entries, self._unpacker.left_out))
+
+    def fail(self, error: Exception) -> None:
+        if isinstance(error, tar.TarError):
+            self.refuse(
+                f"{text(self.path)}: not an archive that can be unpacked: {error}", "archive"
+            )
+        else:
+            super().fail(error)
 
     def undo(self) -> Generator[None, None, None]:
         return self._closing

@@ -1,0 +1,137 @@
+"""Requests made up from the OpenAPI description, right and wrong, with real machines behind it.
+
+Every answer has a status that is documented for its route, and the content that is: no 500.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from served_daemon import Served
+from vm_helpers import FOR_EVER
+
+pytest_plugins = ["daemon_plugin"]
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+#: It has no end.
+LEFT_OUT = "/v1/events"
+#: Requests of each kind for each route, in a slice and in a soak.
+SLICE, SOAK = 2, 60
+
+
+class Fuzzer:
+    """Sends made-up requests; where they name something, it is often something that is there."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._random = random.Random(1)
+
+    def send(self, case: Case[Any]) -> None:
+        self._aim(case)
+        response = case.call(base_url=self._served.url, timeout=FOR_EVER)
+        case.validate_response(response, checks=CHECKS)
+
+    def _aim(self, case: Case[Any]) -> None:
+        known = case.path_parameters if case.path_parameters is not None else {}
+        if "sandbox_id" in known and self._random.random() < 0.7:
+            known["sandbox_id"] = self._sandbox()
+        for name in ("tag", "other"):
+            if name in known and self._random.random() < 0.7:
+                known[name] = self._random.choice(["base", "scratch"])
+        if "name" in known and self._random.random() < 0.7:
+            known["name"] = "w"
+        if case.method == "DELETE" and known.get("tag") == "base":
+            known["tag"] = "scratch"
+        if isinstance(case.body, dict):
+            self._aim_body(case.body)
+
+    def _aim_body(self, body: dict[str, Any]) -> None:
+        if "snapshot_tag" in body and self._random.random() < 0.7:
+            body["snapshot_tag"] = self._random.choice(["base", "scratch"])
+        for name in ("n", "size"):
+            number = body.get(name)
+            if type(number) is int and 1 < number <= 1000:
+                body[name] = 1
+        if "tag" in body and "image" not in body and self._random.random() < 0.5:
+            body["tag"] = "scratch"
+        if "to" in body and self._random.random() < 0.5:
+            body["to"] = "scratch"
+
+    def _sandbox(self) -> str:
+        """The id of one that runs."""
+        running = [each.id for each in self._served.engine.sandboxes if each.state == "running"]
+        if running:
+            return self._random.choice(running)
+        made = requests.post(
+            f"{self._served.url}/v1/sandboxes", json={"snapshot_tag": "base"}, timeout=FOR_EVER
+        )
+        return str(made.json()[0]["id"])
+
+
+def operations(served: Served) -> Iterator[Any]:
+    described = requests.get(f"{served.url}/openapi.json", timeout=FOR_EVER).json()
+    for result in schemathesis.openapi.from_dict(described).get_all_operations():
+        operation = result.ok()  # type: ignore[union-attr]
+        if operation.path != LEFT_OUT:
+            yield operation
+
+
+def fuzz(served: Served, examples: int) -> int:
+    """How many requests were sent."""
+    fuzzer, sent = Fuzzer(served), 0
+    for operation in operations(served):
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+
+            @seed(20261121)
+            @settings(
+                max_examples=examples,
+                deadline=None,
+                database=None,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )
+            @given(case=operation.as_strategy(generation_mode=mode), _=st.none())
+            def send(case: Case[Any], _: None) -> None:
+                nonlocal sent
+                sent += 1
+                fuzzer.send(case)
+
+            try:
+                send()
+            except Unsatisfiable:
+                continue  # nothing about this route can be wrong
+    return sent
+
+
+async def test_every_answer_is_as_described(forked: Served, soak: bool) -> None:
+    try:
+        sent = await asyncio.to_thread(fuzz, forked, SOAK if soak else SLICE)
+        assert sent > (5000 if soak else 150)
+        assert (await forked.api.get("/healthz")).json() == {"ok": True}
+    finally:
+        for workspace in (await forked.api.get("/v1/workspaces")).json():
+            await forked.api.delete(f"/v1/workspaces/{workspace['name']}")
+        for stock in (await forked.api.get("/v1/pool")).json():
+            await forked.api.put(f"/v1/pool/{stock['tag']}", json={"size": 0})
