@@ -26,6 +26,7 @@ HOST, HOST6 = "192.0.2.2", "fd00::2"
 LOOPBACK, LOOPBACK6 = "127.0.0.1", "::1"
 WORLD, OTHER, WORLD6 = "198.51.100.7", "203.0.113.9", "fd02::7"
 METADATA = "169.254.169.254"
+RESOLVER = "198.51.100.53"
 
 #: Seconds after which something has hung.
 FOR_EVER = 60
@@ -47,6 +48,7 @@ address add 192.0.2.1/24 dev world
 address add {WORLD}/32 dev lo
 address add {OTHER}/32 dev lo
 address add {METADATA}/32 dev lo
+address add {RESOLVER}/32 dev lo
 address add fd00::1/64 dev world nodad
 address add {WORLD6}/128 dev lo nodad
 link set world up
@@ -159,6 +161,13 @@ async def is_heard(lab: Lab, namespace: int | None, service: Service) -> bool:
         if lab.heard[service]:
             return True
     return False
+
+
+def address_in(namespace: int) -> str:
+    """The address that a process in `namespace` speaks to the world from."""
+    with entered(namespace), Service(WORLD, 9, "udp").socket() as probe:
+        probe.connect((WORLD, 9))
+        return str(probe.getsockname()[0])
 
 
 def ip(text: str) -> None:

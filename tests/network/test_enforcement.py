@@ -26,6 +26,7 @@ from network_lab import (
     WORLD6,
     Lab,
     Service,
+    address_in,
     ip,
     is_heard,
     nft,
@@ -151,13 +152,6 @@ async def listening(lab: Lab, namespace: int, address: str) -> AsyncIterator[lis
     services = [Service(address, 7000), Service(address, 7000, "udp")]
     async with lab.offering(namespace, *services):
         yield services
-
-
-def address_in(namespace: int) -> str:
-    """The address that a process in `namespace` speaks from."""
-    with entered(namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((WORLD, 9))
-        return str(probe.getsockname()[0])
 
 
 async def test_those_that_share_a_namespace_do_not_meet(lab: Lab, namespaces: Namespaces) -> None:
