@@ -128,8 +128,9 @@ class Brancher:
         with explaining(f"snapshot {tag} was not written"), self._store.stage(tag) as staging:
             publish = partial(write, sandbox, staging, machine, guest)
             async with sandbox.changing:
+                run, disk_bytes = sandbox.incarnation, machine.disk_bytes
                 branched = await to_the_end(
-                    self._branch(sandbox, staging, machine.disk_bytes, publish, _stand_on, resumed)
+                    self._branch(sandbox, run, staging, disk_bytes, publish, _stand_on, resumed)
                 )
         snapshot = branched.snapshot
         sandbox.branch_count += 1
@@ -158,29 +159,31 @@ class Brancher:
 
         One that runs goes on, and stands on what was taken; one in standby is that already.
         """
-        async with sandbox.changing:
-            if sandbox.state != "standby":
-                await to_the_end(self._branch_to_itself(sandbox))
-            assert sandbox.parent is not None
-            return link_snapshot(sandbox.parent, directory)
+        with explaining(f"sandbox {sandbox.id} was not forked"):
+            async with sandbox.changing:
+                if sandbox.state != "standby":
+                    await to_the_end(self._branch_to_itself(sandbox, sandbox.incarnation))
+                assert sandbox.parent is not None
+                return link_snapshot(sandbox.parent, directory)
 
-    async def _branch_to_itself(self, sandbox: Sandbox) -> None:
+    async def _branch_to_itself(self, sandbox: Sandbox, run: Incarnation) -> None:
         """Have the sandbox stand on its present state, which is published to nobody else."""
         machine, guest = _base_of(sandbox)
         with sandbox.directory.stage() as staging:
             publish = partial(self._write_diff, sandbox, staging, machine, guest, anonymous=True)
-            await self._branch(sandbox, staging, machine.disk_bytes, publish, _stand_on_itself)
+            disk_bytes = machine.disk_bytes
+            await self._branch(sandbox, run, staging, disk_bytes, publish, _stand_on_itself)
 
     async def _branch(
         self,
         sandbox: Sandbox,
+        run: Incarnation,
         staging: Staging,
         disk_bytes: int,
         publish: Publish,
         stand_on: StandOn,
         resumed: asyncio.Future[float] | None = None,
     ) -> Branched:
-        run = sandbox.incarnation
         if run.frozen:  # an undo that failed: what is below the overlay is in no layer
             await run.undo_branch()
         stages = Stages()

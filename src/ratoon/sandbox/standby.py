@@ -137,10 +137,12 @@ class Lifecycle:
         async with sandbox.changing:
             before = sandbox.incarnation
             after = await self._start(sandbox, stages, resume=False)
-            with stages("end"):
-                await before.end()
-            sandbox.directory.forget_overlays(after.overlay)
-            self._stock(sandbox)
+            try:
+                with stages("end"):
+                    await to_the_end(before.end())
+            finally:  # too late to cancel it
+                sandbox.directory.forget_overlays(after.overlay)
+                self._stock(sandbox)
         return stages
 
     async def restock(self, sandbox: Sandbox) -> None:
