@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from ratoon import paths
 from ratoon.errors import HostError, MachineDied, RatoonError
 from ratoon.guest.channel import Channel
 from ratoon.memory import pageset
-from ratoon.sandbox import capture, layer, standby, start
+from ratoon.sandbox import capture, heads, layer, standby, start
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.snapshot.staging import Staging
@@ -92,7 +92,7 @@ async def test_a_standby_that_is_cancelled_is_complete(
     engine: Engine, source: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached, cancelled = threading.Event(), threading.Event()
-    write = layer.write_page_set
+    write = pageset.write_page_set
 
     def dawdle(*arguments: Any) -> Any:
         reached.set()
@@ -131,7 +131,7 @@ async def no_rebirth(channel: Channel, *arguments: Any, **options: Any) -> None:
     await rebirth(channel, *arguments, **options)
 
 
-write_patch, rebirth = start.write_patch, Channel.rebirth
+write_patch, rebirth = heads.write_patch, Channel.rebirth
 
 START: list[tuple[Any, str, Callable[..., Any]]] = [
     (start, "write_patch", failing_patch),
@@ -229,10 +229,11 @@ async def test_killed_meanwhile(
         if change == "reset":
             await engine.resume(doomed)
         monkeypatch.setattr(module, name, kill_first)
-        (outcome,) = await asyncio.gather(getattr(engine, change)(doomed), return_exceptions=True)
+        changed: Awaitable[Any] = getattr(engine, change)(doomed)
+        outcomes = await asyncio.gather(changed, return_exceptions=True)
         await asyncio.wrap_future(killing[0])
         monkeypatch.undo()
-        assert not isinstance(outcome, BaseException) or isinstance(outcome, RatoonError)
+        assert not isinstance(outcomes[0], BaseException) or isinstance(outcomes[0], RatoonError)
         assert doomed not in engine.sandboxes
         assert not doomed.directory.path.exists()
         assert not sockets.exists()

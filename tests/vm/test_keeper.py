@@ -1,0 +1,165 @@
+"""Sandboxes whose time is over, or that nobody uses."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vm_helpers import CHECK, WRITE, Counter, leaves_nothing, no_space, sh, until
+
+from ratoon.errors import Conflict
+from ratoon.memory.pageset import write_page_set
+from ratoon.sandbox import layer
+from ratoon.sandbox.engine import Engine
+from ratoon.sandbox.options import SandboxOptions
+from ratoon.sandbox.sandbox import Sandbox
+
+
+async def forked(engine: Engine, **options: Any) -> Sandbox:
+    return await engine.fork_one("base", SandboxOptions(**options))
+
+
+def over(sandbox: Sandbox) -> None:
+    """As if nobody had used it for as long as it may be idle."""
+    assert sandbox.options.idle_seconds
+    sandbox._last_used -= sandbox.options.idle_seconds
+
+
+async def dozing(sandbox: Sandbox) -> None:
+    over(sandbox)
+    await until(lambda: sandbox.state == "standby", "its standby")
+
+
+async def test_its_time_is_over(engine: Engine) -> None:
+    with leaves_nothing(engine):
+        running, standing_by, dead = [await forked(engine, ttl_seconds=3600) for _ in range(3)]
+        async with await forked(engine) as other:
+            await engine.standby(standing_by)
+            os.kill(dead.pid, signal.SIGKILL)
+            for each in (running, standing_by, dead):
+                each.created_at_unix -= 3600
+            await until(lambda: engine.sandboxes == (other,), "the end of the others")
+            for each in (running, standing_by, dead):
+                await each.kill()  # to its end
+                assert each.state == "killed"
+                assert not each.directory.path.exists()
+            assert await sh(other, "echo spared") == "spared\n"
+
+
+async def test_it_dozes_when_nobody_uses_it_and_wakes_when_somebody_does(engine: Engine) -> None:
+    async with await forked(engine, idle_seconds=600) as sandbox:
+        await sh(sandbox, WRITE.format("before"))
+        counter = await Counter.begin(sandbox)
+        for use in (
+            lambda: sh(sandbox, "true"),
+            lambda: engine.branch(sandbox, "woken"),
+            lambda: engine.reset(sandbox),
+            lambda: sandbox.files.read("/root/before"),
+        ):
+            pid = sandbox.pid
+            await dozing(sandbox)
+            assert not Path(f"/proc/{pid}").exists() or sandbox.changing.locked()
+            await use()
+            assert sandbox.state == "running"
+            await sh(sandbox, CHECK)
+        await counter.assert_counts(sandbox)
+
+
+async def test_many_wake_it_at_once(engine: Engine) -> None:
+    async with await forked(engine, idle_seconds=600) as sandbox:
+        await dozing(sandbox)
+        answers = await asyncio.gather(*(sh(sandbox, f"echo {n}") for n in range(4)))
+        assert answers == [f"{n}\n" for n in range(4)]
+
+
+async def test_used_while_it_goes_to_standby(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes too late to prevent it waits, and then has it woken: nobody is refused."""
+    async with await forked(engine, idle_seconds=600) as sandbox:
+        await sh(sandbox, WRITE.format("before"))
+        loop = asyncio.get_running_loop()
+        uses: list[asyncio.Task[str]] = []
+        write = write_page_set
+
+        def use_first(*arguments: Any) -> Any:
+            started = asyncio.run_coroutine_threadsafe(begin_use(), loop)
+            started.result()
+            return write(*arguments)
+
+        async def begin_use() -> None:
+            uses.append(asyncio.create_task(sh(sandbox, f"{CHECK}; echo used")))
+            await asyncio.sleep(0)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(layer, "write_page_set", use_first)
+            over(sandbox)
+            await until(lambda: bool(uses), "the use")
+            assert await uses[0] == "used\n"
+        assert sandbox.state == "running"
+
+
+async def test_what_is_used_is_not_idle(engine: Engine) -> None:
+    async with await forked(engine, idle_seconds=0.6) as sandbox:
+        pid = sandbox.pid
+        assert await sh(sandbox, "sleep 3; echo done") == "done\n"
+        assert sandbox.pid == pid
+        async with sandbox.in_use():
+            over(sandbox)
+            assert sandbox.idle_seconds == 0
+            await asyncio.sleep(1.5)
+            assert (sandbox.pid, sandbox.state) == (pid, "running")
+
+
+async def test_used_when_it_was_about_to_be_suspended(engine: Engine) -> None:
+    """It was idle when the keeper looked, and waits for somebody else to be done with it."""
+    async with await forked(engine, idle_seconds=600) as sandbox:
+        pid = sandbox.pid
+        async with sandbox.changing:
+            over(sandbox)
+            await asyncio.sleep(1.5)  # the keeper has seen it by then, or sees no idle one later
+            assert await sh(sandbox, "echo used") == "used\n"
+        await asyncio.sleep(1.5)
+        assert (sandbox.state, sandbox.pid) == ("running", pid)
+
+
+async def test_who_was_put_to_standby_does_not_wake(engine: Engine) -> None:
+    async with await forked(engine, idle_seconds=600) as sandbox:
+        await dozing(sandbox)
+        await sh(sandbox, "true")
+        await engine.standby(sandbox)
+        with pytest.raises(Conflict, match="is in standby; resume it first"):
+            await sh(sandbox, "true")
+        await engine.resume(sandbox)
+        await dozing(sandbox)
+        await sh(sandbox, "true")
+
+
+async def test_a_disk_that_is_full_does_not_end_the_keeper(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with await forked(engine, idle_seconds=600) as sandbox:
+        with monkeypatch.context() as patch:
+            patch.setattr(layer, "write_page_set", no_space)
+            over(sandbox)
+            await until(lambda: "No space left" in caplog.text, "the failure")
+            assert sandbox.idle_seconds < 600, "it is not tried again at once"
+        assert await sh(sandbox, "echo alive") == "alive\n"
+        await dozing(sandbox)
+        assert await sh(sandbox, "echo alive") == "alive\n"
+
+
+async def test_forks_and_resumes_of_one_that_dozes(engine: Engine) -> None:
+    async with await forked(engine, idle_seconds=600) as sandbox:
+        await dozing(sandbox)
+        (fork,) = await engine.fork_sandbox(sandbox)
+        assert isinstance(fork, Sandbox)
+        async with fork:
+            assert sandbox.state == "standby", "to be forked it need not wake"
+            assert fork.options == sandbox.options
+        await engine.resume(sandbox)
+        await sh(sandbox, "true")
