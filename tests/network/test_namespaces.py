@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from network_lab import FOR_EVER, Lab, ip, opened_lab, tables, uplinks
+from network_lab import FOR_EVER, WORLD, Lab, Service, ip, opened_lab, reaches, tables, uplinks
 from ratoon.errors import HostError
 from ratoon.network import namespaces as module
 from ratoon.network import uplink
-from ratoon.network.namespaces import Namespaces
+from ratoon.network.namespaces import Namespace, Namespaces
+from ratoon.network.netns import entered
 from ratoon.network.policy import NONE, OUTBOUND, NetworkPolicy
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces")
@@ -124,7 +127,8 @@ async def test_engines_do_not_get_in_each_others_way() -> None:
 
 OWNER = """
 import asyncio, os, signal
-from ratoon.network.namespaces import Namespaces
+from ratoon.network.namespaces import Namespace, Namespaces
+from ratoon.network.netns import entered
 from ratoon.network.policy import NONE, NetworkPolicy
 from ratoon.network import uplink
 
@@ -203,6 +207,58 @@ async def test_a_sweep_leaves_alone_what_somebody_has_just_taken(
         uplink.sweep()
         assert next(looks, None) is None
         assert uplinks() == tables() == {"rtn0"}
+
+
+# Machines that outlive their engine -----------------------------------------------------------
+
+
+@contextmanager
+def machine(namespace: Namespace) -> Iterator[int]:
+    """The process of something that runs in a namespace."""
+    assert namespace.fd is not None
+    with entered(namespace.fd):
+        process = subprocess.Popen(["sleep", "1000"])
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("policy", [OUTBOUND, NONE], ids=str)
+async def test_a_namespace_that_was_let_go_is_taken_over(lab: Lab, policy: NetworkPolicy) -> None:
+    service = Service(WORLD, 80)
+    async with lab.offering(lab.world, service), Namespaces() as before:
+        one, unused = await before.acquire(policy), await before.acquire(LISTED)
+        await unused.release()
+        with machine(one) as pid:
+            uplink, expected = one.uplink, uplinks()
+            assert expected == ({"rtn0"} if policy == OUTBOUND else set())
+            await before.let_go()
+            await one.release()  # is not its any more
+            assert uplinks() == tables() == expected
+            async with Namespaces() as after:
+                adopted = await after.adopt(policy, pid, uplink)
+                other = await after.acquire(policy)
+                assert adopted.fd == other.fd
+                assert adopted.uplink == uplink
+                assert adopted.restrict == (policy == NONE)
+                assert await reaches(adopted.fd, service) == (policy == OUTBOUND)
+                await other.release()
+                assert uplinks() == tables() == expected
+                await adopted.release()
+                assert uplinks() == tables() == set()
+
+
+async def test_a_process_that_is_gone_has_no_namespace_to_take_over() -> None:
+    async with Namespaces() as namespaces:
+        with machine(await namespaces.acquire(OUTBOUND)) as pid:
+            await namespaces.let_go()
+        with pytest.raises(HostError, match=f"process {pid} has no network namespace"):
+            await namespaces.adopt(OUTBOUND, pid, "rtn0")
+    await until_free("rtn0")
+    async with Namespaces():
+        pass  # sweeps
 
 
 # Hosts that lack something --------------------------------------------------------------------
