@@ -126,6 +126,16 @@ async def test_a_child_that_keeps_the_terminal_does_not_hold_up_the_end(
     os.kill(int(keeper), signal.SIGKILL)
 
 
+async def test_one_that_closes_its_terminal_runs_on(guest: Guest) -> None:
+    """Were the other end closed too, it would be hung up."""
+    script = "echo before; exec <&- >&- 2>&-; sleep 0.5; exec >/dev/tty; echo after; exit 5"
+    async with commands.start(guest.channel, ["sh", "-c", script], terminal=SIZE) as command:
+        await read_until(command, b"before\r\n")
+        assert guest.agent.busy_seconds(during=0.3) < 0.1
+        assert await read_all(command) == b"after\r\n"
+        assert await command.wait() == Ended(5)
+
+
 async def test_leaving_hangs_up(guest: Guest) -> None:
     script = "sh -c 'echo $$; exec sleep 60'; true"
     async with commands.start(guest.channel, ["sh", "-c", script], terminal=SIZE) as command:

@@ -55,7 +55,8 @@ class Process:
         self.timed_out = False
         #: Called when it has ended and its output is delivered, in place of a reply to `listener`.
         self.on_end: Callable[[], None] | None = None
-        self.terminal = started.terminal
+        self.terminal = started.slave is not None
+        self._slave = started.slave
         self._loop = loop
         self._outputs = [Output(fd, kind) for fd, kind in started.outputs]
         self._stdin: Sink | None = None
@@ -102,6 +103,9 @@ class Process:
         self.lift_limit()
         if self._stdin is not None:
             self._stdin.close()
+        if self._slave is not None:
+            os.close(self._slave)
+            self._slave = None
         self.settle(self.on_end or self._reply)
 
     def settle(self, then: Callable[[], None]) -> None:

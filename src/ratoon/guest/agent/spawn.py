@@ -47,14 +47,15 @@ class Started:
     """
 
     def __init__(
-        self, pid: int, stdin: int | None, outputs: list[tuple[int, int]], terminal: bool
+        self, pid: int, stdin: int | None, outputs: list[tuple[int, int]], slave: int | None
     ) -> None:
         self.pid = pid
         self.stdin = stdin
         #: Descriptors, and the kind of frame that each feeds.
         self.outputs = outputs
-        #: Both are the same terminal.
-        self.terminal = terminal
+        #: The program's own end of its terminal, where it has one; the others are the other end.
+        #: Kept open while it runs: a terminal that nobody has open reads as ended.
+        self.slave = slave
 
 
 def start(
@@ -72,17 +73,18 @@ def start(
     """
     ours: list[int] = []
     theirs: list[int] = []
+    slave = None
     try:
         if terminal is not None:
             master, slave = os.openpty()
-            ours += [master, os.dup(master)]
-            theirs += [slave]
+            ours += [master, slave]
+            ours.append(os.dup(master))
             resize(master, *terminal)
             if user is not None:
                 os.fchown(slave, user.uid, user.gid)
             pid = _start(argv, env, cwd, user, [slave, slave, slave], terminal=True)
-            outputs = [(ours[0], wire.STDOUT)]
-            stdin: int | None = ours[1]
+            outputs = [(master, wire.STDOUT)]
+            stdin: int | None = ours[2]
         else:
             for _ in ("stdout", "stderr"):
                 read, write = os.pipe2(os.O_CLOEXEC)
@@ -106,8 +108,9 @@ def start(
         for fd in theirs:
             os.close(fd)
     for fd in ours:
-        os.set_blocking(fd, False)
-    return Started(pid, stdin, outputs, terminal is not None)
+        if fd != slave:  # which is the program's as well
+            os.set_blocking(fd, False)
+    return Started(pid, stdin, outputs, slave)
 
 
 def resize(terminal: int, rows: int, columns: int) -> None:
