@@ -27,7 +27,7 @@
         ├── NoPython           exit 1, HTTP 409   the guest has no Python to evaluate code with
         ├── CommandFailed                             a command that had to succeed did not
         ├── UnsafeArchive                             a tree that must not be let onto the host
-        └── GuestFileError                            a file in the guest; the message names it
+        └── GuestFileError     exit 1, HTTP 400   a file in the guest; the message names it
             ├── GuestFileNotFound  exit 3, HTTP 404
             ├── GuestFileExists    exit 4, HTTP 409   also: a directory that is not empty
             ├── GuestNotADirectory exit 4, HTTP 409
@@ -198,6 +198,8 @@ class UnsafeArchive(GuestError):
 
 class GuestFileError(GuestError):
     """What the guest's system said of a file; `kind` is the name of its errno, such as EBUSY."""
+
+    http_status = 400
 
 
 class GuestFileNotFound(GuestFileError):

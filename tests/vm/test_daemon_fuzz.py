@@ -37,6 +37,12 @@ CHECKS = [
 ]
 #: It has no end.
 LEFT_OUT = "/v1/events"
+#: In a guest: what can be read, written, neither, and what cannot be.
+PATHS = [
+    *("/root", "/root/made", "/root/made/below", "root", "/etc/hostname", "/", "..", ".", "~"),
+    *("/dev/null", "/dev/vport0p1", "/proc/self/mem", "/proc/1/root", "/proc/sysrq-trigger/x"),
+    *("/sys/kernel", "/etc/hostname/below", "/root/" + "x" * 300, "/x" * 3000, "/root/\n\u20ac"),
+]
 #: Requests of each kind for each route, in a slice and in a soak.
 SLICE, SOAK = 2, 60
 
@@ -64,6 +70,10 @@ class Fuzzer:
             known["name"] = "w"
         if case.method == "DELETE" and known.get("tag") == "base":
             known["tag"] = "scratch"
+        query = case.query or {}
+        for name in ("path", "to"):
+            if name in query and self._random.random() < 0.6:
+                query[name] = self._random.choice(PATHS)
         if isinstance(case.body, dict):
             self._aim_body(case.body)
 
@@ -76,6 +86,8 @@ class Fuzzer:
                 body[name] = 1
         if "tag" in body and "image" not in body and self._random.random() < 0.5:
             body["tag"] = "scratch"
+        if "name" in body and self._random.random() < 0.7:
+            body["name"] = "w"
         if "to" in body and self._random.random() < 0.5:
             body["to"] = "scratch"
 

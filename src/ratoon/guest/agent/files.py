@@ -84,8 +84,18 @@ def describe(path: bytes, status: os.stat_result) -> dict[str, Any]:
 
 
 def make_parents(path: bytes) -> None:
-    """Make the directories above `path` that are not there."""
-    os.makedirs(os.path.dirname(path) or b"/", exist_ok=True)
+    """Make the directories above `path` that are not there, however many those are."""
+    missing = []
+    directory = os.path.dirname(path) or b"/"
+    while not os.path.isdir(directory):
+        missing.append(directory)
+        directory = os.path.dirname(directory)
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory)
+        except FileExistsError:  # of something else, unless a name comes twice: a//b, a/./b
+            if not os.path.isdir(directory):
+                raise
 
 
 @operation("files.stat")
