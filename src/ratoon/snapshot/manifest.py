@@ -135,6 +135,8 @@ class Manifest(_Model):
         if self.parent is None:
             if len(self.layers) > 1:
                 raise ValueError("it has layers below its own, but no parent")
+            if own.anonymous:
+                raise ValueError("its own layer is anonymous, and there is none below")
             return self
         if len(self.layers) == 1:
             raise ValueError("it has a parent, but no layer below its own")
