@@ -26,7 +26,7 @@ from ratoon.memory import (
     zero_array,
 )
 from ratoon.snapshot.links import read_links
-from ratoon.snapshot.manifest import FileRef, GuestInfo, LayerRef, Manifest, MemoryFile, ParentRef
+from ratoon.snapshot.manifest import FileRef, GuestInfo, LayerRef, Manifest, MemoryFile
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.staging import Staging
 from ratoon.snapshot.store import Store
@@ -43,7 +43,12 @@ def page(seed: int) -> NDArray[np.uint8]:
 
 
 def write_sound(
-    store: Store, staging: Staging, pages: Mapping[int, int], parent: Snapshot | None = None
+    store: Store,
+    staging: Staging,
+    pages: Mapping[int, int],
+    parent: Snapshot | None = None,
+    *,
+    anonymous: bool = False,
 ) -> Manifest:
     """Write a snapshot whose memory layer has `pages`: page number -> seed of its content."""
     path = staging.path
@@ -76,15 +81,14 @@ def write_sound(
         memory_root=memory_root(overlay(array, index)),
         memory=memory_file,
         disk=FileRef(digest=file_digest(path / "disk.qcow2"), size=size(path / "disk.qcow2")),
+        anonymous=anonymous,
     )
     layers = (*below, own)
     return Manifest(
         tag=staging.tag,
         id=identity,
         created_at_unix=1_700_000_000.5,
-        parent=ParentRef(tag=below[-1].tag, id=below[-1].id, memory_root=below[-1].memory_root)
-        if parent
-        else None,
+        parent=parent.manifest.reference if parent else None,
         memory_root=own.memory_root,
         disk_root=disk_root([layer.disk.digest for layer in layers]),
         machine=MACHINE,
