@@ -22,7 +22,8 @@ class SnapshotInfo:
 
     `dir` is on the daemon's host. `pause_ms`: for how long the sandbox that it was branched from
     stood still. `diff_…`: of a diff, how long its making took, and the size of its memory in bytes.
-    `error`: why it cannot be forked.
+    `pages` and `layer_bytes`: of its own layer of memory. `stages_ms`: how long each stage of its
+    making took. `error`: why it cannot be forked.
     """
 
     tag: str
@@ -36,6 +37,13 @@ class SnapshotInfo:
     diff_ms: float | None = None
     diff_physical_bytes: int | None = None
     diff_logical_bytes: int | None = None
+    chain_depth: int | None = None
+    memory_root: str | None = None
+    ram_bytes: int | None = None
+    accelerator: Literal["tcg", "kvm"] | None = None
+    pages: int | None = None
+    layer_bytes: int | None = None
+    stages_ms: dict[str, float] | None = None
     warning: str | None = None
     error: str | None = None
 
@@ -114,7 +122,8 @@ class PoolInfo:
 class Event:
     """Something that happened to `sandbox`, or to `snapshot`; a branch is of both.
 
-    `overflow`: more happened than could be told.
+    `progress`: `reason` says how far the making of `snapshot` is. `overflow`: more happened than
+    could be told.
     """
 
     kind: str

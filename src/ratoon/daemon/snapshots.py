@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator
 
+from ratoon.artifacts import Progress
+from ratoon.daemon.connection import while_connected
 from ratoon.daemon.context import Daemon, TheDaemon
 from ratoon.daemon.models.snapshots import (
     CompactRequest,
@@ -64,19 +66,26 @@ async def list_snapshots(daemon: TheDaemon) -> list[SnapshotInfo]:
     responses=answers(400, 404),
     response_model_exclude_none=True,
 )
-async def make_snapshot(request: SnapshotRequest, daemon: TheDaemon) -> SnapshotInfo | JSONResponse:
-    """Boot an image cold and publish it as a base. A tag that is taken is a 400 here."""
+async def make_snapshot(
+    body: SnapshotRequest, daemon: TheDaemon, request: Request
+) -> SnapshotInfo | JSONResponse:
+    """Boot an image cold and publish it as a base. A tag that is taken is a 400 here.
+
+    Events of kind `progress` tell how far it is. If the client goes away, it is given up.
+    """
+    work = daemon.engine.from_image(
+        body.image,
+        body.tag,
+        ram_bytes=body.ram_mib * MIB,
+        vcpus=body.vcpus,
+        disk_bytes=body.disk_mib * MIB,
+        progress=_telling(daemon, body.tag),
+    )
     try:
-        built = await daemon.engine.from_image(
-            request.image,
-            request.tag,
-            ram_bytes=request.ram_mib * MIB,
-            vcpus=request.vcpus,
-            disk_bytes=request.disk_mib * MIB,
-        )
+        built = await while_connected(request, work)
     except (AlreadyExists, InFlight) as error:
         return error_response(400, str(error), type(error).__name__)
-    daemon.engine.events.tell("snapshot_ready", snapshot=request.tag)
+    daemon.engine.events.tell("snapshot_ready", snapshot=body.tag)
     return summarise_branch(built.branched, measured=False)
 
 
@@ -111,7 +120,21 @@ async def delete_snapshot(
 )
 async def compact_snapshot(tag: str, request: CompactRequest, daemon: TheDaemon) -> SnapshotInfo:
     """Make `to`, an equal snapshot that stands on no other."""
-    return summarise(await daemon.engine.compact(check_exists(tag), request.to))
+    progress = _telling(daemon, request.to)
+    return summarise(await daemon.engine.compact(check_exists(tag), request.to, progress=progress))
+
+
+def _telling(daemon: Daemon, tag: str) -> Progress:
+    """Tells those who listen to events how far the making of a snapshot is."""
+    loop = asyncio.get_running_loop()
+
+    def tell(message: str) -> None:
+        daemon.engine.events.tell("progress", snapshot=tag, reason=message)
+
+    def progress(message: str) -> None:
+        loop.call_soon_threadsafe(tell, message)  # it is called in threads too
+
+    return progress
 
 
 def find(daemon: Daemon, tag: str) -> SnapshotInfo:
@@ -139,7 +162,8 @@ def _listed(daemon: Daemon, entry: Snapshot | BrokenSnapshot) -> SnapshotInfo:
 def summarise(entry: Snapshot) -> SnapshotInfo:
     """A snapshot that was published."""
     manifest = entry.manifest
-    size = manifest.layers[-1].memory.size if manifest.parent else None
+    memory = manifest.layers[-1].memory
+    size = memory.size if manifest.parent else None
     return SnapshotInfo(
         tag=manifest.tag,
         dir=str(entry.path),
@@ -152,6 +176,13 @@ def summarise(entry: Snapshot) -> SnapshotInfo:
         diff_ms=_sum(manifest.stages, WRITING) if manifest.parent else None,
         diff_physical_bytes=size,
         diff_logical_bytes=size,
+        chain_depth=entry.depth,
+        memory_root=manifest.memory_root,
+        ram_bytes=manifest.machine.ram_bytes,
+        accelerator=manifest.machine.accelerator,
+        pages=memory.entries,
+        layer_bytes=memory.size,
+        stages_ms=manifest.stages,
         warning=manifest.warning,
     )
 

@@ -21,6 +21,7 @@ EventKind = Literal[
     "snapshot_ready",
     "snapshot_failed",
     "snapshot_deleted",
+    "progress",
     "overflow",
 ]
 
@@ -32,7 +33,8 @@ BACKLOG = 1000
 class Event:
     """Something happened to `sandbox`, or `snapshot`: a branch is of both.
 
-    overflow: the listener did not look, and so lost events.
+    progress: `reason` says how far the making of `snapshot` is. overflow: the listener did not look,
+    and so lost events.
     """
 
     kind: EventKind

@@ -22,7 +22,7 @@ _CHUNK = 64 * 1024
 
 
 class AsyncCommand:
-    """A program as it runs. Comes from `run(…, background=True)`, `connect` or `pty.create`.
+    """A program as it runs. Comes from `start` and its like, such as `run(…, background=True)`.
 
     Its output is to be taken: by `wait`, by `read`, or by iterating over it. While nobody takes it,
     the program stands still as soon as it has written some hundred kilobytes.
@@ -180,20 +180,19 @@ class AsyncCommands:
         `background`: return at once, with the program as it runs. It goes on when nobody listens.
         With `stdin=True` it can be given input later.
         """
-        argv, shown = command_of(command)
-        opening: dict[str, Any] = {
-            "argv": argv,
-            "env": None if env is None else dict(env),
+        options: dict[str, Any] = {
+            "env": env,
             "cwd": cwd,
             "user": user,
             "timeout": timeout,
             "stdin": bool(stdin),
             "background": background,
         }
+        running = await self.start(command, **options)
         if background:
-            return await self.open(opening, shown)
+            return running
         given = stdin.encode() if isinstance(stdin, str) else stdin
-        async with await self.open(opening, shown) as running:
+        async with running:
 
             async def feed() -> None:
                 with suppress(Unreachable):  # it has ended, or will say itself what is wrong
@@ -207,6 +206,38 @@ class AsyncCommands:
             if not given:
                 return await collect()
             return await beside(collect, feed, running.disconnect)
+        raise AssertionError
+
+    async def start(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        terminal: tuple[int, int] | None = None,
+        background: bool = False,
+    ) -> AsyncCommand:
+        """Start a program, and return it as it runs; `run` tells of the arguments.
+
+        `terminal`: rows and columns of one that it runs on. It is killed when its block is left, or
+        it is disconnected from, unless it is in the `background`.
+        """
+        argv, shown = command_of(command)
+        size = terminal and {"rows": terminal[0], "columns": terminal[1]}
+        opening: dict[str, Any] = {
+            "argv": argv,
+            "env": None if env is None else dict(env),
+            "cwd": cwd,
+            "user": user,
+            "timeout": timeout,
+            "stdin": stdin,
+            "pty": size,
+            "background": background,
+        }
+        return await self._open(opening, shown)
 
     async def list(self) -> Processes:
         """The commands that run, and those in the background of whose end the guest still knows."""
@@ -218,7 +249,7 @@ class AsyncCommands:
 
         Who listened before does so no longer: a Conflict, there. NotFound: there is no such one.
         """
-        return await self.open({"attach": pid}, f"command {pid}")
+        return await self._open({"attach": pid}, f"command {pid}")
 
     async def kill(self, pid: int) -> None:
         """Kill a command and its process group. NotFound; Conflict: it has ended."""
@@ -229,8 +260,7 @@ class AsyncCommands:
         path = f"{self._path}/processes/{pid}/signal"
         await self._connection.ask("POST", path, body={"signal": int(number)})
 
-    async def open(self, opening: Mapping[str, Any], shown: str) -> AsyncCommand:
-        """What the daemon's stream of commands gives for `opening`."""
+    async def _open(self, opening: Mapping[str, Any], shown: str) -> AsyncCommand:
         async with AsyncExitStack() as held:
             path = f"{self._path}/exec/stream"
             talk = await held.enter_async_context(self._connection.converse(path))

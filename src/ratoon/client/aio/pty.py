@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ratoon.client.aio.commands import AsyncCommand, AsyncCommands
-from ratoon.client.output import command_of
 
 #: A login shell: the better of the two that a guest may have.
 LOGIN_SHELL = "if command -v bash >/dev/null; then exec bash -l; else exec sh -l; fi"
@@ -36,15 +35,13 @@ class AsyncPty:
         `on_stdout`. `send_stdin` is the keyboard, `resize` another size. It is hung up when the
         command's block is left, unless it is in the `background`.
         """
-        argv, shown = command_of(command)
-        opening = {
-            "argv": argv,
-            "env": {"TERM": TERM, **(env or {})},
-            "cwd": cwd,
-            "user": user,
-            "timeout": timeout,
-            "pty": {"rows": rows, "columns": columns},
-            "stdin": True,
-            "background": background,
-        }
-        return await self._commands.open(opening, shown)
+        return await self._commands.start(
+            command,
+            stdin=True,
+            env={"TERM": TERM, **(env or {})},
+            cwd=cwd,
+            user=user,
+            timeout=timeout,
+            terminal=(rows, columns),
+            background=background,
+        )

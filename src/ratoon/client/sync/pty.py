@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ratoon.client.output import command_of
 from ratoon.client.sync.commands import Command, Commands
 
 #: A login shell: the better of the two that a guest may have.
@@ -37,15 +36,13 @@ class Pty:
         `on_stdout`. `send_stdin` is the keyboard, `resize` another size. It is hung up when the
         command's block is left, unless it is in the `background`.
         """
-        argv, shown = command_of(command)
-        opening = {
-            "argv": argv,
-            "env": {"TERM": TERM, **(env or {})},
-            "cwd": cwd,
-            "user": user,
-            "timeout": timeout,
-            "pty": {"rows": rows, "columns": columns},
-            "stdin": True,
-            "background": background,
-        }
-        return self._commands.open(opening, shown)
+        return self._commands.start(
+            command,
+            stdin=True,
+            env={"TERM": TERM, **(env or {})},
+            cwd=cwd,
+            user=user,
+            timeout=timeout,
+            terminal=(rows, columns),
+            background=background,
+        )

@@ -14,7 +14,8 @@ class SnapshotInfo(Answer):
     """A snapshot, also one that is being written. What is not known is left out.
 
     `pause_ms`: for how long the sandbox that it was branched from stood still. `diff_…`: of a diff,
-    how long its making took, and the size of its memory.
+    how long its making took, and the size of its memory. `pages` and `layer_bytes`: of its own
+    layer of memory. `stages_ms`: how long each stage of its making took.
     """
 
     tag: str
@@ -28,6 +29,13 @@ class SnapshotInfo(Answer):
     diff_ms: float | None = None
     diff_physical_bytes: int | None = None
     diff_logical_bytes: int | None = None
+    chain_depth: int | None = None
+    memory_root: str | None = None
+    ram_bytes: int | None = None
+    accelerator: Literal["tcg", "kvm"] | None = None
+    pages: int | None = None
+    layer_bytes: int | None = None
+    stages_ms: dict[str, float] | None = None
     warning: str | None = None
     #: Why it cannot be forked.
     error: str | None = None
