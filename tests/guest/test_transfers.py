@@ -26,6 +26,7 @@ from ratoon.errors import (
     GuestIsADirectory,
     GuestNotADirectory,
     HostError,
+    InvalidInput,
     NotFound,
     UnsafeArchive,
 )
@@ -146,7 +147,7 @@ async def test_an_archive_that_is_none(files: FilesOnHost, tmp_path: Path) -> No
     async def pieces() -> AsyncIterator[bytes]:
         yield b"this is no tar" * 1000
 
-    with pytest.raises(GuestError, match="no ustar header"):
+    with pytest.raises(InvalidInput, match="no ustar header"):
         await files.extract(tmp_path / "to", pieces())
     assert list(tmp_path.iterdir()) == []
 
