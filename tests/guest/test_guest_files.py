@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 import stat
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -274,7 +273,7 @@ async def test_any_number_of_parents_is_made(files: FilesOnHost, tmp_path: Path)
         assert caught.value.kind == "ENAMETOOLONG"
         await files.remove(tmp_path / "d", recursive=True)
     finally:
-        await asyncio.to_thread(subprocess.run, ["rm", "-rf", tmp_path / "d"], check=True)
+        await asyncio.to_thread(os.system, f"rm -rf {tmp_path}/d")  # too deep for Python
 
 
 async def test_content_that_fails_to_come_leaves_the_old(
