@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def test_no_resolver_at_all_is_told(resolv_conf: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces")
 def test_this_host_can_enforce_policies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert firewall_trouble() is None
-    (tmp_path / "ip").symlink_to("/usr/sbin/ip")
+    (tmp_path / "ip").symlink_to(shutil.which("ip") or "ip")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert firewall_trouble() == "nft is not installed; `make setup` installs it"
 

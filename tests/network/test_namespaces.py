@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -286,7 +287,7 @@ async def test_a_program_that_is_missing_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     for program in {"nft", "ip"} - {missing}:
-        (tmp_path / program).symlink_to(f"/usr/sbin/{program}")
+        (tmp_path / program).symlink_to(shutil.which(program) or program)
     async with Namespaces() as namespaces:
         with monkeypatch.context() as patch:
             patch.setenv("PATH", str(tmp_path))
