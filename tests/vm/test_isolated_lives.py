@@ -97,10 +97,12 @@ async def test_a_forks_life_never_touches_its_source(volume: Path, base_pack: Pa
         assert second.manifest.parent is not None
         assert second.manifest.parent.tag == "lived"
         assert unchanged()
-        # 6: the process is gone; its state comes back from the snapshot alone.
+        # 6: it stands by, its process is gone, and it goes on where it was.
+        await engine.standby(one)
+        assert unchanged()
+        await engine.resume(one)
+        assert await sh(one, READ) == "later\nlater\n"
         await one.kill()
-        async with await engine.fork_one("lived") as again:
-            assert await sh(again, READ) == "fork\nfork\n"
         assert unchanged()
         # 7: source and fork are compared.
         found = diff(engine.store, "source", "lived")

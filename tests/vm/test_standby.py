@@ -19,6 +19,8 @@ from vm_helpers import (
 
 from ratoon import paths
 from ratoon.errors import Conflict, HasDependents
+from ratoon.guest import commands
+from ratoon.guest.agent import wire
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
 
@@ -141,6 +143,20 @@ async def test_a_command_under_way_is_told_and_its_process_goes_on(engine: Engin
         await engine.resume(sandbox)
         await sh(sandbox, "test -e /proc/$(cat /root/pid) -a ! -e /root/end; touch /root/stop")
         await sh(sandbox, "until [ -e /root/end ]; do sleep 0.05; done")
+
+
+async def test_a_command_in_the_background_is_heard_again(engine: Engine) -> None:
+    async with await engine.fork_one("base") as sandbox:
+        script = "until [ -e /root/go-on ]; do sleep 0.05; done; echo here I am"
+        async with commands.start(sandbox, ["sh", "-c", script], background=True) as command:
+            pid = command.pid
+        assert pid is not None
+        await engine.standby(sandbox)
+        await engine.resume(sandbox)
+        async with commands.attach(sandbox, pid) as command:
+            await sh(sandbox, "touch /root/go-on")
+            assert await command.read() == (wire.STDOUT, b"here I am\n")
+            assert (await command.wait()).exit_code == 0
 
 
 async def test_two_at_once(engine: Engine) -> None:

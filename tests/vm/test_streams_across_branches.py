@@ -10,6 +10,7 @@ from hashlib import sha256
 import pytest
 from vm_helpers import MIB, sh
 
+from ratoon.guest import commands
 from ratoon.guest.commands import ExecResult
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
@@ -46,6 +47,31 @@ async def test_output(engine: Engine, source: Sandbox) -> None:
     expected = sha256(b"".join(b"%d\n" % n for n in range(1, lines + 1)))
     assert sha256(result.stdout).digest() == expected.digest()
     await assert_forks_speak_for_themselves(engine)
+
+
+async def count(source: Sandbox, enough: asyncio.Event) -> int:
+    """Have the guest count, and check each line of it until that is enough; the last number."""
+    async with commands.start(source, ["seq", str(10**12)]) as command:
+        last, rest = 0, b""
+        while not enough.is_set():
+            piece = await command.read()
+            assert piece is not None
+            lines, newline, rest = (rest + piece[1]).rpartition(b"\n")
+            first, last = last + 1, last + lines.count(b"\n") + len(newline)
+            assert lines + newline == b"".join(b"%d\n" % n for n in range(first, last + 1))
+        return last
+
+
+async def test_many_branches_lose_no_byte(engine: Engine, source: Sandbox, soak: bool) -> None:
+    enough = asyncio.Event()
+    counting = asyncio.create_task(count(source, enough))
+    for number in range(100 if soak else 10):
+        await engine.branch(source, f"many{number}")
+        assert not counting.done(), counting.result()
+    enough.set()
+    assert await counting > 100_000
+    async with await engine.fork_one(f"many{number}") as fork:
+        assert await sh(fork, "echo whole") == "whole\n"
 
 
 async def test_input(engine: Engine, source: Sandbox) -> None:
