@@ -33,8 +33,8 @@ BACKLOG = 1000
 class Event:
     """Something happened to `sandbox`, or `snapshot`: a branch is of both.
 
-    progress: `reason` says how far the making of `snapshot` is. overflow: the listener did not look,
-    and so lost events.
+    progress: `reason` says how far the making of `snapshot` is. overflow: the listener did not
+    look, and so lost events.
     """
 
     kind: EventKind
