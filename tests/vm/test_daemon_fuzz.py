@@ -37,10 +37,12 @@ CHECKS = [
 ]
 #: It has no end.
 LEFT_OUT = "/v1/events"
+#: Answers that are cut short where something goes wrong after they have begun.
+STREAMED = ("/files", "/files/tar")
 #: In a guest: what can be read, written, neither, and what cannot be.
 PATHS = [
-    *("/root", "/root/made", "/root/made/below", "root", "/etc/hostname", "/", "..", ".", "~"),
-    *("/dev/null", "/dev/vport0p1", "/proc/self/mem", "/proc/1/root", "/proc/sysrq-trigger/x"),
+    *("/root", "/root/made", "/root/made/below", "root/../etc", "/etc/hostname", "~", "/root/."),
+    *("/dev/null", "/dev/vport0p1", "/proc/self/mem", "/proc/sysrq-trigger/x"),
     *("/sys/kernel", "/etc/hostname/below", "/root/" + "x" * 300, "/x" * 3000, "/root/\n\u20ac"),
 ]
 #: Requests of each kind for each route, in a slice and in a soak.
@@ -56,7 +58,11 @@ class Fuzzer:
 
     def send(self, case: Case[Any]) -> None:
         self._aim(case)
-        response = case.call(base_url=self._served.url, timeout=FOR_EVER)
+        try:
+            response = case.call(base_url=self._served.url, timeout=FOR_EVER)
+        except requests.exceptions.ChunkedEncodingError:
+            assert case.operation.path.endswith(STREAMED)  # a file that changed meanwhile
+            return
         case.validate_response(response, checks=CHECKS)
 
     def _aim(self, case: Case[Any]) -> None:
@@ -67,7 +73,7 @@ class Fuzzer:
             if name in known and self._random.random() < 0.7:
                 known[name] = self._random.choice(["base", "scratch"])
         if "name" in known and self._random.random() < 0.7:
-            known["name"] = "w"
+            known["name"] = self._workspace()
         if case.method == "DELETE" and known.get("tag") == "base":
             known["tag"] = "scratch"
         query = case.query or {}
@@ -90,6 +96,12 @@ class Fuzzer:
             body["name"] = "w"
         if "to" in body and self._random.random() < 0.5:
             body["to"] = "scratch"
+
+    def _workspace(self) -> str:
+        """The name of one that is there."""
+        body = {"name": "w", "snapshot_tag": "base"}
+        requests.post(f"{self._served.url}/v1/workspaces", json=body, timeout=FOR_EVER)
+        return "w"
 
     def _sandbox(self) -> str:
         """The id of one that runs."""
