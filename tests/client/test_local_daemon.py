@@ -66,6 +66,7 @@ def test_it_is_said_once(home: Path) -> None:
     (message,) = told
     assert str(home) in message
     assert LOG in message
+    assert f"process {(home / LOCK).read_text().strip()}," in message
 
 
 def test_why_it_does_not_start_is_said(home: Path) -> None:

@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-import signal
+import os
 import sys
 from collections.abc import Coroutine
+from importlib import import_module
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
+from typer.core import TyperGroup
+from typer.main import get_command_from_info
 
 import ratoon
-from ratoon import files
+from ratoon.cli.verbs import SUBJECTS, VERBS
 from ratoon.errors import RatoonError
 
 T = TypeVar("T")
 
 INTERRUPTED = 130
+#: Ratoon's own failure in a verb that gives the guest's exit code.
+OWN_FAILURE = 125
 
-#: Progress and errors go to stderr, so that stdout is the answer alone.
-notes = Console(stderr=True)
-answers = Console()
+_DIM, _RED = 2, 31
+
+
+class _Verbs(TyperGroup):
+    """Loads the module of a verb when it is used."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*VERBS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in VERBS:
+            return None
+        import_module(f"ratoon.cli.{VERBS[cmd_name].module}")
+        (verb,) = (each for each in app.registered_commands if each.name == cmd_name)
+        return get_command_from_info(verb, pretty_exceptions_short=False, rich_markup_mode=None)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for subject, verbs in SUBJECTS.items():
+            with formatter.section(subject):
+                formatter.write_dl([(name, verb.help) for name, verb in verbs.items()])
+
 
 app = typer.Typer(
     name="ratoon",
+    cls=_Verbs,
     help="Fork microVMs: snapshot once, fork in milliseconds, stack diff snapshots into chains.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -38,7 +60,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def say(message: str) -> None:
     """Show progress."""
-    notes.print(message, style="dim", highlight=False)
+    _to_stderr(message, _DIM)
+
+
+def complain(what: str) -> None:
+    """Show an error."""
+    _to_stderr(f"ratoon: {what}", _RED)
 
 
 def print_json(value: Any) -> None:
@@ -47,20 +74,37 @@ def print_json(value: Any) -> None:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run the engine's side of a command; SIGTERM cleans up as Ctrl-C does."""
+    """Run what a verb waits for; SIGTERM and SIGHUP clean up as Ctrl-C does."""
+    import asyncio
+    import signal
 
     async def cancellable() -> T:
         task = asyncio.current_task()
         assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         return await main
 
-    return asyncio.run(cancellable())
+    try:
+        return asyncio.run(cancellable())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+def explain(error: RatoonError) -> str:
+    """An error's text, with the status if it came over HTTP."""
+    return f"{error} (HTTP {error.answered})" if error.answered else str(error)
+
+
+def _to_stderr(text: str, colour: int) -> None:
+    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        text = f"\x1b[{colour}m{text}\x1b[0m"
+    print(text, file=sys.stderr, flush=True)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        answers.print(f"ratoon {ratoon.__version__}", highlight=False)
+        print(f"ratoon {ratoon.__version__}")
         raise typer.Exit
 
 
@@ -79,14 +123,12 @@ def main() -> None:
     try:
         app()
     except RatoonError as error:
-        _complain(str(error))
+        complain(explain(error))
         sys.exit(error.exit_code)
     except OSError as error:
-        _complain(files.describe(error))
+        from ratoon import files
+
+        complain(files.describe(error))
         sys.exit(RatoonError.exit_code)
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-
-
-def _complain(what: str) -> None:
-    notes.print(f"ratoon: {what}", style="red", highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""The verbs about how snapshots relate: their tree, their disk usage, compacting, comparing."""
+"""The verbs about how the snapshots of a store relate: their tree, what they take, comparing."""
 
 from __future__ import annotations
 
@@ -12,37 +12,14 @@ import typer
 from rich.table import Table
 
 from ratoon import paths
-from ratoon.cli.app import Json, answers, app, print_json, run, say
-from ratoon.cli.snapshots import summarise
+from ratoon.cli.app import Json, app, print_json, say
+from ratoon.cli.screen import answers
+from ratoon.cli.showing import MIB, printable
 from ratoon.disk.tree import FileChanges
-from ratoon.sandbox.engine import MIB, Engine
 from ratoon.snapshot.diff import Difference, diff
 from ratoon.snapshot.lineage import Node, lineage
-from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import StoreUsage, Usage, snapshot_usage, usage
-
-
-@app.command("snapshot-compact")
-def snapshot_compact(
-    tag: Annotated[str, typer.Option("--from", help="The snapshot to compact; it stays.")],
-    to: Annotated[str, typer.Option("--to", help="The new snapshot's name.")],
-    as_json: Json = False,
-) -> None:
-    """Make an equal snapshot that stands on no other: one memory layer, one disk layer."""
-
-    async def compact() -> Snapshot:
-        async with Engine.open() as engine:
-            return await engine.compact(tag, to, progress=say)
-
-    made = summarise(run(compact()))
-    if as_json:
-        print_json(made)
-        return
-    answers.print(
-        f"{to}: depth 0, {made['pages']} pages, {made['layer_bytes'] / MIB:.1f} MiB",
-        highlight=False,
-    )
 
 
 @app.command("tree")
@@ -135,14 +112,6 @@ def compare(
         return
     for line in _file_lines(difference.files):
         answers.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def printable(text: str | None) -> str:
-    """Text that came from a guest, without what a terminal would obey."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode()
-        for char in text or ""
-    )
 
 
 def _file_lines(files: FileChanges) -> Iterator[str]:

@@ -17,7 +17,8 @@ from ratoon.check.check import check_store
 from ratoon.check.findings import Finding, Report, Severity
 from ratoon.check.repair import Outcome, Repair, plan_repairs, repair_store
 from ratoon.check.scrub import EVERYTHING, Slice
-from ratoon.cli.app import Json, answers, app, notes, print_json
+from ratoon.cli.app import Json, app, print_json
+from ratoon.cli.screen import answers, notes
 from ratoon.errors import InvalidInput
 from ratoon.sandbox.sweep import sweep
 from ratoon.snapshot.progress import ByteProgress

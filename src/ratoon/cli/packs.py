@@ -12,7 +12,8 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from ratoon import paths
-from ratoon.cli.app import Json, answers, app, notes, print_json
+from ratoon.cli.app import Json, app, print_json
+from ratoon.cli.screen import answers, notes
 from ratoon.pack.pack import pack
 from ratoon.pack.unpack import unpack
 from ratoon.snapshot.progress import ByteProgress

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ratoon.cli.app import app, notes, run
+from ratoon.cli.app import app, run, say
 from ratoon.errors import InvalidInput
 
 
@@ -61,5 +61,4 @@ def serve(
 
 
 def _started(urls: Sequence[str]) -> None:
-    where = " and ".join(urls)
-    notes.print(f"serving on {where}", style="dim", highlight=False, soft_wrap=True)
+    say(f"serving on {' and '.join(urls)}")

@@ -1,164 +1,138 @@
-"""The verbs that make, show, use and delete snapshots."""
+"""The verbs that make and delete snapshots, through the daemon where one runs."""
 
 from __future__ import annotations
 
-import asyncio
 import shlex
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from ratoon import paths
-from ratoon.cli.app import Json, answers, app, notes, print_json, run, say
-from ratoon.errors import InvalidInput, RatoonError
-from ratoon.guest.commands import ExecResult
-from ratoon.sandbox.engine import DISK_BYTES, EXEC_TIMEOUT, MIB, RAM_BYTES, Built, Engine
-from ratoon.snapshot.snapshot import Snapshot
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.usage import snapshot_usage
+from ratoon.cli.app import Json, print_json, say
+from ratoon.cli.connect import Asked, talks
+from ratoon.cli.naming import find
+from ratoon.cli.showing import MIB
+from ratoon.concurrency import beside
+from ratoon.errors import AlreadyExists, CommandFailed, InvalidInput, NotFound
 
-#: Ratoon's own failure in a verb that gives the guest's exit code.
-OWN_FAILURE = 125
+if TYPE_CHECKING:
+    from ratoon.client.aio.client import AsyncClient
+    from ratoon.client.answers import SnapshotInfo
 
 Tag = Annotated[str, typer.Option("--tag", help="The new snapshot's name.")]
 
 
-@app.command("from-image")
-def from_image(
+@talks("from-image", start=False)
+async def from_image(
+    client: AsyncClient,
     image: Annotated[str, typer.Argument(help="The root image: debian.")],
     tag: Tag,
-    mem_size_mib: Annotated[int, typer.Option(help="RAM in MiB.")] = RAM_BYTES // MIB,
-    vcpus: Annotated[int, typer.Option(help="Virtual CPUs.")] = 1,
-    disk_size_mib: Annotated[int, typer.Option(help="Disk in MiB.")] = DISK_BYTES // MIB,
+    mem_size_mib: Annotated[int | None, typer.Option(help="RAM in MiB; 512 if not said.")] = None,
+    vcpus: Annotated[int | None, typer.Option(help="Virtual CPUs; 1 if not said.")] = None,
+    disk_size_mib: Annotated[
+        int | None, typer.Option(help="Disk in MiB; 8192 if not said.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Boot an image cold and publish it as a base snapshot."""
+    began = time.monotonic()
 
-    async def build() -> Built:
-        async with Engine.open() as engine:
-            return await engine.from_image(
-                image,
-                tag,
-                ram_bytes=mem_size_mib * MIB,
-                vcpus=vcpus,
-                disk_bytes=disk_size_mib * MIB,
-                progress=say,
-            )
+    def make() -> Asked[SnapshotInfo]:
+        return client.snapshots.from_image(
+            image, tag, ram_mib=mem_size_mib, vcpus=vcpus, disk_mib=disk_size_mib
+        )
 
-    _show_built(run(build()), as_json)
+    made = await _with_progress(client, tag, make)
+    _show(made, began, {}, as_json)
 
 
-@app.command("snapshot-diff")
-def snapshot_diff(
+@talks("snapshot-diff", start=False)
+async def snapshot_diff(
+    client: AsyncClient,
     parent: Annotated[str, typer.Option("--from", help="The snapshot to fork.")],
     tag: Tag,
     command: Annotated[str, typer.Option("--exec", help="The command to run in the fork.")],
-    exec_timeout_secs: Annotated[float, typer.Option(help="Seconds it may take.")] = EXEC_TIMEOUT,
+    exec_timeout_secs: Annotated[float, typer.Option(help="Seconds it may take.")] = 600.0,
     as_json: Json = False,
 ) -> None:
-    """Fork a snapshot, run a command in the fork, publish the result as a diff snapshot."""
+    """Fork a snapshot, run a command there, publish the result as a diff."""
     argv = _split(command)
+    began = time.monotonic()
+    await _require_free(client, tag)
+    from ratoon.client.aio.sandbox import AsyncSandbox
 
-    async def build() -> Built:
-        async with Engine.open() as engine:
-            return await engine.snapshot_diff(
-                parent, tag, argv, timeout=exec_timeout_secs, progress=say
-            )
+    say(f"forking {parent}")
+    stages: dict[str, float] = {}
+    async with await AsyncSandbox.create(parent, client=client) as sandbox:
+        stages["fork"] = sandbox.info.fork_ms
+        say(f"running {command[:60]}")
+        at = time.monotonic()
+        try:
+            await sandbox.commands.run(argv, timeout=exec_timeout_secs)
+        except CommandFailed as error:
+            raise CommandFailed(f"snapshot {tag} was not made: {error}") from None
+        stages["exec"] = (time.monotonic() - at) * 1e3
+        say(f"taking snapshot {tag}")
+        at = time.monotonic()
+        made = await sandbox.branch(tag)
+        stages["branch"] = (time.monotonic() - at) * 1e3
+    _show(made, began, stages, as_json)
 
-    _show_built(run(build()), as_json)
 
-
-@app.command("run")
-def run_command(
-    tag: Annotated[str, typer.Argument(help="The snapshot to fork.")],
-    command: Annotated[list[str], typer.Argument(help="The command and its arguments.")],
-    interactive: Annotated[
-        bool, typer.Option("--interactive", "-i", help="Give it all of stdin.")
+@talks("snapshot", start=True)
+async def snapshot(
+    client: AsyncClient,
+    sandbox: Annotated[
+        str, typer.Option("--from-sandbox", metavar="SANDBOX", help="Its id or its name.")
+    ],
+    tag: Annotated[
+        str | None, typer.Option("--tag", help="The new snapshot's name; one is made if none.")
+    ] = None,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Store what changed since its last branch or its fork.")
     ] = False,
-    timeout_secs: Annotated[float | None, typer.Option(help="Seconds it may take.")] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="As --diff; it hardly stands still meanwhile.")
+    ] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="With --live: do not wait until it is written.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fork a snapshot, run one command in the fork, and end with its exit code.
+    """Publish the state of a running sandbox; it goes on.
 
-    The fork is deleted afterwards. 124: the command timed out; 125: Ratoon itself failed;
-    126, 127: it could not be executed, or was not found.
+    Without --diff or --live, all of it is stored, and the snapshot stands on no other.
     """
-
-    async def fork_and_run() -> tuple[ExecResult, dict[str, float]]:
-        stdin = await asyncio.to_thread(sys.stdin.buffer.read) if interactive else b""
-        async with Engine.open() as engine, await engine.fork_one(tag) as sandbox:
-            result = await sandbox.exec(command, stdin=stdin, timeout=timeout_secs)
-            return result, {**sandbox.stages, "fork": sandbox.fork_ms}
-
-    try:
-        result, stages = run(fork_and_run())
-    except RatoonError as error:
-        notes.print(f"ratoon: {error}", style="red", highlight=False, markup=False)
-        raise typer.Exit(OWN_FAILURE) from None
-    if as_json:
-        texts = {
-            "stdout": result.stdout.decode(errors="replace"),
-            "stderr": result.stderr.decode(errors="replace"),
-        }
-        print_json({**asdict(result), **texts, "stages_ms": stages})
-    else:
-        sys.stdout.buffer.write(result.stdout)
-        sys.stdout.flush()
-        sys.stderr.buffer.write(result.stderr)
-        if result.error:
-            say(f"ratoon: {result.error}")
-    raise typer.Exit(result.exit_code)
+    if diff and live:
+        raise InvalidInput("--diff and --live: give one of them")
+    if no_wait and not live:
+        raise InvalidInput("--no-wait is for --live: the others are not written by the way")
+    began = time.monotonic()
+    chosen = await find(client, sandbox)
+    made = await chosen.branch(
+        tag, mode="diff" if diff else "live" if live else "full", wait=not no_wait
+    )
+    _show(made, began, {}, as_json)
 
 
-@app.command("images")
-def images(as_json: Json = False) -> None:
-    """List the snapshots."""
-    entries = Store.open(paths.home()).list()
-    if as_json:
-        print_json([summarise(e) if isinstance(e, Snapshot) else _broken(e) for e in entries])
-        return
-    table = Table(box=None, pad_edge=False)
-    for name in ("TAG", "PARENT", "DEPTH", "RAM", "LAYER", "ACCELERATOR", "CREATED"):
-        table.add_column(name)
-    for entry in entries:
-        if not isinstance(entry, Snapshot):
-            table.add_row(entry.tag, "damaged: see `ratoon snapshot-info`", style="red")
-            continue
-        summary = summarise(entry)
-        table.add_row(
-            summary["tag"],
-            summary["parent_tag"] or "-",
-            str(summary["chain_depth"]),
-            f"{summary['ram_bytes'] // MIB} MiB",
-            f"{summary['layer_bytes'] / MIB:.1f} MiB",
-            summary["accelerator"],
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(summary["created_at_unix"])),
-        )
-    answers.print(table)
+@talks("snapshot-compact", start=False)
+async def snapshot_compact(
+    client: AsyncClient,
+    tag: Annotated[str, typer.Option("--from", help="The snapshot to compact; it stays.")],
+    to: Annotated[str, typer.Option("--to", help="The new snapshot's name.")],
+    as_json: Json = False,
+) -> None:
+    """Make an equal snapshot that stands on no other: one memory layer, one disk layer."""
+    began = time.monotonic()
+    made = await _with_progress(client, to, lambda: client.snapshots.compact(tag, to))
+    _show(made, began, {}, as_json)
 
 
-@app.command("snapshot-info")
-def snapshot_info(tag: str, as_json: Json = False) -> None:
-    """Show all about one snapshot."""
-    store = Store.open(paths.home())
-    detail = asdict(store.info(tag))
-    used = snapshot_usage(store, tag)
-    detail |= {"own_bytes": used.own, "shared_bytes": used.shared, "total_bytes": used.total}
-    if as_json:
-        print_json({key: value for key, value in detail.items() if value is not None})
-        return
-    width = max(map(len, detail))
-    for key, value in detail.items():
-        shown = ", ".join(value) or "-" if isinstance(value, tuple) else value
-        answers.print(f"{key:{width}}  {'-' if shown is None else shown}", soft_wrap=True)
-
-
-@app.command("rmi")
-def remove(
+@talks("rmi", start=False)
+async def remove(
+    client: AsyncClient,
     tags: Annotated[list[str], typer.Argument(help="The snapshots to delete.")],
     cascade: Annotated[
         bool, typer.Option("--cascade", help="Delete what was made from them too, leaves first.")
@@ -168,18 +142,41 @@ def remove(
     ] = False,
 ) -> None:
     """Delete snapshots and their images; without a flag, those that nothing was made from."""
+    left = {each.tag for each in await client.snapshots.list()}
+    gone: set[str] = set()
+    for tag in tags:
+        if tag in gone:  # a cascade has come by
+            continue
+        await client.snapshots.delete(tag, cascade=cascade, force=force)
+        still = {each.tag for each in await client.snapshots.list()}
+        say(f"deleted {', '.join(sorted(left - still))}")
+        gone, left = gone | (left - still), still
 
-    async def delete() -> None:
-        async with Engine.open() as engine:
-            gone: set[str] = set()
-            for tag in tags:
-                if tag in gone:  # a cascade has come by
-                    continue
-                deleted = await engine.delete(tag, force=force, cascade=cascade)
-                gone.update(deleted)
-                say(f"deleted {', '.join(deleted)}")
 
-    run(delete())
+async def _with_progress(
+    client: AsyncClient, tag: str, make: Callable[[], Asked[SnapshotInfo]]
+) -> SnapshotInfo:
+    """What `make` gives; meanwhile, say how far the making of snapshot `tag` is."""
+    async with client.events() as events:
+
+        async def tell() -> None:
+            async for event in events:
+                if event.kind == "progress" and event.snapshot == tag and event.reason:
+                    say(event.reason)
+
+        return await beside(make(), tell())
+    raise AssertionError
+
+
+async def _require_free(client: AsyncClient, tag: str) -> None:
+    from ratoon.snapshot.manifest import check_tag
+
+    check_tag(tag)
+    try:
+        await client.snapshots.get(tag)
+    except NotFound:
+        return
+    raise AlreadyExists(f"there is a snapshot {tag} already; choose another tag, or delete it")
 
 
 def _split(command: str) -> list[str]:
@@ -192,47 +189,22 @@ def _split(command: str) -> list[str]:
     return argv
 
 
-def _show_built(built: Built, as_json: bool) -> None:
-    branched = built.branched
-    summary = summarise(branched.snapshot)
+def _show(made: SnapshotInfo, began: float, stages: dict[str, float], as_json: bool) -> None:
+    total_ms = (time.monotonic() - began) * 1e3
     if as_json:
-        print_json(
-            {
-                **summary,
-                "pause_ms": branched.pause_ms,
-                "stages_ms": built.stages,
-                "branch_stages_ms": branched.stages,
-                "total_ms": built.total_ms,
-            }
-        )
+        known: dict[str, Any] = {
+            key: value for key, value in asdict(made).items() if value is not None
+        }
+        if stages:
+            known |= {"branch_stages_ms": made.stages_ms, "stages_ms": stages}
+        print_json({**known, "total_ms": total_ms})
         return
-    stages = ", ".join(f"{name} {ms:.0f}" for name, ms in built.stages.items())
-    answers.print(
-        f"{summary['tag']}: depth {summary['chain_depth']}, {summary['pages']} pages, "
-        f"{summary['layer_bytes'] / MIB:.1f} MiB; {built.total_ms / 1e3:.2f} s ({stages} ms)",
-        highlight=False,
-        soft_wrap=True,
+    if made.status == "writing":
+        print(f"{made.tag}: being written; `ratoon images` shows when it is there")
+        return
+    pages, size = made.pages or 0, made.layer_bytes or 0
+    shown = ", ".join(f"{name} {ms:.0f}" for name, ms in (stages or made.stages_ms or {}).items())
+    print(
+        f"{made.tag}: depth {made.chain_depth}, {pages} pages, {size / MIB:.1f} MiB; "
+        f"{total_ms / 1e3:.2f} s ({shown} ms)"
     )
-
-
-def summarise(snapshot: Snapshot) -> dict[str, Any]:
-    """What the verbs that list or make snapshots print of one."""
-    manifest = snapshot.manifest
-    memory = manifest.layers[-1].memory
-    return {
-        "tag": manifest.tag,
-        "dir": str(snapshot.path),
-        "created_at_unix": int(manifest.created_at_unix),
-        "parent_tag": manifest.parent.tag if manifest.parent else None,
-        "chain_depth": snapshot.depth,
-        "memory_root": manifest.memory_root,
-        "ram_bytes": manifest.machine.ram_bytes,
-        "accelerator": manifest.machine.accelerator,
-        "pages": memory.entries,
-        "layer_bytes": memory.size,
-        "warning": manifest.warning,
-    }
-
-
-def _broken(entry: Any) -> dict[str, Any]:
-    return {"tag": entry.tag, "error": str(entry.error)}

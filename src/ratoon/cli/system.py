@@ -16,8 +16,9 @@ from rich.text import Text
 
 from ratoon import paths
 from ratoon.artifacts import run as run_program
-from ratoon.cli.app import Json, answers, app, print_json, run, say
+from ratoon.cli.app import Json, app, print_json, run, say
 from ratoon.cli.guest_checks import accelerator_at_a_glance, guest_checks
+from ratoon.cli.screen import answers
 from ratoon.host import checks
 from ratoon.host.admission import Cost, Reserve
 from ratoon.host.cgroups import Cgroups

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -23,6 +24,8 @@ LOG = "daemon.log"
 START_TIMEOUT = 300.0
 #: Seconds between two looks at a daemon that is starting.
 _POLL = 0.02
+#: `struct ucred`: pid, uid, gid (unix(7)).
+_UCRED = struct.Struct("iII")
 #: Bytes of the log that an error shows at most.
 _TAIL = 4096
 
@@ -66,13 +69,16 @@ def _start(home: Path, path: Path, on_start: Callable[[str], object]) -> None:
         with files.locked(log):
             if listens(path):
                 return
-            on_start(f"starting a daemon for {home}; it goes on, and its log is {log}")
             began = log.stat().st_size
             if not _spawn(home, path, log):
                 raise HostError(
                     f"the daemon of {home} did not start; `ratoon serve` shows more\n"
                     f"--- end of {log} ---\n{_tail(log, began)}"
                 )
+            on_start(
+                f"started a daemon for {home}, process {_listener(path)}, which logs to {log}; "
+                "it goes on, and sandboxes outlive it"
+            )
     except OSError as error:
         raise HostError(f"cannot start a daemon: {files.describe(error)}") from None
 
@@ -101,6 +107,15 @@ def _spawn(home: Path, path: Path, log: Path) -> bool:
             if select.select([alive], [], [], _POLL)[0] or time.monotonic() > deadline:
                 return listens(path)
     return True
+
+
+def _listener(path: Path) -> int:
+    """The process that listens on the unix socket `path`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.connect(str(path))
+        credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid: int = _UCRED.unpack(credentials)[0]
+    return pid
 
 
 def _tail(log: Path, since: int) -> str:

@@ -1,0 +1,91 @@
+"""`ratoon cp`: files and trees, to and fro."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ratoon.cli.app import say
+from ratoon.cli.connect import talks
+from ratoon.cli.naming import find
+from ratoon.cli.showing import MIB, printable
+from ratoon.errors import GuestFileNotFound, GuestNotADirectory, InvalidInput
+
+if TYPE_CHECKING:
+    from ratoon.client.aio.client import AsyncClient
+    from ratoon.client.aio.files import AsyncFiles
+    from ratoon.client.answers import Transfer
+
+#: Things that were left out and are named one by one.
+_SHOWN = 10
+
+
+@talks("cp")
+async def copy(
+    client: AsyncClient,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="SANDBOX:PATH, or a path here.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The same; one is in a sandbox.")],
+    owners: Annotated[
+        bool, typer.Option("--archive", "-a", help="Keep the numbers of owners and groups.")
+    ] = False,
+) -> None:
+    """Copy files and directories between a sandbox and this host.
+
+    If TARGET is a directory, SOURCE gets into it under its own name; its content does if SOURCE
+    ends with `/.`. What is in a directory already stays, unless it has the same name. A path here
+    that has a colon is written as `./NAME`.
+    """
+    from_guest, to_guest = _split(source), _split(target)
+    if from_guest and to_guest:
+        raise InvalidInput("both are in sandboxes: copy to this host first")
+    if from_guest:
+        sandbox, path = from_guest
+        carried = await _download((await find(client, sandbox)).files, path, target, owners)
+    elif to_guest:
+        sandbox, path = to_guest
+        carried = await _upload((await find(client, sandbox)).files, source, path, owners)
+    else:
+        raise InvalidInput("neither is in a sandbox: write SANDBOX:PATH for one that is")
+    for line in carried.left_out[:_SHOWN]:
+        say(f"left out: {printable(line)}")
+    if carried.left_out_count > _SHOWN:
+        say(f"left out: {carried.left_out_count - _SHOWN} more")
+    say(f"copied {carried.entries} things, {carried.size_bytes / MIB:.1f} MiB")
+
+
+async def _upload(files: AsyncFiles, source: str, path: str, owners: bool) -> Transfer:
+    if not _is_content(source) and await _is_directory(files, path):
+        path = posixpath.join(path, Path(source).resolve().name)
+    return await files.upload(Path(source), path, merge=True, owners=owners)
+
+
+async def _download(files: AsyncFiles, path: str, target: str, owners: bool) -> Transfer:
+    local = Path(target)
+    if not _is_content(path) and (local.is_dir() or target.endswith("/")):
+        local /= posixpath.basename(posixpath.normpath(path))
+    return await files.download(path, local, merge=True, owners=owners)
+
+
+def _split(text: str) -> tuple[str, str] | None:
+    """The sandbox and the path in it, if it is in one."""
+    sandbox, colon, path = text.partition(":")
+    if not colon or "/" in sandbox or not sandbox:
+        return None
+    return sandbox, path or "/"
+
+
+def _is_content(source: str) -> bool:
+    return source.endswith(("/.", os.sep + os.curdir)) or source == "."
+
+
+async def _is_directory(files: AsyncFiles, path: str) -> bool:
+    if path.endswith("/"):
+        return True
+    try:
+        return (await files.stat(path)).type == "directory"
+    except (GuestFileNotFound, GuestNotADirectory):
+        return False

@@ -1,0 +1,41 @@
+"""Sandboxes as people name them: by id, or by the name that `run --name` gave."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ratoon.errors import AlreadyExists, Conflict, NotFound
+
+if TYPE_CHECKING:
+    from ratoon.client.aio.client import AsyncClient
+    from ratoon.client.aio.sandbox import AsyncSandbox
+
+#: The metadata that a name is kept in.
+NAME = "name"
+
+_ID = re.compile(r"sb-[0-9a-f]{8}-[0-9a-f]{4}")
+
+Sandbox = Annotated[str, typer.Argument(metavar="SANDBOX", help="Its id or its name.")]
+Sandboxes = Annotated[list[str], typer.Argument(metavar="SANDBOX", help="Their ids or names.")]
+
+
+async def find(client: AsyncClient, name: str) -> AsyncSandbox:
+    """The sandbox of this id or name; NotFound. Conflict: several have the name."""
+    if _ID.fullmatch(name):
+        return await client.sandbox(name)
+    found = await client.sandboxes(metadata={NAME: name})
+    if not found:
+        raise NotFound(f"no sandbox {name}; `ratoon ls` lists those there are")
+    if len(found) > 1:
+        ids = ", ".join(each.id for each in found)
+        raise Conflict(f"several sandboxes are called {name}: say which by its id, {ids}")
+    return await client.sandbox(found[0].id)
+
+
+async def require_free(client: AsyncClient, name: str) -> None:
+    """AlreadyExists: a sandbox is called that."""
+    if found := await client.sandboxes(metadata={NAME: name}):
+        raise AlreadyExists(f"sandbox {found[0].id} is called {name} already")

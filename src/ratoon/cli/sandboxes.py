@@ -1,0 +1,248 @@
+"""The verbs about sandboxes as a whole: made, listed, changed, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ratoon.cli.app import Json, complain, explain, print_json, say
+from ratoon.cli.connect import talks
+from ratoon.cli.naming import NAME, Sandbox, Sandboxes, find
+from ratoon.cli.options import Label, published
+from ratoon.cli.showing import age, printable
+from ratoon.errors import InvalidInput, RatoonError
+
+if TYPE_CHECKING:
+    from ratoon.client.aio.client import AsyncClient
+    from ratoon.client.aio.sandbox import AsyncSandbox
+    from ratoon.client.answers import PublishedPort, SandboxInfo
+    from ratoon.client.options import Options
+
+Many = Annotated[int, typer.Option("-n", min=1, max=1000, metavar="N", help="How many.")]
+
+
+@talks("spawn")
+async def spawn(
+    client: AsyncClient,
+    tag: Annotated[str, typer.Option(help="The snapshot to fork.")],
+    options: Options,
+    n: Many = 1,
+    as_json: Json = False,
+) -> None:
+    """Fork a snapshot many times, and print the sandboxes' ids.
+
+    Exit code 1 if some of them could not be made.
+    """
+    _show_forks(await client.fork(tag, n, **options), as_json)
+
+
+@talks("fork")
+async def fork(
+    client: AsyncClient, sandbox: Sandbox, options: Options, n: Many = 1, as_json: Json = False
+) -> None:
+    """Fork a sandbox as it is now; it goes on.
+
+    What is not said of the forks is as with the sandbox. Exit code 1 if some could not be made.
+    """
+    chosen = await find(client, sandbox)
+    metadata = {**chosen.info.metadata, **options.get("metadata", {})}
+    metadata.pop(NAME, None)
+    options["metadata"] = metadata
+    _show_forks(await chosen.fork(n, **options), as_json)
+
+
+def _show_forks(made: Sequence[AsyncSandbox | RatoonError], as_json: bool) -> None:
+    alive = [each for each in made if not isinstance(each, RatoonError)]
+    failed = [each for each in made if isinstance(each, RatoonError)]
+    if as_json:
+        print_json([asdict(each.info) for each in alive])
+    else:
+        for each in alive:
+            print(each.id)
+    for error in failed:
+        complain(explain(error))
+    if failed:
+        raise typer.Exit(1)
+
+
+State = Annotated[str | None, typer.Option(help="Those alone: running, standby or dead.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Ids alone.")]
+
+
+@talks("ps")
+@talks("ls")
+async def list_sandboxes(
+    client: AsyncClient,
+    label: Label = None,
+    state: State = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """List the sandboxes."""
+    if state not in (None, "running", "standby", "dead"):
+        raise InvalidInput(f"--state {state}: it is running, standby or dead")
+    found = await client.sandboxes(metadata=dict(label or []), state=state)  # type: ignore[arg-type]
+    if as_json:
+        print_json([asdict(each) for each in found])
+    elif quiet:
+        for each in found:
+            print(each.id)
+    else:
+        _show_table(found)
+
+
+def _show_table(found: Sequence[SandboxInfo]) -> None:
+    from rich.table import Table
+
+    from ratoon.cli.screen import answers
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("ID", "NAME", "SNAPSHOT", "STATE", "AGE", "NETWORK", "PORTS", "LABELS"):
+        table.add_column(name, overflow="fold")
+    for each in found:
+        labels = [f"{key}={value}" for key, value in each.metadata.items() if key != NAME]
+        ports = [f"{port.host_port}:{port.guest_port}" for port in each.ports]
+        table.add_row(
+            each.id,
+            printable(each.metadata.get(NAME, "-")),
+            each.snapshot_tag,
+            each.state,
+            age(time.time() - each.created_at_unix),
+            each.network,
+            " ".join(ports) or "-",
+            printable(" ".join(labels)) or "-",
+        )
+    answers.print(table)
+
+
+@talks("kill")
+async def kill(
+    client: AsyncClient,
+    sandboxes: Annotated[
+        list[str] | None, typer.Argument(metavar="SANDBOX", help="Their ids or names.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All sandboxes.")] = False,
+    tag: Annotated[str | None, typer.Option(help="Those forked from this snapshot.")] = None,
+) -> None:
+    """End sandboxes, and remove all they had."""
+    if bool(sandboxes) + everything + (tag is not None) != 1:
+        raise InvalidInput("say which: by SANDBOX, or --tag, or --all")
+    if sandboxes:
+        await _each(client, sandboxes, _kill)
+        return
+    found = await client.sandboxes()
+    ids = [each.id for each in found if tag in (None, each.snapshot_tag)]
+    await _each(client, ids, _kill)
+
+
+async def _kill(sandbox: AsyncSandbox) -> None:
+    await sandbox.kill()
+    say(f"killed {sandbox.id}")
+
+
+@talks("standby")
+async def standby(client: AsyncClient, sandboxes: Sandboxes) -> None:
+    """Put sandboxes to standby: on the disk, out of the memory."""
+    await _each(client, sandboxes, _changing("standby"))
+
+
+@talks("resume")
+async def resume(client: AsyncClient, sandboxes: Sandboxes) -> None:
+    """Let sandboxes in standby go on."""
+    await _each(client, sandboxes, _changing("resume"))
+
+
+@talks("reset")
+async def reset(client: AsyncClient, sandboxes: Sandboxes) -> None:
+    """Take sandboxes back to their last branch, or their snapshot."""
+    await _each(client, sandboxes, _changing("reset"))
+
+
+def _changing(what: str) -> Callable[[AsyncSandbox], Coroutine[Any, Any, None]]:
+    async def change(sandbox: AsyncSandbox) -> None:
+        stages = await getattr(sandbox, what)()
+        say(f"{what} of {sandbox.id}: {sum(stages.values()):.0f} ms")
+
+    return change
+
+
+async def _each(
+    client: AsyncClient,
+    names: Sequence[str],
+    change: Callable[[AsyncSandbox], Coroutine[Any, Any, None]],
+) -> None:
+    """Change each of them, whatever becomes of the others; the first error is raised then."""
+
+    async def one(name: str) -> None:
+        await change(await find(client, name))
+
+    outcomes = await asyncio.gather(*(one(name) for name in names), return_exceptions=True)
+    failed = [each for each in outcomes if isinstance(each, BaseException)]
+    for each in failed[1:]:
+        complain(explain(each) if isinstance(each, RatoonError) else str(each))
+    if failed:
+        raise failed[0]
+
+
+@talks("port")
+async def port(
+    client: AsyncClient,
+    sandbox: Sandbox,
+    wanted: Annotated[
+        str | None, typer.Argument(metavar="[HOST:]GUEST", help="The port to publish.")
+    ] = None,
+    close: Annotated[
+        int | None, typer.Option(metavar="GUEST", help="Close those that lead there.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show, publish or close ports of a sandbox.
+
+    A published port is one of 127.0.0.1 on the daemon's host, and leads to one of the guest's
+    loopback, whatever its network may be.
+    """
+    chosen = await find(client, sandbox)
+    if wanted is not None and close is not None:
+        raise InvalidInput("--close closes a port, and to name one publishes it: do one of them")
+    if close is not None:
+        await chosen.ports.unpublish(close)
+        return
+    if wanted is None:
+        ports = await chosen.ports.list()
+    else:
+        try:
+            guest, host = published(wanted)
+        except ValueError as error:
+            raise InvalidInput(str(error)) from None
+        ports = [await chosen.ports.publish(guest, host)]
+    _show_ports(ports, as_json)
+
+
+def _show_ports(ports: Sequence[PublishedPort], as_json: bool) -> None:
+    if as_json:
+        print_json([asdict(each) for each in ports])
+        return
+    for each in ports:
+        print(f"127.0.0.1:{each.host_port} -> {each.guest_port}")
+
+
+@talks("top")
+async def top(client: AsyncClient, sandbox: Sandbox, as_json: Json = False) -> None:
+    """Show the commands of a sandbox.
+
+    Those that were started from outside and run, and those in the background that have ended.
+    """
+    found = await (await find(client, sandbox)).commands.list()
+    if as_json:
+        print_json([asdict(each) for each in found])
+        return
+    print(f"{'PID':>7}  {'USER':8}  {'STATE':10}  COMMAND")
+    for each in found:
+        ended = f"exit {each.exit_code}"
+        state = ended if each.exit_code is not None else "attached" if each.attached else "running"
+        print(f"{each.pid:7}  {each.user:8}  {state:10}  {printable(' '.join(each.argv))}")
