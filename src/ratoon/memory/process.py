@@ -113,6 +113,10 @@ class PageBuffer:
     def __init__(self) -> None:
         self._pages = np.empty((0, PAGE_SIZE), np.uint8)
 
+    def __len__(self) -> int:
+        """For how many pages it has room."""
+        return len(self._pages)
+
     def reserve(self, n_pages: int) -> None:
         """Have room for at least `n_pages`, touched; where it grows, its content is not kept."""
         if n_pages <= len(self._pages):

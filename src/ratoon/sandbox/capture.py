@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds the guest may take to stop its processes before it is captured all the same.
 FREEZE_TIMEOUT = 2.0
+#: Pages of room that are kept for who borrows next: 256 MiB.
+KEPT_PAGES = 64 * 1024
 #: Pages that may become dirty between the first look and the pause without costing it faults.
 SPARE_PAGES = 1024
 
@@ -39,9 +41,10 @@ class Capture:
 
 
 class Buffers:
-    """Page buffers to borrow; one that has grown is worth keeping."""
+    """Page buffers to borrow; those that have grown are worth keeping, within bounds."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept_pages: int = KEPT_PAGES) -> None:
+        self._kept_pages = kept_pages
         self._free: list[PageBuffer] = []
 
     @contextmanager
@@ -50,7 +53,9 @@ class Buffers:
         try:
             yield buffer
         finally:
-            self._free.append(buffer)
+            kept = sum(len(each) for each in self._free)
+            if kept + len(buffer) <= self._kept_pages:
+                self._free.append(buffer)
 
 
 async def reserve(run: Incarnation, buffer: PageBuffer) -> None:

@@ -161,5 +161,10 @@ class SandboxDirectory:
         shutil.rmtree(old, ignore_errors=True)
         with suppress(FileNotFoundError):  # there was none yet
             parent.rename(old)
-        new.rename(parent)
+        try:
+            new.rename(parent)
+        except OSError:
+            with suppress(FileNotFoundError):
+                old.rename(parent)
+            raise
         shutil.rmtree(old, ignore_errors=True)

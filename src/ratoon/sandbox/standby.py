@@ -89,6 +89,11 @@ class Lifecycle:
                     anonymous=True,
                 )
                 sandbox.become(None)
+                try:
+                    sandbox.parent = sandbox.directory.stand_on_itself(snapshot)
+                except OSError:
+                    sandbox.become(run)
+                    raise
             except BaseException:
                 with suppress(MachineError):
                     await run.machine.resume()
@@ -98,7 +103,6 @@ class Lifecycle:
                 await run.end()
                 await sandbox.spare.drop()
                 await loosen(sandbox.directory.path)
-                sandbox.parent = sandbox.directory.stand_on_itself(snapshot)
                 sandbox.directory.forget_overlays()
                 await self._heads.release(parent)
 
