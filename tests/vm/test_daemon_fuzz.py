@@ -45,8 +45,9 @@ PATHS = [
     *("/dev/null", "/dev/vport0p1", "/proc/self/mem", "/proc/sysrq-trigger/x"),
     *("/sys/kernel", "/etc/hostname/below", "/root/" + "x" * 300, "/x" * 3000, "/root/\n\u20ac"),
 ]
-#: Requests of each kind for each route, in a slice and in a soak.
-SLICE, SOAK = 2, 60
+#: Requests of each kind for a route. A slice takes one route in so many of each kind, because what
+#: costs most is to find out what can be asked of one.
+EXAMPLES, SOAK_EXAMPLES, SLICE = 3, 60, 3
 
 
 class Fuzzer:
@@ -122,15 +123,17 @@ def operations(served: Served) -> Iterator[Any]:
             yield operation
 
 
-def fuzz(served: Served, examples: int) -> int:
+def fuzz(served: Served, soak: bool) -> int:
     """How many requests were sent."""
     fuzzer, sent = Fuzzer(served), 0
-    for operation in operations(served):
-        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+    for number, operation in enumerate(operations(served)):
+        for kind, mode in enumerate((GenerationMode.POSITIVE, GenerationMode.NEGATIVE)):
+            if not soak and (number + kind) % SLICE:
+                continue
 
             @seed(20261121)
             @settings(
-                max_examples=examples,
+                max_examples=SOAK_EXAMPLES if soak else EXAMPLES,
                 deadline=None,
                 database=None,
                 phases=[Phase.generate],
@@ -151,8 +154,8 @@ def fuzz(served: Served, examples: int) -> int:
 
 async def test_every_answer_is_as_described(forked: Served, soak: bool) -> None:
     try:
-        sent = await asyncio.to_thread(fuzz, forked, SOAK if soak else SLICE)
-        assert sent > (5000 if soak else 150)
+        sent = await asyncio.to_thread(fuzz, forked, soak)
+        assert sent > (4000 if soak else 60)
         assert (await forked.api.get("/healthz")).json() == {"ok": True}
     finally:
         for workspace in (await forked.api.get("/v1/workspaces")).json():
