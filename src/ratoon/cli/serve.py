@@ -32,7 +32,9 @@ def serve(
         bool, typer.Option("--text-log", help="Log for people; else a JSON object in each line.")
     ] = False,
 ) -> None:
-    """Serve the store over HTTP until interrupted: on a unix socket, and on TCP if asked to.
+    """Serve the store over HTTP until interrupted.
+
+    It listens on a unix socket, and on TCP if asked to.
 
     Sandboxes live on when the daemon ends, and the next one takes them over. One daemon serves a
     store; a second one is refused.

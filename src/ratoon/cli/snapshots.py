@@ -124,7 +124,10 @@ async def snapshot_compact(
     to: Annotated[str, typer.Option("--to", help="The new snapshot's name.")],
     as_json: Json = False,
 ) -> None:
-    """Make an equal snapshot that stands on no other: one memory layer, one disk layer."""
+    """Make an equal snapshot that stands on no other.
+
+    It has one memory layer and one disk layer; what it was made from stays.
+    """
     began = time.monotonic()
     made = await _with_progress(client, to, lambda: client.snapshots.compact(tag, to))
     _show(made, began, {}, as_json)
@@ -141,7 +144,10 @@ async def remove(
         bool, typer.Option("--force", help="Delete them alone; what was made from them stays.")
     ] = False,
 ) -> None:
-    """Delete snapshots and their images; without a flag, those that nothing was made from."""
+    """Delete snapshots and their images.
+
+    Without a flag, one that others were made from is refused.
+    """
     left = {each.tag for each in await client.snapshots.list()}
     gone: set[str] = set()
     for tag in tags:

@@ -46,7 +46,10 @@ SUBJECTS: dict[str, dict[str, Verb]] = {
         "snapshot-info": Verb("images", "Show all about one snapshot."),
         "images": Verb("images", "List the snapshots."),
         "tree": Verb("chains", "Show which snapshot was made from which."),
-        "diff": Verb("chains", "Show what differs between two snapshots."),
+        "diff": Verb(
+            "chains",
+            "Show what differs between two snapshots: pages of memory, bytes and files on the disk.",
+        ),
         "rmi": Verb("snapshots", "Delete snapshots and their images."),
         "pool": Verb("pool", "Show or set how many machines wait for forks of a snapshot."),
     },

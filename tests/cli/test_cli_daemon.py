@@ -1,0 +1,157 @@
+"""The command line and daemons: started, found, named, missing. No machine runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon_process import daemon
+from fake_snapshots import publish
+from ratoon.daemon.serve import LOCK
+from ratoon.snapshot.store import Store
+
+FOR_EVER = 120
+
+Ratoon = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A store that has base, and L1 on it. A daemon that was started for it ends with the test."""
+    store = Store.open(tmp_path / "home")
+    publish(store, "L1", publish(store, "base"))
+    yield store.home
+    if (lock := store.home / LOCK).exists() and lock.read_text():
+        stop(int(lock.read_text()))
+
+
+def stop(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+    deadline = time.monotonic() + FOR_EVER
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline, "the daemon does not end"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def ratoon(home: Path) -> Ratoon:
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        program = Path(sys.executable).with_name("ratoon")
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("RATOON_", "FORKD_"))
+        }
+        place = {"RATOON_HOME": str(home), "RATOON_RUNTIME": str(home.parent / "run")}
+        return subprocess.run(
+            [program, *arguments],
+            env={**inherited, **place, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=FOR_EVER,
+        )
+
+    return run
+
+
+def test_a_daemon_is_started_and_that_is_said_once(home: Path, ratoon: Ratoon) -> None:
+    first = ratoon("ls", "--json")
+    assert (first.returncode, json.loads(first.stdout)) == (0, [])
+    pid = int((home / LOCK).read_text())
+    assert f"process {pid}" in first.stderr
+    second = ratoon("ls", "--json")
+    assert (second.returncode, second.stdout, second.stderr) == (0, first.stdout, "")
+    absent = ratoon("run", "absent", "true")
+    assert (absent.returncode, absent.stdout) == (125, "")
+    assert "no snapshot absent" in absent.stderr
+    assert absent.stderr.rstrip().endswith("(HTTP 404)")
+    for arguments in (
+        ("kill", "sb-00000000-0000"),
+        ("kill", "nobody"),
+        ("top", "sb-00000000-0000"),
+    ):
+        missing = ratoon(*arguments)
+        assert (missing.returncode, missing.stdout) == (3, "")
+        assert arguments[1] in missing.stderr
+    deleted = ratoon("rmi", "base")
+    assert deleted.returncode == 4
+    assert deleted.stderr.rstrip().endswith("(HTTP 409)")
+    assert int((home / LOCK).read_text()) == pid
+
+
+def test_what_needs_no_daemon_starts_none(home: Path, ratoon: Ratoon) -> None:
+    refused = ratoon("rmi", "base")
+    assert refused.returncode == 4
+    assert "HTTP" not in refused.stderr
+    for arguments in (("rmi", "L1"), ("images",), ("tree",), ("kill",), ("run", "base")):
+        assert "daemon" not in ratoon(*arguments).stderr
+    assert not (home / LOCK).exists()
+    assert [entry["tag"] for entry in json.loads(ratoon("images", "--json").stdout)] == ["base"]
+
+
+def test_a_daemon_that_was_named_is_the_one_that_is_asked(
+    home: Path, ratoon: Ratoon, tmp_path: Path
+) -> None:
+    other = Store.open(tmp_path / "other")
+    publish(other, "elsewhere")
+    token = "0123456789abcdef"
+    (tmp_path / "token").write_text(token)
+    options = ("--bind", "127.0.0.1:0", "--token-file", str(tmp_path / "token"))
+    with daemon(other.home, tmp_path / "r", *options) as named:
+        for variables in ("RATOON_URL", "RATOON_TOKEN"), ("FORKD_URL", "FORKD_TOKEN"):
+            environment = dict(zip(variables, (named.url, token), strict=True))
+            listed = json.loads(ratoon("images", "--json", **environment).stdout)
+            assert [entry["tag"] for entry in listed] == ["elsewhere"]
+        wrong = {"RATOON_URL": "http://127.0.0.1:1", "RATOON_TOKEN": "wrong"}
+        flags = ("--daemon-url", named.url, "--daemon-token", token)
+        assert json.loads(ratoon("ls", "--json", *flags, **wrong).stdout) == []
+        assert "elsewhere" in ratoon("snapshot-info", "elsewhere", *flags, **wrong).stdout
+        refused = ratoon("ls", "--daemon-url", named.url)
+        assert refused.returncode == 1
+        assert "missing bearer token" in refused.stderr
+        assert "(HTTP 401)" in refused.stderr
+    gone = ratoon("ls", "--daemon-url", named.url)
+    assert (gone.returncode, gone.stdout) == (1, "")
+    assert "no daemon answers" in gone.stderr
+    assert not (home / LOCK).exists()
+
+
+def test_events_are_shown_until_the_daemon_ends(ratoon: Ratoon, home: Path, tmp_path: Path) -> None:
+    with daemon(home, tmp_path / "r", "--bind", "127.0.0.1:0") as served:
+        program = Path(sys.executable).with_name("ratoon")
+        listening = subprocess.Popen(
+            [program, "events", "--json", "--daemon-url", served.url],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert listening.stdout is not None
+        with listening:
+            # Whether it listens yet is not known, so there is something to tell until it does.
+            line = ""
+            deadline = time.monotonic() + FOR_EVER
+            os.set_blocking(listening.stdout.fileno(), False)
+            while not line and time.monotonic() < deadline:
+                served.api.delete("/v1/snapshots/L1")
+                publish_again(home)
+                line = listening.stdout.readline()
+            assert json.loads(line)["kind"] == "snapshot_deleted"
+            served.stop()
+            listening.stdout.close()
+        assert listening.returncode in (0, 1)
+
+
+def publish_again(home: Path) -> None:
+    store = Store.open(home)
+    publish(store, "L1", store.get("base"))

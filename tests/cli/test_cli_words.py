@@ -1,0 +1,131 @@
+"""What options say, what keys do, and what the program loads before it knows its verb."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ratoon.cli.app import app
+from ratoon.cli.options import fork_options, mebibytes, pair, published, seconds, variable
+from ratoon.cli.showing import age, printable
+from ratoon.cli.terminal import DETACH, Keys
+from ratoon.cli.verbs import VERBS
+from ratoon.sandbox.base import DISK_BYTES, MIB, RAM_BYTES
+
+
+def test_times_and_sizes() -> None:
+    assert [seconds(text) for text in ("90", "90s", "1.5m", "2h", "1d")] == [
+        90,
+        90,
+        90,
+        7200,
+        86400,
+    ]
+    assert [mebibytes(text) for text in ("512", "512m", "2g", "0.5G")] == [512, 512, 2048, 512]
+    for text in ("", "s", "-1", "1w", "1 2", "0x10", "infinity", "nan"):
+        with pytest.raises(ValueError, match="15m"):
+            seconds(text)
+        with pytest.raises(ValueError, match="2g"):
+            mebibytes(text)
+
+
+def test_ports_and_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert published("80") == (80, None)
+    assert published("8080:80") == (80, 8080)
+    for text in ("", "a", "80:", ":80", "1:2:3"):
+        with pytest.raises(ValueError, match="HOSTPORT:GUESTPORT"):
+            published(text)
+    assert pair("a=b=c") == ("a", "b=c")
+    with pytest.raises(ValueError, match="NAME=VALUE"):
+        pair("=b")
+    monkeypatch.setenv("HERE", "there")
+    assert [variable(text) for text in ("A=1", "A=", "HERE", "NOT_HERE")] == [
+        *(("A", "1"), ("A", ""), ("HERE", "there"), ("NOT_HERE", "")),
+    ]
+
+
+def test_options_that_are_not_given_are_not_passed_on() -> None:
+    assert fork_options() == {}
+    given = fork_options(memory=512, ttl=60, publish=[(80, None)], label=[("a", "b")])
+    assert given == {
+        "memory_mib": 512,
+        "timeout": 60,
+        "publish": {80: None},
+        "metadata": {"a": "b"},
+    }
+
+
+def test_what_people_are_shown() -> None:
+    assert [age(each) for each in (-1, 5, 119, 7200, 200_000)] == ["0s", "5s", "2m", "2h", "2d"]
+    assert printable("a\x1b[31m\nb") == "a\\x1b[31m\\nb"
+
+
+# Keys ---------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=5) | st.sampled_from([DETACH[:1], DETACH[1:], b"x"])))
+def test_the_keys_to_detach_are_found_however_they_arrive(pieces: list[bytes]) -> None:
+    typed = b"".join(pieces)
+    keys, passed, found = Keys(), b"", False
+    for piece in pieces:
+        more, found = keys.typed(piece)
+        passed += more
+        if found:
+            break
+    before, keys_typed, _ = typed.partition(DETACH)
+    assert found == bool(keys_typed)
+    if found:
+        assert passed == before
+    else:
+        held_back = DETACH[:1] if typed.endswith(DETACH[:1]) else b""
+        assert passed + held_back == typed
+
+
+# Verbs --------------------------------------------------------------------------------------------
+
+
+def test_each_verb_is_where_the_table_says_and_does_what_it_says() -> None:
+    for verb in VERBS.values():
+        import_module(f"ratoon.cli.{verb.module}")
+    registered = {each.name: each for each in app.registered_commands}
+    assert registered.keys() == VERBS.keys()
+    for name, verb in VERBS.items():
+        callback = registered[name].callback
+        assert callback is not None
+        assert (callback.__doc__ or "").splitlines()[0] == verb.help, name
+        assert callback.__module__ in (f"ratoon.cli.{verb.module}", "ratoon.cli.connect"), name
+
+
+def test_the_defaults_that_help_names_are_the_engines() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ratoon.cli", "from-image", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for default in (RAM_BYTES // MIB, DISK_BYTES // MIB):
+        assert f"{default} if not said" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_it_starts_without_what_it_does_not_need(option: str) -> None:
+    script = (
+        "import sys\n"
+        f"sys.argv = ['ratoon', '{option}']\n"
+        "from ratoon.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "heavy = {'asyncio', 'fastapi', 'httpx2', 'numpy', 'pydantic', 'rich', 'websockets'}\n"
+        "print('loaded:', sorted(heavy & {*sys.modules}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("loaded: []\n")
