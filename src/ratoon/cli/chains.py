@@ -86,7 +86,7 @@ def compare(
     right: Annotated[str, typer.Argument(metavar="B", help="The snapshot to compare to.")],
     as_json: Json = False,
 ) -> None:
-    """Show what differs between two snapshots: pages of memory, bytes and files on the disk.
+    """Show what differs between two snapshots, in memory, on the disk and of files.
 
     A branch takes the disk as it is, without waiting for the guest to write back its page cache: a
     file that was written just before may still be in the snapshot's memory alone, and does not show

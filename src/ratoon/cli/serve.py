@@ -28,6 +28,10 @@ def serve(
         bool, typer.Option("--stop-sandboxes", help="End the sandboxes with the daemon.")
     ] = False,
     branch_cap: Annotated[int, typer.Option(min=1, help="Branches at a time.")] = 4,
+    image_root: Annotated[
+        list[Path] | None,
+        typer.Option(help="Bases may be made of kernels and disks below this directory."),
+    ] = None,
     text_log: Annotated[
         bool, typer.Option("--text-log", help="Log for people; else a JSON object in each line.")
     ] = False,
@@ -53,7 +57,9 @@ def serve(
         bind=bind,
         tls=Tls(tls_cert, tls_key) if tls_cert and tls_key else None,
         settings=Settings(
-            token=read_token(token_file) if token_file else None, branch_cap=branch_cap
+            token=read_token(token_file) if token_file else None,
+            branch_cap=branch_cap,
+            image_roots=tuple(image_root or ()),
         ),
         stop_sandboxes=stop_sandboxes,
     )

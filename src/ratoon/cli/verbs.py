@@ -48,7 +48,7 @@ SUBJECTS: dict[str, dict[str, Verb]] = {
         "tree": Verb("chains", "Show which snapshot was made from which."),
         "diff": Verb(
             "chains",
-            "Show what differs between two snapshots: pages of memory, bytes and files on the disk.",
+            "Show what differs between two snapshots, in memory, on the disk and of files.",
         ),
         "rmi": Verb("snapshots", "Delete snapshots and their images."),
         "pool": Verb("pool", "Show or set how many machines wait for forks of a snapshot."),

@@ -1,0 +1,289 @@
+"""The command line on real machines: what its users type, and what they see."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import sys
+import termios
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from served_daemon import Served
+from vm_helpers import FOR_EVER, MIB
+
+pytest_plugins = ["daemon_plugin"]
+
+PROGRAM = Path(sys.executable).with_name("ratoon")
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out.decode()
+
+
+Ratoon = Callable[..., Awaitable[Done]]
+
+
+def environment(served: Served) -> dict[str, str]:
+    return {**os.environ, "RATOON_URL": f"unix://{served.socket}", "TERM": "xterm"}
+
+
+async def start(served: Served, *arguments: str) -> Process:
+    return await asyncio.create_subprocess_exec(
+        PROGRAM, *arguments, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment(served)
+    )
+
+
+@pytest.fixture
+def ratoon(forked: Served) -> Ratoon:
+    async def run(*arguments: str, stdin: bytes = b"") -> Done:
+        process = await start(forked, *arguments)
+        out, err = await asyncio.wait_for(process.communicate(stdin), FOR_EVER)
+        assert process.returncode is not None
+        return Done(process.returncode, out, err.decode())
+
+    return run
+
+
+async def test_run_is_the_command_in_a_sandbox_of_its_own(ratoon: Ratoon, forked: Served) -> None:
+    before = forked.engine.sandboxes
+    done = await ratoon("run", "base", "sh", "-c", "echo out; printf '\\377'; echo err >&2; exit 3")
+    assert (done.code, done.out, done.err) == (3, b"out\n\xff", "err\n")
+    data = bytes(range(256)) * (4 * MIB // 256)
+    done = await ratoon("run", "-i", "base", "cat", stdin=data)
+    assert (done.code, done.out) == (0, data)
+    done = await ratoon("run", "-e", "A=1", "-w", "/usr", "-u", "nobody", "base", "--", *ASK)
+    assert done.text == "1 /usr nobody\n"
+    missing = await ratoon("run", "base", "no-such-program")
+    assert (missing.code, missing.out) == (127, b"")
+    assert "no-such-program" in missing.err
+    slow = await ratoon("run", "--timeout-secs", "0.5", "base", "sleep", "1000")
+    assert slow.code == 124
+    assert "too long" in slow.err
+    as_json = json.loads((await ratoon("run", "--json", "base", "echo", "hi")).out)
+    assert (as_json["exit_code"], as_json["stdout"]) == (0, "hi\n")
+    assert "fork" in as_json["stages_ms"]
+    assert forked.engine.sandboxes == before
+
+
+ASK = ("sh", "-c", "echo $A $(pwd) $(id -un)")
+
+
+async def test_a_sandbox_from_run_to_kill(ratoon: Ratoon) -> None:
+    sandbox = (await ratoon("run", "-d", "--name", "web", "-l", "a=b", "base")).text.strip()
+    taken = await ratoon("run", "-d", "--name", "web", "base")
+    assert taken.code == 125
+    assert sandbox in taken.err
+    (listed,) = json.loads((await ratoon("ls", "--json", "-l", "a=b")).out)
+    assert (listed["id"], listed["metadata"]) == (sandbox, {"a": "b", "name": "web"})
+    assert sandbox in (await ratoon("ps")).text
+    assert (await ratoon("exec", "web", "hostname")).text == f"{sandbox}\n"
+    assert (await ratoon("exec", sandbox, "sh", "-c", "exit 7")).code == 7
+    forks = (await ratoon("fork", "web", "-n", "2")).text.split()
+    assert len({*forks, sandbox}) == 3
+    for verb, state in (("standby", "standby"), ("resume", "running")):
+        assert (await ratoon(verb, "web", forks[0])).code == 0
+        listed = json.loads((await ratoon("ls", "--json", "--state", state)).out)
+        assert {sandbox, forks[0]} <= {each["id"] for each in listed}
+    await ratoon("exec", "web", "touch", "/root/made")
+    assert (await ratoon("reset", "web")).code == 0
+    assert (await ratoon("exec", "web", "ls", "/root/made")).code == 2
+    assert (await ratoon("kill", *forks, "absent")).code == 3
+    assert (await ratoon("kill", "web")).code == 0
+    assert json.loads((await ratoon("ls", "--json")).out) == []
+    spawned = (await ratoon("spawn", "--tag", "base", "-n", "2", "--ttl", "10m")).text.split()
+    assert len(spawned) == 2
+    assert (await ratoon("kill", "--tag", "base")).code == 0
+    assert (await ratoon("ls", "-q")).out == b""
+
+
+async def test_snapshots_are_made_of_sandboxes(ratoon: Ratoon) -> None:
+    command = "sh -c 'echo 42 >/root/answer; sync'"
+    made = await ratoon("snapshot-diff", "--from", "base", "--tag", "cli-a", "--exec", command)
+    assert made.text.startswith("cli-a: depth 1, ")
+    failed = await ratoon("snapshot-diff", "--from", "base", "--tag", "cli-b", "--exec", "false")
+    assert (failed.code, failed.out) == (1, b"")
+    assert "cli-b was not made" in failed.err
+    taken = await ratoon("snapshot-diff", "--from", "base", "--tag", "cli-a", "--exec", "true")
+    assert taken.code == 4
+    sandbox = (await ratoon("run", "-d", "cli-a")).text.strip()
+    await ratoon("snapshot", "--tag", "cli-full", "--from-sandbox", sandbox)
+    await ratoon("snapshot", "--tag", "cli-live", "--from-sandbox", sandbox, "--live")
+    images = {each["tag"]: each for each in json.loads((await ratoon("images", "--json")).out)}
+    assert (images["cli-full"]["chain_depth"], images["cli-live"]["parent_tag"]) == (0, "cli-full")
+    assert (await ratoon("run", "cli-live", "cat", "/root/answer")).text == "42\n"
+    detail = json.loads((await ratoon("snapshot-info", "cli-a", "--json")).out)
+    assert detail["ancestors"] == ["base"]
+    compact = await ratoon("snapshot-compact", "--from", "cli-a", "--to", "cli-flat")
+    assert "depth 0" in compact.text
+    gone = await ratoon("rmi", "cli-flat", "cli-a", "--force")
+    assert gone.err.splitlines() == ["deleted cli-flat", "deleted cli-a"]
+
+
+async def test_files_are_copied(ratoon: Ratoon, tmp_path: Path) -> None:
+    sandbox = (await ratoon("run", "-d", "base")).text.strip()
+    tree = tmp_path / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "sub/file").write_text("content")
+    assert (await ratoon("cp", str(tree), f"{sandbox}:/root/new")).code == 0
+    assert (await ratoon("cp", str(tree), f"{sandbox}:/root/new")).code == 0
+    assert (await ratoon("cp", f"{tree}/.", f"{sandbox}:/root/new")).code == 0
+    found = await ratoon("exec", sandbox, "sh", "-c", "cd /root/new && find . -type f | sort")
+    assert found.text == "./sub/file\n./tree/sub/file\n"
+    await ratoon("cp", f"{sandbox}:/root/new", str(tmp_path))
+    assert (tmp_path / "new/tree/sub/file").read_text() == "content"
+    await ratoon("cp", f"{sandbox}:/root/new/sub/file", str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_text() == "content"
+    absent = await ratoon("cp", f"{sandbox}:/absent", str(tmp_path / "x"))
+    assert absent.code == 3
+    assert "/absent" in absent.err
+    assert (await ratoon("cp", "a", "b")).code == 2
+
+
+async def test_what_runs_in_the_background(ratoon: Ratoon) -> None:
+    sandbox = (await ratoon("run", "-d", "base", "sh", "-c", "echo begun; cat")).text.strip()
+    while not (logs := await ratoon("logs", sandbox)).out:
+        pass
+    assert (logs.code, logs.text) == (0, "begun\n")
+    pid = int((await ratoon("exec", "-d", "-i", sandbox, "cat")).text)
+    top = json.loads((await ratoon("top", "--json", sandbox)).out)
+    assert [each["background"] for each in top if each["pid"] == pid] == [True]
+    attached = await ratoon("attach", sandbox, str(pid), stdin=b"typed\n")
+    assert (attached.code, attached.out) == (0, b"typed\n")
+    assert (await ratoon("logs", sandbox, "99999")).code == 3
+    assert (await ratoon("eval", sandbox, "x = 6\nprint('hi')\nx * 7")).text == "hi\n42\n"
+    failed = await ratoon("eval", sandbox, stdin=b"x / 0")
+    assert failed.code == 1
+    assert "ZeroDivisionError" in failed.err
+    assert (await ratoon("port", sandbox, "8000")).text.endswith("-> 8000\n")
+    (port,) = json.loads((await ratoon("port", "--json", sandbox)).out)
+    assert port["guest_port"] == 8000
+    assert (await ratoon("port", sandbox, "--close", "8000")).code == 0
+    assert (await ratoon("port", sandbox)).out == b""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_who_is_interrupted_leaves_no_sandbox(forked: Served, number: int) -> None:
+    before = forked.engine.sandboxes
+    process = await start(forked, "run", "base", "sh", "-c", "echo begun; sleep 1000")
+    assert process.stdout is not None
+    assert await asyncio.wait_for(process.stdout.readline(), FOR_EVER) == b"begun\n"
+    process.send_signal(number)
+    assert await asyncio.wait_for(process.wait(), FOR_EVER) == 130
+    assert forked.engine.sandboxes == before
+
+
+# On a terminal ------------------------------------------------------------------------------------
+
+
+class Typist:
+    """Sits at a terminal that `ratoon` runs on."""
+
+    def __init__(self, keyboard: int, process: Process) -> None:
+        self.process = process
+        self._keyboard = keyboard
+        self.seen = b""
+
+    def type(self, text: bytes) -> None:
+        os.write(self._keyboard, text)
+
+    async def see(self, text: bytes) -> None:
+        """Wait until `text` is shown, after what was seen before."""
+        async with asyncio.timeout(FOR_EVER):
+            while text not in self.seen:
+                self.seen += await asyncio.to_thread(os.read, self._keyboard, 4096)
+        self.seen = self.seen.partition(text)[2]
+
+    async def end(self) -> int:
+        return await asyncio.wait_for(self.process.wait(), FOR_EVER)
+
+
+@asynccontextmanager
+async def terminal(served: Served, *arguments: str) -> AsyncIterator[Typist]:
+    """`ratoon` on a terminal of 30 rows and 100 columns, which must be as it was in the end."""
+    keyboard, screen = pty.openpty()
+    termios.tcsetwinsize(keyboard, (30, 100))
+    before = termios.tcgetattr(screen)
+    process = await asyncio.create_subprocess_exec(
+        PROGRAM,
+        *arguments,
+        stdin=screen,
+        stdout=screen,
+        stderr=screen,
+        env=environment(served),
+        start_new_session=True,
+    )
+    try:
+        yield Typist(keyboard, process)
+        assert termios.tcgetattr(screen) == before
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(keyboard)
+        os.close(screen)
+
+
+async def test_a_shell_on_a_terminal(forked: Served) -> None:
+    before = forked.engine.sandboxes
+    async with terminal(forked, "run", "-it", "base", "sh") as typist:
+        await typist.see(b"# ")
+        typist.type(b"stty size; echo $TERM\r")
+        await typist.see(b"30 100")
+        await typist.see(b"xterm")
+        typist.type(b"sleep 1000\r")
+        await typist.see(b"sleep 1000")
+        typist.type(b"\x03")  # goes to the shell, and ends what it runs
+        await typist.see(b"# ")
+        typist.type(b"exit 7\r")
+        assert await typist.end() == 7
+    assert forked.engine.sandboxes == before
+
+
+async def test_a_terminal_changes_its_size(forked: Served) -> None:
+    async with terminal(forked, "run", "-it", "base") as typist:
+        await typist.see(b"# ")
+        typist.type(b"trap 'echo now $(stty size)' WINCH; echo re''ady\r")
+        await typist.see(b"ready")
+        termios.tcsetwinsize(typist._keyboard, (40, 120))
+        typist.process.send_signal(signal.SIGWINCH)  # no terminal of its own session tells it
+        await typist.see(b"now 40 120")
+        typist.type(b"exit\r")
+        assert await typist.end() == 0
+
+
+async def test_detaching_leaves_all_running(ratoon: Ratoon, forked: Served) -> None:
+    before = {each.id for each in forked.engine.sandboxes}
+    async with terminal(forked, "run", "-it", "base", "sh") as typist:
+        await typist.see(b"# ")
+        typist.type(b"here=there\r")
+        await typist.see(b"# ")
+        typist.type(b"\x10\x11")
+        await typist.see(b"ratoon attach ")
+        assert await typist.end() == 0
+    (sandbox,) = {each.id for each in forked.engine.sandboxes} - before
+    async with terminal(forked, "attach", sandbox) as typist:
+        typist.type(b"echo $here again\r")
+        await typist.see(b"there again")
+        typist.type(b"exit 3\r")
+        assert await typist.end() == 3
+
+
+async def test_a_terminal_that_is_not_one(ratoon: Ratoon) -> None:
+    refused = await ratoon("run", "-it", "base", "sh")
+    assert refused.code == 125
+    assert "not a terminal" in refused.err
