@@ -89,6 +89,12 @@ async def test_compacting_is_refused(
         ({"tag": "new", "image": "gentoo"}, 404),
         ({"tag": "new", "image": "debian", "ram_mib": 1}, 400),
         ({"tag": "new"}, 422),
+        ({"tag": "new", "kernel": "/etc/hostname"}, 422),
+        ({"tag": "new", "kernel": "/etc/hostname", "rootfs": "/etc/hostname"}, 400),
+        ({"tag": "new", "image": "debian", "kernel": "/x", "rootfs": "/y"}, 400),
+        ({"tag": "new", "image": "debian", "boot_wait_secs": 61}, 400),
+        ({"tag": "new", "image": "debian", "boot_wait_secs": "1"}, 422),
+        ({"tag": "new", "image": "debian", "network": "wild"}, 400),
     ],
 )
 async def test_making_a_base_is_refused(

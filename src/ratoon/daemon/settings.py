@@ -19,5 +19,7 @@ class Settings:
     max_body_bytes: int = 8 * MIB
     #: Seconds until a request must have begun its answer.
     request_seconds: float = 3600.0
+    #: Where the kernels and disks lie that a base may be made of.
+    image_roots: tuple[Path, ...] = ()
     #: Where requests are written down, if anywhere.
     audit_log: Path | None = None

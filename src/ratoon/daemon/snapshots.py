@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Request
@@ -22,6 +23,7 @@ from ratoon.daemon.models.snapshots import (
 )
 from ratoon.daemon.problems import answers, error_response
 from ratoon.errors import AlreadyExists, InFlight, InvalidInput, NotFound
+from ratoon.network.policy import NetworkPolicy
 from ratoon.sandbox.branch import Branched, Writing
 from ratoon.sandbox.engine import MIB
 from ratoon.snapshot.manifest import check_tag
@@ -73,14 +75,31 @@ async def make_snapshot(
 
     Events of kind `progress` tell how far it is. If the client goes away, it is given up.
     """
-    work = daemon.engine.from_image(
-        body.image,
-        body.tag,
-        ram_bytes=body.ram_mib * MIB,
-        vcpus=body.vcpus,
-        disk_bytes=body.disk_mib * MIB,
-        progress=_telling(daemon, body.tag),
-    )
+    engine, progress = daemon.engine, _telling(daemon, body.tag)
+    network = NetworkPolicy.parse(body.network)
+    if body.image is not None:
+        work = engine.from_image(
+            body.image,
+            body.tag,
+            ram_bytes=body.ram_mib * MIB,
+            vcpus=body.vcpus,
+            disk_bytes=body.disk_mib * MIB,
+            network=network,
+            progress=progress,
+        )
+    else:
+        assert body.kernel is not None
+        assert body.rootfs is not None
+        work = engine.from_files(
+            Path(body.kernel),
+            Path(body.rootfs),
+            body.tag,
+            roots=daemon.settings.image_roots,
+            ram_bytes=body.ram_mib * MIB,
+            vcpus=body.vcpus,
+            network=network,
+            progress=progress,
+        )
     try:
         built = await while_connected(request, work)
     except (AlreadyExists, InFlight) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blake3 import blake3
@@ -91,6 +91,11 @@ def build_guest(progress: Progress = silent) -> Guest:
         directory / "initramfs.cpio",
         (directory / "initramfs.cpio.b3").read_text(),
     )
+
+
+def with_kernel(guest: Guest, kernel: Path) -> Guest:
+    """The same initramfs, with another kernel; what drivers it lacks, the kernel must have."""
+    return replace(guest, kernel=kernel, kernel_digest=blake3(kernel.read_bytes()).hexdigest())
 
 
 def _walk(root: Path) -> Iterator[Path]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ratoon import files
 from ratoon.artifacts import Progress, silent
 from ratoon.errors import InvalidInput, NotFound
-from ratoon.guest.build import Guest, build_guest
+from ratoon.guest.build import Guest, build_guest, with_kernel
 from ratoon.guest.evaluation import warm_up
 from ratoon.host.limits import Limits
 from ratoon.memory.digests import PAGE_SIZE
@@ -27,8 +28,10 @@ from ratoon.sandbox.sandbox import Sandbox, new_machine_id
 from ratoon.sandbox.stages import Stages
 from ratoon.sandbox.start import rebirth
 from ratoon.snapshot.manifest import GuestInfo, MachineConfig
+from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.store import Store
 from ratoon.sources.debian import build_debian
+from ratoon.sources.given import take
 from ratoon.vmm import command
 from ratoon.vmm.driver import Accelerator, Hardware, Launch
 from ratoon.vmm.qemu import qemu_version
@@ -50,6 +53,18 @@ class Built:
     branched: Branched
     stages: dict[str, float]
     total_ms: float
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a base is booted from; `name` is kept in its manifest."""
+
+    name: str
+    guest: Guest
+    disk: Path
+    disk_bytes: int
+    hardware: Hardware
+    network: NetworkPolicy
 
 
 class BaseBuilder:
@@ -87,25 +102,66 @@ class BaseBuilder:
         `network`: what its forks may reach unless they are given something else; the boot itself
         reaches nothing.
         """
+        self._check(tag, ram_bytes, vcpus)
+        stages = Stages()
+        with stages("build"):
+            guest, disk, accelerator = await _build(image, disk_bytes, progress)
+        hardware = Hardware(ram_bytes, vcpus, accelerator)
+        source = _Source(image, guest, disk, disk_bytes, hardware, network)
+        return await self._make(source, tag, stages, progress)
+
+    async def from_files(
+        self,
+        kernel: Path,
+        rootfs: Path,
+        tag: str,
+        *,
+        roots: Sequence[Path],
+        ram_bytes: int = RAM_BYTES,
+        vcpus: int = 1,
+        network: NetworkPolicy = NONE,
+        progress: Progress = silent,
+    ) -> Built:
+        """As `from_image`, of a kernel and a raw disk with ext4, below one of `roots`; see `take`.
+
+        The kernel must have the drivers that Debian's has as modules, or be that one.
+        """
+        self._check(tag, ram_bytes, vcpus)
+        stages = Stages()
+        with scratch(self._store) as room:
+            with stages("build"):
+                given = await asyncio.to_thread(take, kernel, rootfs, roots, room)
+                ours = await asyncio.to_thread(build_guest, progress)
+                guest = await asyncio.to_thread(with_kernel, ours, given.kernel)
+                probe = await choose_accelerator(guest, progress)
+            hardware = Hardware(ram_bytes, vcpus, probe.accelerator)
+            source = _Source(str(rootfs), guest, given.disk, given.disk_bytes, hardware, network)
+            return await self._make(source, tag, stages, progress)
+
+    def _check(self, tag: str, ram_bytes: int, vcpus: int) -> None:
         self._store.require_free(tag)
         if ram_bytes < 128 * MIB or ram_bytes % PAGE_SIZE:
             raise InvalidInput(f"{ram_bytes} bytes of RAM: use 128 MiB or more, in whole pages")
         if not 1 <= vcpus <= 64:
             raise InvalidInput(f"{vcpus} virtual CPUs: use 1 to 64")
-        stages = Stages()
-        with stages("build"):
-            guest, disk, accelerator = await _build(image, disk_bytes, progress)
-        hardware = Hardware(ram_bytes, vcpus, accelerator)
-        progress(f"booting {image} with {ram_bytes // MIB} MiB of RAM on {accelerator}")
+
+    async def _make(self, source: _Source, tag: str, stages: Stages, progress: Progress) -> Built:
+        hardware = source.hardware
+        progress(
+            f"booting {source.name} with {hardware.ram_bytes // MIB} MiB of RAM "
+            f"on {hardware.accelerator}"
+        )
         with stages("boot"):
-            sandbox, agent_version = await self._boot(guest, disk, hardware, network)
+            sandbox, agent_version = await self._boot(
+                source.guest, source.disk, hardware, source.network
+            )
         async with sandbox:
             with stages("warm"):
                 await warm_up(sandbox)
             with stages("branch"):
                 progress(f"taking snapshot {tag}")
-                info = GuestInfo(image=image, agent_version=agent_version)
-                config = _config(hardware, guest, disk_bytes)
+                info = GuestInfo(image=source.name, agent_version=agent_version)
+                config = _config(hardware, source.guest, source.disk_bytes)
                 branched = await self._brancher.branch(sandbox, tag, base=(config, info))
         with stages("image"):
             await self._heads.make_image(branched.snapshot)

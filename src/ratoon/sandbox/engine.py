@@ -91,8 +91,9 @@ class Engine:
         self._brancher = Brancher(store, self._heads, templates, buffers)
         self._lifecycle = Lifecycle(self._heads, starter, buffers)
         bases = BaseBuilder(store, self.images, self._heads, self._brancher, confiner, runtime)
-        #: Boots an image cold and publishes it as a base; boots it and leaves it at that.
-        self.from_image, self.boot = bases.from_image, bases.boot
+        #: Make bases; boot an image and leave it at that.
+        self.from_image, self.from_files = bases.from_image, bases.from_files
+        self.boot = bases.boot
         self._sandboxes: dict[str, Sandbox] = {}
         #: What happens, for whoever listens.
         self.events = Events()
@@ -119,10 +120,9 @@ class Engine:
             engine = cls(store, runtime, frozenset(accelerators), namespaces, keep=keep)
             engine.images.sweep()
             await engine._adopt(left)
+            doze = engine._lifecycle.doze
             keeper = asyncio.create_task(
-                keep_time(
-                    lambda: engine.sandboxes, kill=Sandbox.kill, suspend=engine._lifecycle.doze
-                )
+                keep_time(lambda: engine.sandboxes, kill=Sandbox.kill, suspend=doze)
             )
             try:
                 yield engine

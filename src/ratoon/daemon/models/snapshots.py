@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from ratoon.daemon.models.common import Answer, Request
 from ratoon.sandbox.base import DISK_BYTES, MIB, RAM_BYTES
@@ -58,13 +59,33 @@ class SnapshotDetail(Answer):
 
 
 class SnapshotRequest(Request):
-    """`image` is booted cold, with so much RAM, so many virtual CPUs and a disk of that size."""
+    """What is booted cold: an `image`, or a `kernel` and a `rootfs` (raw, with ext4), files of the
+    host where the daemon lets them lie.
+
+    It gets so much RAM, so many virtual CPUs and, of an image, a disk of that size. `network`: what
+    forks may reach unless they are given something else. The rest is there for clients of another
+    runtime, and changes nothing: every fork may write, and the boot is awaited until it is done.
+    """
 
     tag: str
-    image: str
+    image: str | None = None
+    kernel: str | None = None
+    rootfs: str | None = None
     ram_mib: Annotated[int, Field(ge=128, le=1 << 20)] = RAM_BYTES // MIB
     vcpus: Annotated[int, Field(ge=1, le=64)] = 1
     disk_mib: Annotated[int, Field(ge=256, le=1 << 24)] = DISK_BYTES // MIB
+    network: str = "none"
+    rw: bool = False
+    tap: Any = None
+    boot_wait_secs: Annotated[int, Field(ge=0, le=60)] = 10
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.image is None and (self.kernel is None or self.rootfs is None):
+            raise PydanticCustomError("missing", "image is missing, or kernel and rootfs")
+        if self.image is not None and (self.kernel is not None or self.rootfs is not None):
+            raise ValueError("give an image, or a kernel and a rootfs, not both")
+        return self
 
 
 class CompactRequest(Request):
