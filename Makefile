@@ -22,7 +22,8 @@ test-fast: setup  ## the tests without virtual machines
 	@$(PYTHON_IN_VENV) -m pytest -m 'not vm'
 
 soak: setup  ## the long runs, of which `make test` takes a seeded slice
-	@$(PYTHON_IN_VENV) -m pytest --soak tests/faults tests/model tests/vm/test_random_lives.py tests/vm/test_streams_across_branches.py \
+	@$(PYTHON_IN_VENV) -m pytest --soak tests/faults tests/model tests/vm/test_random_lives.py \
+		tests/vm/test_streams_across_branches.py tests/vm/test_taken_over.py \
 		tests/vm/test_daemon_fuzz.py tests/vm/test_daemon_load.py
 
 lint: setup  ## formatter, linter and type checker

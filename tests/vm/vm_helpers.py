@@ -148,12 +148,13 @@ async def assert_whole(engine: Engine, source: Sandbox) -> None:
         await engine.branch(fork, "next-of-next")
 
 
-#: Counts in the background, in a file that it holds open and in memory; prints who does.
-_COUNT = """
+#: Counts in the background, in a file that it holds open and in memory; prints who, since when.
+COUNT = """
 setsid sh -c 'exec 3>>/root/count; n=0
 while :; do n=$((n+1)); echo $n >&3; echo $n >/dev/shm/count; sleep 0.02; done' \
 </dev/null >/dev/null 2>&1 &
-echo $!; until [ -s /root/count ]; do sleep 0.05; done
+until [ -s /root/count ]; do sleep 0.05; done
+echo $!; cut -d' ' -f22 /proc/$!/stat
 """
 _STILL_COUNTS = """
 test -e /proc/{0}
@@ -174,9 +175,8 @@ class Counter:
 
     @classmethod
     async def begin(cls, sandbox: Sandbox) -> Counter:
-        pid = (await sh(sandbox, _COUNT)).strip()
-        return cls(pid, await sh(sandbox, _STILL_COUNTS.format(pid)))
+        return cls(*(await sh(sandbox, COUNT)).split())
 
     async def assert_counts(self, sandbox: Sandbox) -> None:
         """It goes on, and has left out nothing and counted nothing twice."""
-        assert await sh(sandbox, _STILL_COUNTS.format(self._pid)) == self._started
+        assert await sh(sandbox, _STILL_COUNTS.format(self._pid)) == f"{self._started}\n"
