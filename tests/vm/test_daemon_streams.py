@@ -256,6 +256,28 @@ async def test_who_vanishes_takes_the_command_along(served: Served, shared_sandb
     assert done.json()["exit_code"] == 0
 
 
+async def test_who_vanishes_while_input_waits_is_missed_too(
+    served: Served, shared_sandbox: str
+) -> None:
+    """What nobody takes is not read any further, and the end of the connection lies behind it."""
+    script = "echo $$; exec sleep 1000"
+    async with running(served, shared_sandbox, "sh", "-c", script, stdin=True) as command:
+        first = await command.hear()
+        assert isinstance(first, bytes)
+
+        async def flood() -> None:
+            while True:
+                await command.send(bytes(100_000))
+
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(flood(), 2)
+        command._socket.transport.abort()
+    gone = f"while [ -e /proc/{int(first[1:])} ]; do sleep 0.1; done"
+    body = {"args": ["sh", "-c", gone], "timeout_secs": FOR_EVER}
+    done = await served.api.post(f"/v1/sandboxes/{shared_sandbox}/exec", json=body)
+    assert done.json()["exit_code"] == 0
+
+
 async def test_megabytes_there_and_back(served: Served, shared_sandbox: str) -> None:
     data = bytes(range(256)) * (4 * MIB // 256)
     async with running(served, shared_sandbox, "cat", stdin=True) as command:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NoReturn, TypeVar
 
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ratoon import files
+from ratoon.concurrency import beside
 from ratoon.daemon.models.common import Request
 from ratoon.daemon.problems import error_fields, explain
 from ratoon.errors import InvalidInput, RatoonError
@@ -22,6 +23,12 @@ Model = TypeVar("Model", bound=Request)
 OPENING_TIMEOUT = 30.0
 #: Bytes in a message; clients limit what they take at once.
 MAX_MESSAGE = 256 * 1024
+
+
+#: Among the extensions of a scope: whether the client has left, told without reading from it.
+HUNG_UP = "ratoon.hung_up"
+#: Seconds between looks at that.
+LOOK = 0.5
 
 
 class Conversation:
@@ -64,6 +71,20 @@ class Conversation:
         if isinstance(found, bytes):
             raise InvalidInput("the first message has to be a JSON object that says what to do")
         return kind.model_validate(found)
+
+    async def while_there(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do `work`, which may take long, and during which nothing is heard; not without a client.
+
+        What it has sent before it left waits to be read: so its leaving is not among that.
+        """
+        hung_up = self._socket.scope["extensions"].get(HUNG_UP, lambda: False)
+
+        async def look() -> NoReturn:
+            while not hung_up():
+                await asyncio.sleep(LOOK)
+            raise WebSocketDisconnect
+
+        await beside(work, look())
 
     async def until_gone(self) -> NoReturn:
         """WebSocketDisconnect once the client is gone; what it says is dropped."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import signal
 import socket
 import struct
@@ -18,9 +19,11 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
 
 from ratoon import files, paths
 from ratoon.daemon.app import create_app
+from ratoon.daemon.conversation import HUNG_UP
 from ratoon.daemon.settings import Settings
 from ratoon.daemon.sockets import tcp_socket, unix_socket
 from ratoon.errors import Conflict
@@ -81,7 +84,18 @@ class _Http(_Named, H11Protocol):  # it bounds what a client may send before the
 
 
 class _WebSocket(_Named, WebSocketsSansIOProtocol):
-    pass
+    """One that can tell that its client has left, while nothing is read from it."""
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if hasattr(self, "scope"):
+            extensions: dict[str, Any] = self.scope["extensions"]
+            extensions[HUNG_UP] = self._hung_up
+
+    def _hung_up(self) -> bool:
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
 
 
 class Server(uvicorn.Server):

@@ -71,7 +71,7 @@ async def _input(client: Conversation, command: Command) -> None:
     while True:
         said = await client.hear()
         if isinstance(said, bytes):
-            await command.write(said)
+            await client.while_there(command.write(said))
             continue
         wish = ExecSaying.model_validate(said)
         if wish.eof:
@@ -162,7 +162,7 @@ async def _to_port(client: Conversation, stream: GuestStream) -> None:
     while True:
         said = await client.hear()
         if isinstance(said, bytes):
-            await stream.write(said)
+            await client.while_there(stream.write(said))
         elif said == {"eof": True}:
             stream.end_input()
         else:
