@@ -62,7 +62,7 @@ def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For OpenAPI: the errors that a route may answer with, besides those that all may."""
     return {
         status: {"model": ErrorAnswer, "description": _MEANINGS[status]}
-        for status in sorted({*statuses, 401, 403, 422, 500, 504})
+        for status in sorted({*statuses, 401, 403, 413, 422, 500, 504})
     }
 
 
