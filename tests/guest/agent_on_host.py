@@ -203,7 +203,7 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-def wait_for(met: Callable[[], bool], seconds: float = 10) -> None:
+def wait_for(met: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not met():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -48,7 +48,7 @@ async def guest_on_host(**options: Any) -> AsyncIterator[Guest]:
         agent.close()
 
 
-async def until(met: Callable[[], bool], seconds: float = 20) -> None:
+async def until(met: Callable[[], bool], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not met():
             await asyncio.sleep(0.01)

@@ -46,7 +46,7 @@ async def files_on_host(**options: Any) -> AsyncIterator[FilesOnHost]:
         process.close()
 
 
-async def until(met: Callable[[], bool], seconds: float = 20) -> None:
+async def until(met: Callable[[], bool], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not met():
             await asyncio.sleep(0.01)

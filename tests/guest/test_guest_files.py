@@ -322,7 +322,7 @@ async def test_a_write_whose_host_goes_away_leaves_nothing(tmp_path: Path) -> No
             files.channel.begin()
             await files.channel.request("hello", timeout=20)
             assert list(tmp_path.iterdir()) == []
-            assert files.process.descriptors == before
+            await until(lambda: files.process.descriptors == before)
 
 
 # Changes ----------------------------------------------------------------------------------------

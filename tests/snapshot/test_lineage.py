@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fake_snapshots import flip, publish
-from ratoon.cli.chains import draw, printable
+from ratoon.cli.chains import draw
+from ratoon.cli.showing import printable
 from ratoon.snapshot.lineage import Node, lineage
 from ratoon.snapshot.store import Store
 
