@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -123,7 +122,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_what_is_no_tag_or_id_never_reaches_a_file(
-    bare_engine: Engine, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bare_engine: Engine, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     touched: list[str] = []
     real_open = os.open
@@ -157,7 +156,7 @@ async def test_what_is_no_tag_or_id_never_reaches_a_file(
         ):
             raw = json.dumps(body).replace("PLACE", name.replace("%00", "\\u0000"))
             assert (await post(api, path, raw.encode()))[0] in (400, 404), path
-    inside = str(tmp_path / "home")
+    inside = str(bare_engine.store.home)
     strange = [path for path in touched if not path.startswith(inside) and "snapshots" in path]
     assert strange == []
     assert sorted(p.name for p in bare_engine.store.snapshots.iterdir()) == ["L1", "L2", "base"]

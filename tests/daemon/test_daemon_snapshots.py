@@ -30,14 +30,14 @@ async def test_the_list_has_what_is_known_and_leaves_out_what_is_not(
 
 
 async def test_a_damaged_snapshot_does_not_hide_the_others(
-    api: httpx2.AsyncClient, bare_engine: Engine
+    own_api: httpx2.AsyncClient, own_engine: Engine
 ) -> None:
-    (bare_engine.store.snapshots / "L1/manifest.json").write_text("{}")
-    listed = {each["tag"]: each for each in (await api.get("/v1/snapshots")).json()}
+    (own_engine.store.snapshots / "L1/manifest.json").write_text("{}")
+    listed = {each["tag"]: each for each in (await own_api.get("/v1/snapshots")).json()}
     assert listed["base"]["bootable"]
     assert (listed["L1"]["status"], listed["L1"]["bootable"]) == ("failed", False)
     assert "manifest.json" in listed["L1"]["error"]
-    fork = await api.post("/v1/sandboxes", json={"snapshot_tag": "L1"})
+    fork = await own_api.post("/v1/sandboxes", json={"snapshot_tag": "L1"})
     assert fork.status_code == 409
     assert "manifest.json" in fork.json()["error"]
 
@@ -52,18 +52,18 @@ async def test_info_is_all_about_one(api: httpx2.AsyncClient) -> None:
     assert (await api.get("/v1/snapshots/absent/info")).status_code == 404
 
 
-async def test_deleting(api: httpx2.AsyncClient) -> None:
-    refused = await api.delete("/v1/snapshots/base")
+async def test_deleting(own_api: httpx2.AsyncClient) -> None:
+    refused = await own_api.delete("/v1/snapshots/base")
     assert refused.status_code == 409
     assert "L1" in refused.json()["error"]
     assert "L2" not in refused.json()["error"]
-    both = await api.delete("/v1/snapshots/base?cascade=true&force=true")
+    both = await own_api.delete("/v1/snapshots/base?cascade=true&force=true")
     assert both.status_code == 400
-    assert (await api.delete("/v1/snapshots/base?force")).status_code == 204
-    assert (await api.delete("/v1/snapshots/base")).status_code == 404
-    gone = await api.delete("/v1/snapshots/L1?cascade=true")
+    assert (await own_api.delete("/v1/snapshots/base?force")).status_code == 204
+    assert (await own_api.delete("/v1/snapshots/base")).status_code == 404
+    gone = await own_api.delete("/v1/snapshots/L1?cascade=true")
     assert (gone.status_code, gone.content) == (204, b"")
-    assert (await api.get("/v1/snapshots")).json() == []
+    assert (await own_api.get("/v1/snapshots")).json() == []
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ async def test_lineage_and_usage(api: httpx2.AsyncClient) -> None:
     assert one == usage["snapshots"]["L2"]
 
 
-async def test_check_tells_what_is_damaged(api: httpx2.AsyncClient, bare_engine: Engine) -> None:
-    (bare_engine.store.snapshots / "L2/vmstate").write_bytes(b"other")
-    report = (await api.post("/v1/check")).json()
+async def test_check_tells_what_is_damaged(own_api: httpx2.AsyncClient, own_engine: Engine) -> None:
+    (own_engine.store.snapshots / "L2/vmstate").write_bytes(b"other")
+    report = (await own_api.post("/v1/check")).json()
     assert not report["sound"]
     assert any(found["snapshot"] == "L2" for found in report["findings"])
     for body, status in (({"subset": "1/2"}, 400), ({"read_data": True, "subset": "x"}, 400)):
-        assert (await api.post("/v1/check", json=body)).status_code == status
+        assert (await own_api.post("/v1/check", json=body)).status_code == status
 
 
 async def test_there_is_no_pool_of_what_is_not_there(api: httpx2.AsyncClient) -> None:
