@@ -116,7 +116,7 @@ async def test_a_burst_that_fails_in_part_says_so(
     failures = (await forked.api.get("/v1/sandboxes/failures")).json()
     assert failures == {
         "snapshot_tag": "base",
-        "errors": [{"error": "no more of it", "kind": "HostError"}],
+        "errors": [{"error": "no more of it", "kind": "HostError", "details": {}}],
     }
     none = await forked.api.post("/v1/sandboxes", json={"snapshot_tag": "base", "n": 2})
     assert (none.status_code, none.json()["kind"]) == (500, "HostError")
