@@ -13,6 +13,7 @@ from pathlib import Path
 from ratoon import paths
 from ratoon.client import address
 from ratoon.client.address import Address
+from ratoon.client.local import listens
 
 _numbers = count()
 
@@ -31,8 +32,11 @@ class Embedded:
         with self._lock:
             if self._running is None:
                 started: Future[Address] = Future()
-                # Machines die with the thread that started them, so it is one that stays.
-                thread = threading.Thread(target=self._run, args=[started], name="ratoon-engine")
+                # Machines die with the thread that started them, so it is one that stays; and who
+                # forgets to close this may end all the same: the next engine cleans up.
+                thread = threading.Thread(
+                    target=self._run, args=[started], name="ratoon-engine", daemon=True
+                )
                 thread.start()
                 self._running = thread, started.result()
             return self._running[1]
@@ -62,6 +66,9 @@ class Embedded:
 
         async with Engine.open(self._home) as engine:
             runtime = paths.runtime(engine.store.home)
+            for left in runtime.glob("embedded-*.sock"):
+                if not listens(left):
+                    left.unlink(missing_ok=True)
             path = runtime / f"embedded-{os.getpid()}-{next(_numbers)}.sock"
             with unix_socket(path) as listener:
                 server = Server(create_app(engine), listener, None)
@@ -74,4 +81,3 @@ class Embedded:
                     started.set_result(address.local(str(path), None))
                     await stopping.wait()
                     server.stop()
-                    server.stop()  # who asked has left already

@@ -35,6 +35,7 @@ class AsyncConnection:
         self._source = source
         self._conversations = AsyncConversations()
         self._finding = Lock()
+        self._closed = False
         self._found: tuple[Address, httpx2.AsyncClient] | None = None
 
     async def ask(
@@ -107,6 +108,7 @@ class AsyncConnection:
     async def close(self) -> None:
         """No more requests will be made."""
         async with self._finding:
+            self._closed = True
             if self._found:
                 await self._found[1].aclose()
                 self._found = None
@@ -115,6 +117,8 @@ class AsyncConnection:
 
     async def _find(self) -> tuple[Address, httpx2.AsyncClient]:
         async with self._finding:
+            if self._closed:
+                raise Unreachable("this client was closed; make another one")
             if self._found is None:
                 address = await in_thread(self._source.find)
                 self._found = address, _client(address)

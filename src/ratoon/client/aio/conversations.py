@@ -5,6 +5,7 @@ That is because both directions have to go on at the same time, whichever of the
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -62,7 +63,10 @@ class AsyncConversation:
 
 
 class AsyncConversations:
-    """Opens them."""
+    """Opens them, and closes those that nobody else has closed."""
+
+    def __init__(self) -> None:
+        self._open: set[ClientConnection] = set()
 
     @asynccontextmanager
     async def open(self, address: Address, target: str) -> AsyncIterator[AsyncConversation]:
@@ -91,7 +95,10 @@ class AsyncConversations:
                 raise error_from(answer.status_code, bytes(answer.body or b"")) from None
             except (OSError, WebSocketException) as error:
                 raise unreachable(address, error) from error
+            self._open.add(socket)
+            held.callback(self._open.discard, socket)
             yield AsyncConversation(address, socket)
 
     async def close(self) -> None:
-        """There will be no more."""
+        """There will be no more; those that are open end."""
+        await asyncio.gather(*(socket.close() for socket in self._open))

@@ -36,6 +36,7 @@ class Connection:
         self._source = source
         self._conversations = Conversations()
         self._finding = Lock()
+        self._closed = False
         self._found: tuple[Address, httpx2.Client] | None = None
 
     def ask(
@@ -100,6 +101,7 @@ class Connection:
     def close(self) -> None:
         """No more requests will be made."""
         with self._finding:
+            self._closed = True
             if self._found:
                 self._found[1].close()
                 self._found = None
@@ -108,6 +110,8 @@ class Connection:
 
     def _find(self) -> tuple[Address, httpx2.Client]:
         with self._finding:
+            if self._closed:
+                raise Unreachable("this client was closed; make another one")
             if self._found is None:
                 address = in_thread(self._source.find)
                 self._found = address, _client(address)

@@ -6,6 +6,7 @@ Written by hand. In a thread's own WebSocket, what is being sent would hold up w
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 from ratoon.client.address import Address
 from ratoon.client.aio.conversations import AsyncConversation, AsyncConversations
+from ratoon.errors import Unreachable
 
 T = TypeVar("T")
 
@@ -44,7 +46,7 @@ class Conversation:
 
 
 class Conversations:
-    """Opens them."""
+    """Opens them, and closes those that nobody else has closed."""
 
     def __init__(self) -> None:
         self._starting = threading.Lock()
@@ -61,12 +63,15 @@ class Conversations:
         try:
             yield Conversation(loop, talk)
         finally:
-            loop.run(opening.__aexit__(None, None, None))
+            # The garbage collector may get here in any thread, and at the very end.
+            if loop.can_be_waited_for:
+                loop.run(opening.__aexit__(None, None, None))
 
     def close(self) -> None:
         """There will be no more; those that are open end."""
         with self._starting:
             if self._loop:
+                self._loop.run(self._conversations.close())
                 self._loop.close()
             self._loop = None
 
@@ -79,8 +84,17 @@ class _Loop:
         self._thread = threading.Thread(target=self._serve, name="ratoon-streams", daemon=True)
         self._thread.start()
 
+    @property
+    def can_be_waited_for(self) -> bool:
+        """Not so once it is closed, for its own thread, or when the program ends."""
+        gone = self._loop.is_closed() or sys.is_finalizing()
+        return not gone and threading.current_thread() is not self._thread
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`; it is cancelled if whoever waits is interrupted."""
+        if not self.can_be_waited_for:
+            work.close()
+            raise Unreachable("this client was closed; make another one")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
