@@ -43,3 +43,24 @@ async def test_a_kernel_and_a_disk_become_a_base(engine: Engine, tmp_path: Path)
             assert refused.status_code == 400
             assert "/etc/passwd" in refused.json()["error"]
     assert not [*engine.store.staging.iterdir()]
+
+
+async def test_a_pack_is_carried_to_another_name(engine: Engine, tmp_path: Path) -> None:
+    async with serving(engine, tmp_path / "run", Settings()) as served:
+        api = served.api
+        packed = (await api.get("/v1/snapshots/base/pack")).content
+        refused = await api.post("/v1/unpack", content=packed)
+        assert (refused.status_code, refused.json()["kind"]) == (409, "AlreadyExists")
+        made = await api.post("/v1/unpack", params={"tag": "copy"}, content=packed)
+        assert made.status_code == 201, made.text
+        assert made.json()["snapshot"]["tag"] == "copy"
+        assert made.json()["stored_bytes"] == 0
+        again = await api.post("/v1/unpack?tag=copy&force=true", content=packed)
+        assert again.status_code == 201
+        (sandbox,) = await served.fork(snapshot_tag="copy")
+        await api.delete(f"/v1/sandboxes/{sandbox}")
+        for content, status in ((b"", 409), (b"no pack", 409), (packed[:-9], 409)):
+            answer = await api.post("/v1/unpack?tag=other", content=content)
+            assert answer.status_code == status, answer.text
+        assert (await api.get("/v1/snapshots/absent/pack")).status_code == 404
+    assert not [*engine.store.staging.iterdir()]

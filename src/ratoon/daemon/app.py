@@ -14,6 +14,7 @@ from ratoon.daemon import (
     commands,
     events,
     files,
+    packs,
     ports,
     problems,
     sandboxes,
@@ -31,7 +32,7 @@ from ratoon.daemon.settings import Settings
 from ratoon.sandbox.engine import Engine
 
 _SUBJECTS = (
-    *(system, store, snapshots, sandboxes, branches),
+    *(system, store, snapshots, packs, sandboxes, branches),
     *(commands, files, ports, streams, workspaces, events),
 )
 

@@ -26,17 +26,19 @@ BYTES = "application/octet-stream"
 TAR = "application/x-tar"
 #: A body of any length: it is passed on, not held.
 UNBOUNDED = 1 << 62
+Responses = dict[int | str, dict[str, Any]]
+
 _REFUSALS = answers(400, 404, 409, 507)
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
-def _content(media_type: str) -> dict[int | str, dict[str, Any]]:
+def content(media_type: str, refusals: Responses = _REFUSALS) -> Responses:
     """For OpenAPI: answers with such content."""
-    return {**_REFUSALS, 200: {"content": {media_type: _BINARY}, "description": "The content."}}
+    return {**refusals, 200: {"content": {media_type: _BINARY}, "description": "The content."}}
 
 
 #: What a route needs to take a body of any kind and length.
-_UPLOAD: dict[str, Any] = {
+UPLOAD: dict[str, Any] = {
     "openapi_extra": {"requestBody": {"content": {BYTES: _BINARY}, "required": True}},
     "max_body_size": UNBOUNDED,
 }
@@ -68,7 +70,7 @@ Mode = Annotated[
 ]
 
 
-@router.get("/v1/sandboxes/{sandbox_id}/files", response_class=Response, responses=_content(BYTES))
+@router.get("/v1/sandboxes/{sandbox_id}/files", response_class=Response, responses=content(BYTES))
 async def read_file(
     files: Files, path: Path, offset: Size = 0, length: Size | None = None
 ) -> Response:
@@ -80,7 +82,7 @@ async def read_file(
     raise AssertionError
 
 
-@router.put("/v1/sandboxes/{sandbox_id}/files", responses=_REFUSALS, **_UPLOAD)
+@router.put("/v1/sandboxes/{sandbox_id}/files", responses=_REFUSALS, **UPLOAD)
 async def write_file(
     files: Files,
     path: Path,
@@ -172,9 +174,7 @@ async def make_symlink(files: Files, path: Path, to: To) -> None:
     await files.symlink(path, to)
 
 
-@router.get(
-    "/v1/sandboxes/{sandbox_id}/files/tar", response_class=Response, responses=_content(TAR)
-)
+@router.get("/v1/sandboxes/{sandbox_id}/files/tar", response_class=Response, responses=content(TAR))
 async def read_tree(files: Files, path: Path, owners: bool = False) -> Response:
     """A file, or a directory with all in it, as a tar archive.
 
@@ -187,7 +187,7 @@ async def read_tree(files: Files, path: Path, owners: bool = False) -> Response:
     raise AssertionError
 
 
-@router.put("/v1/sandboxes/{sandbox_id}/files/tar", responses=_REFUSALS, **_UPLOAD)
+@router.put("/v1/sandboxes/{sandbox_id}/files/tar", responses=_REFUSALS, **UPLOAD)
 async def write_tree(
     files: Files,
     path: Path,

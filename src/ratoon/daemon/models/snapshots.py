@@ -58,6 +58,14 @@ class SnapshotDetail(Answer):
     dependents: list[str]
 
 
+class Unpacked(Answer):
+    """What came of a pack: of the bytes of its layers, those written and those that were here."""
+
+    snapshot: SnapshotInfo
+    stored_bytes: int
+    shared_bytes: int
+
+
 class SnapshotRequest(Request):
     """What is booted cold: an `image`, or a `kernel` and a `rootfs` (raw, with ext4), files of the
     host where the daemon lets them lie.
