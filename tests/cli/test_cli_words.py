@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -110,6 +112,35 @@ def test_the_defaults_that_help_names_are_the_engines() -> None:
     )
     for default in (RAM_BYTES // MIB, DISK_BYTES // MIB):
         assert f"{default} if not said" in " ".join(done.stdout.split())
+
+
+def complete(*words: str, **environment: str) -> list[str]:
+    """What the shell is offered for the last of these words."""
+    asked = {
+        "COMP_WORDS": " ".join(("ratoon", *words)),
+        "COMP_CWORD": str(len(words)),
+        "_RATOON_COMPLETE": "complete_bash",
+    }
+    program = Path(sys.executable).with_name("ratoon")
+    inherited = {name: value for name, value in os.environ.items() if name != "RATOON_URL"}
+    done = subprocess.run(
+        [program],
+        env={**inherited, **asked, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split()
+
+
+def test_the_shell_completes_verbs_tags_and_ids(tmp_path: Path) -> None:
+    for name in ("snapshots/base", "snapshots/basil", "snapshots/tools", "sandboxes/sb-1"):
+        (tmp_path / name).mkdir(parents=True)
+    home = str(tmp_path)
+    assert complete("snapshot-") == ["snapshot-diff", "snapshot-compact", "snapshot-info"]
+    assert complete("run", "bas", RATOON_HOME=home) == ["base", "basil"]
+    assert complete("kill", "sb", RATOON_HOME=home) == ["sb-1"]
+    assert complete("kill", "sb", RATOON_HOME=home, RATOON_URL="http://elsewhere") == []
 
 
 @pytest.mark.parametrize("option", ["--version", "--help"])

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command_from_info
 
 import ratoon
@@ -30,15 +30,27 @@ _DIM, _RED = 2, 31
 class _Verbs(TyperGroup):
     """Loads the module of a verb when it is used."""
 
+    #: Whether it is names that are asked for, and no more.
+    _naming = False
+
     def list_commands(self, ctx: Any) -> list[str]:
         return [*VERBS]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in VERBS:
             return None
+        if self._naming:
+            return TyperCommand(cmd_name, help=VERBS[cmd_name].help)
         import_module(f"ratoon.cli.{VERBS[cmd_name].module}")
         (verb,) = (each for each in app.registered_commands if each.name == cmd_name)
         return get_command_from_info(verb, pretty_exceptions_short=False, rich_markup_mode=None)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        self._naming = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self._naming = False
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         for subject, verbs in SUBJECTS.items():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import posixpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ratoon.cli.app import say
 from ratoon.cli.connect import talks
+from ratoon.cli.meter import Meter
 from ratoon.cli.naming import find
 from ratoon.cli.showing import MIB, printable
 from ratoon.errors import GuestFileNotFound, GuestNotADirectory, InvalidInput
@@ -42,14 +43,20 @@ async def copy(
     from_guest, to_guest = _split(source), _split(target)
     if from_guest and to_guest:
         raise InvalidInput("both are in sandboxes: copy to this host first")
-    if from_guest:
-        sandbox, path = from_guest
-        carried = await _download((await find(client, sandbox)).files, path, target, owners)
-    elif to_guest:
-        sandbox, path = to_guest
-        carried = await _upload((await find(client, sandbox)).files, source, path, owners)
-    else:
-        raise InvalidInput("neither is in a sandbox: write SANDBOX:PATH for one that is")
+    with Meter() as meter:
+
+        def on_bytes(count: int) -> None:
+            meter.show(f"{count / MIB:.1f} MiB")
+
+        how: dict[str, Any] = {"merge": True, "owners": owners, "on_bytes": on_bytes}
+        if from_guest:
+            sandbox, path = from_guest
+            carried = await _download((await find(client, sandbox)).files, path, target, how)
+        elif to_guest:
+            sandbox, path = to_guest
+            carried = await _upload((await find(client, sandbox)).files, source, path, how)
+        else:
+            raise InvalidInput("neither is in a sandbox: write SANDBOX:PATH for one that is")
     for line in carried.left_out[:_SHOWN]:
         say(f"left out: {printable(line)}")
     if carried.left_out_count > _SHOWN:
@@ -57,17 +64,17 @@ async def copy(
     say(f"copied {carried.entries} things, {carried.size_bytes / MIB:.1f} MiB")
 
 
-async def _upload(files: AsyncFiles, source: str, path: str, owners: bool) -> Transfer:
+async def _upload(files: AsyncFiles, source: str, path: str, how: dict[str, Any]) -> Transfer:
     if not _is_content(source) and await _is_directory(files, path):
         path = posixpath.join(path, Path(source).resolve().name)
-    return await files.upload(Path(source), path, merge=True, owners=owners)
+    return await files.upload(Path(source), path, **how)
 
 
-async def _download(files: AsyncFiles, path: str, target: str, owners: bool) -> Transfer:
+async def _download(files: AsyncFiles, path: str, target: str, how: dict[str, Any]) -> Transfer:
     local = Path(target)
     if not _is_content(path) and (local.is_dir() or target.endswith("/")):
         local /= posixpath.basename(posixpath.normpath(path))
-    return await files.download(path, local, merge=True, owners=owners)
+    return await files.download(path, local, **how)
 
 
 def _split(text: str) -> tuple[str, str] | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ratoon.cli.completion import sandboxes
 from ratoon.errors import AlreadyExists, Conflict, NotFound
 
 if TYPE_CHECKING:
@@ -18,8 +19,14 @@ NAME = "name"
 
 _ID = re.compile(r"sb-[0-9a-f]{8}-[0-9a-f]{4}")
 
-Sandbox = Annotated[str, typer.Argument(metavar="SANDBOX", help="Its id or its name.")]
-Sandboxes = Annotated[list[str], typer.Argument(metavar="SANDBOX", help="Their ids or names.")]
+Sandbox = Annotated[
+    str,
+    typer.Argument(metavar="SANDBOX", help="Its id or its name.", autocompletion=sandboxes),
+]
+Sandboxes = Annotated[
+    list[str],
+    typer.Argument(metavar="SANDBOX", help="Their ids or names.", autocompletion=sandboxes),
+]
 
 
 async def find(client: AsyncClient, name: str) -> AsyncSandbox:

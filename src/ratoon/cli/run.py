@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from ratoon.cli.app import OWN_FAILURE, Json, print_json, say
+from ratoon.cli.completion import snapshots
 from ratoon.cli.connect import talks
 from ratoon.cli.naming import NAME, Sandbox, find, require_free
 from ratoon.cli.options import Env, Timeout, User, Workdir
@@ -47,7 +48,7 @@ class Wish:
 @talks("run", failure=OWN_FAILURE, takes_all=True)
 async def run_in_fork(
     client: AsyncClient,
-    tag: Annotated[str, typer.Argument(help="The snapshot to fork.")],
+    tag: Annotated[str, typer.Argument(help="The snapshot to fork.", autocompletion=snapshots)],
     options: Options,
     command: Command = None,
     interactive: Interactive = False,

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ratoon.cli.app import Json, complain, explain, print_json, say
+from ratoon.cli.completion import sandboxes as ids
+from ratoon.cli.completion import snapshots
 from ratoon.cli.connect import talks
 from ratoon.cli.naming import NAME, Sandbox, Sandboxes, find
 from ratoon.cli.options import Label, published
@@ -29,7 +31,7 @@ Many = Annotated[int, typer.Option("-n", min=1, max=1000, metavar="N", help="How
 @talks("spawn")
 async def spawn(
     client: AsyncClient,
-    tag: Annotated[str, typer.Option(help="The snapshot to fork.")],
+    tag: Annotated[str, typer.Option(help="The snapshot to fork.", autocompletion=snapshots)],
     options: Options,
     n: Many = 1,
     as_json: Json = False,
@@ -124,7 +126,8 @@ def _show_table(found: Sequence[SandboxInfo]) -> None:
 async def kill(
     client: AsyncClient,
     sandboxes: Annotated[
-        list[str] | None, typer.Argument(metavar="SANDBOX", help="Their ids or names.")
+        list[str] | None,
+        typer.Argument(metavar="SANDBOX", help="Their ids or names.", autocompletion=ids),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All sandboxes.")] = False,
     tag: Annotated[str | None, typer.Option(help="Those forked from this snapshot.")] = None,

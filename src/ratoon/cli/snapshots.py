@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ratoon.cli.app import Json, print_json, say
+from ratoon.cli.completion import snapshots as tags_there_are
 from ratoon.cli.connect import Asked, talks
 from ratoon.cli.naming import find
 from ratoon.cli.showing import MIB
@@ -51,7 +52,9 @@ async def from_image(
 @talks("snapshot-diff", start=False)
 async def snapshot_diff(
     client: AsyncClient,
-    parent: Annotated[str, typer.Option("--from", help="The snapshot to fork.")],
+    parent: Annotated[
+        str, typer.Option("--from", help="The snapshot to fork.", autocompletion=tags_there_are)
+    ],
     tag: Tag,
     command: Annotated[str, typer.Option("--exec", help="The command to run in the fork.")],
     exec_timeout_secs: Annotated[float, typer.Option(help="Seconds it may take.")] = 600.0,
@@ -120,7 +123,12 @@ async def snapshot(
 @talks("snapshot-compact", start=False)
 async def snapshot_compact(
     client: AsyncClient,
-    tag: Annotated[str, typer.Option("--from", help="The snapshot to compact; it stays.")],
+    tag: Annotated[
+        str,
+        typer.Option(
+            "--from", help="The snapshot to compact; it stays.", autocompletion=tags_there_are
+        ),
+    ],
     to: Annotated[str, typer.Option("--to", help="The new snapshot's name.")],
     as_json: Json = False,
 ) -> None:
@@ -136,7 +144,9 @@ async def snapshot_compact(
 @talks("rmi", start=False)
 async def remove(
     client: AsyncClient,
-    tags: Annotated[list[str], typer.Argument(help="The snapshots to delete.")],
+    tags: Annotated[
+        list[str], typer.Argument(help="The snapshots to delete.", autocompletion=tags_there_are)
+    ],
     cascade: Annotated[
         bool, typer.Option("--cascade", help="Delete what was made from them too, leaves first.")
     ] = False,
