@@ -159,7 +159,7 @@ def _telling(daemon: Daemon, tag: str) -> Progress:
 def find(daemon: Daemon, tag: str) -> SnapshotInfo:
     """A snapshot of any status. NotFound."""
     for live in daemon.engine.writing:
-        if live.tag == tag:
+        if live.tag == tag and live.status != "ready":
             return _writing(daemon, live)
     return summarise(daemon.engine.store.get(check_exists(tag)))
 
@@ -224,7 +224,6 @@ def _sum(stages: Mapping[str, float], names: Iterable[str]) -> float | None:
 
 
 def _writing(daemon: Daemon, live: Writing) -> SnapshotInfo:
-    failure = live.done.exception() if live.status == "failed" else None
     return SnapshotInfo(
         tag=live.tag,
         dir=str(daemon.engine.store.snapshots / live.tag),
@@ -232,5 +231,5 @@ def _writing(daemon: Daemon, live: Writing) -> SnapshotInfo:
         status=live.status,
         bootable=False,
         pause_ms=live.pause_ms,
-        error=str(failure) if failure else None,
+        error=live.reason if live.status == "failed" else None,
     )
