@@ -9,11 +9,10 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from ratoon import paths
 from ratoon.cli.app import Json, app, print_json, say
-from ratoon.cli.screen import answers
+from ratoon.cli.screen import answers, columns, show
 from ratoon.cli.showing import MIB, printable
 from ratoon.disk.tree import FileChanges
 from ratoon.snapshot.diff import Difference, diff
@@ -158,12 +157,10 @@ def _all_sizes(whole: StoreUsage) -> dict[str, Any]:
 
 
 def _show_usage(rows: Iterable[tuple[str, str, Usage]]) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("WHAT")
-    table.add_column("NAME")
+    table = columns("WHAT", "NAME")
     for name in ("OWN", "SHARED", "TOTAL"):
         table.add_column(f"{name} MiB", justify="right")
     for what, name, one in rows:
         sizes = (one.own, one.shared, one.total)
         table.add_row(what, name, *(f"{size / MIB:.1f}" for size in sizes))
-    answers.print(table)
+    show(table)

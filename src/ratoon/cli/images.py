@@ -62,13 +62,9 @@ def _images_of_store() -> list[dict[str, Any]]:
 
 
 def _show_images(entries: list[dict[str, Any]]) -> None:
-    from rich.table import Table
+    from ratoon.cli.screen import columns, show
 
-    from ratoon.cli.screen import answers
-
-    table = Table(box=None, pad_edge=False)
-    for name in ("TAG", "PARENT", "DEPTH", "RAM", "LAYER", "ACCELERATOR", "CREATED"):
-        table.add_column(name)
+    table = columns("TAG", "PARENT", "DEPTH", "RAM", "LAYER", "ACCELERATOR", "CREATED")
     for entry in entries:
         if entry.get("ram_bytes") is None:
             what = "being written" if entry.get("status") == "writing" else "damaged"
@@ -83,7 +79,7 @@ def _show_images(entries: list[dict[str, Any]]) -> None:
             entry["accelerator"],
             time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["created_at_unix"])),
         )
-    answers.print(table)
+    show(table)
 
 
 @app.command("snapshot-info")

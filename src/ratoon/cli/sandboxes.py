@@ -99,13 +99,9 @@ async def list_sandboxes(
 
 
 def _show_table(found: Sequence[SandboxInfo]) -> None:
-    from rich.table import Table
+    from ratoon.cli.screen import columns, show
 
-    from ratoon.cli.screen import answers
-
-    table = Table(box=None, pad_edge=False)
-    for name in ("ID", "NAME", "SNAPSHOT", "STATE", "AGE", "NETWORK", "PORTS", "LABELS"):
-        table.add_column(name, overflow="fold")
+    table = columns("ID", "NAME", "SNAPSHOT", "STATE", "AGE", "NETWORK", "PORTS", "LABELS")
     for each in found:
         labels = [f"{key}={value}" for key, value in each.metadata.items() if key != NAME]
         ports = [f"{port.host_port}:{port.guest_port}" for port in each.ports]
@@ -119,7 +115,7 @@ def _show_table(found: Sequence[SandboxInfo]) -> None:
             " ".join(ports) or "-",
             printable(" ".join(labels)) or "-",
         )
-    answers.print(table)
+    show(table)
 
 
 @talks("kill")
