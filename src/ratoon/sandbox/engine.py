@@ -346,7 +346,7 @@ class Engine:
 
         `diff`: what changed since its last branch, or its fork; `full`: all of it, of depth 0.
         """
-        async with sandbox.in_use():
+        async with sandbox.awake():  # also if it stands still: a branch lets it go on
             branched = await self._brancher.branch(sandbox, tag, mode=mode)
             await self._lifecycle.restock(sandbox)
         return branched
@@ -357,7 +357,7 @@ class Engine:
         Until then the snapshot can be neither forked nor deleted (InFlight).
         """
         self._live.require_written(tag)
-        async with sandbox.in_use():
+        async with sandbox.awake():
             live = await self._brancher.begin(sandbox, tag, mode=mode)
         self._live.add(live)
         return live
@@ -381,7 +381,7 @@ class Engine:
 
     async def reset(self, sandbox: Sandbox) -> Stages:
         """Take a running sandbox back to its last branch, or to the snapshot it was forked from."""
-        async with sandbox.in_use():
+        async with sandbox.awake():
             return await self._lifecycle.reset(sandbox)
 
     async def _wake(self, sandbox: Sandbox) -> None:

@@ -235,14 +235,21 @@ class Sandbox:
             self._last_used = time.monotonic()
 
     @asynccontextmanager
-    async def in_use(self) -> AsyncIterator[Channel]:
-        """The channel to its agent; while it is used the sandbox is not idle.
-
-        Where the agent cannot be reached because the machine is gone, the error says that.
-        """
+    async def awake(self) -> AsyncIterator[None]:
+        """It is not idle in the block, and was woken before, if it wakes."""
         with self.using():
             if self.wakes:
                 await self.wake(self)
+            yield
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[Channel]:
+        """The channel to its agent; while it is used the sandbox is not idle.
+
+        Where the agent cannot be reached because the machine is gone, or the guest stands still,
+        the error says that.
+        """
+        async with self.awake():
             incarnation = self.incarnation
             try:
                 async with explained(self.id, incarnation.machine):
