@@ -10,7 +10,7 @@ import pytest
 
 from disk_snapshots import KIB, make_layer
 from ratoon.disk.compare import GRAIN, changed_bytes
-from ratoon.disk.flatten import allocated_above, flatten, flatten_raw
+from ratoon.disk.flatten import allocated_above, flatten, flatten_raw, merge
 from ratoon.disk.qcow2 import check_header
 from ratoon.errors import HostError
 
@@ -55,6 +55,47 @@ def test_a_flattened_disk_is_one_file_with_what_the_guest_sees(
     assert (tmp_path / "flat").stat().st_mode & 0o777 == 0o444
     flatten_raw([tmp_path / "flat"], tmp_path / "raw")
     assert (tmp_path / "raw").read_bytes() == SEEN.ljust(1 << 20, b"\0")
+
+
+def seen(layers: list[Path], target: Path) -> bytes:
+    flatten_raw(layers, target)
+    return target.read_bytes()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_the_upper_layers_merged_into_one(tmp_path: Path, layers: list[Path], kept: int) -> None:
+    """With what they hide: a discarded cluster must not show what lies below again."""
+    directory = tmp_path / "more"
+    directory.mkdir()
+    more = [
+        make_layer(directory / "four", "write -z -u 128k 64k", "write -P 0x43 192k 4k"),
+        make_layer(directory / "five", "discard 64k 64k", "write -P 0x44 0 4k"),
+    ]
+    chain = [*layers, *more]
+    before = [path.read_bytes() for path in chain]
+    header = merge(chain[:kept], chain[kept:], directory / "merged")
+    assert header.virtual_size == 1 << 20
+    assert (directory / "merged").stat().st_mode & 0o777 == 0o444
+    expected = seen(chain, tmp_path / "expected")
+    assert seen([*chain[:kept], directory / "merged"], tmp_path / "raw") == expected
+    assert expected != seen(layers, tmp_path / "other")
+    assert [path.read_bytes() for path in chain] == before
+    assert sorted(path.name for path in directory.iterdir()) == [
+        *(".templates", "five", "four", "merged")
+    ]
+
+
+def test_one_layer_merged_is_a_copy(tmp_path: Path, layers: list[Path]) -> None:
+    merge(layers[:2], layers[2:], tmp_path / "merged")
+    assert (tmp_path / "merged").read_bytes() == layers[2].read_bytes()
+
+
+def test_a_merge_that_fails_leaves_nothing(tmp_path: Path, layers: list[Path]) -> None:
+    broken = layers[2].with_name("broken")
+    broken.write_bytes(b"no disk")
+    with pytest.raises(HostError, match="qemu-img"):
+        merge(layers[:1], [layers[1], broken], tmp_path / "merged")
+    assert not list(tmp_path.glob("merged*"))
 
 
 def test_a_raw_copy_is_sparse_and_writable(tmp_path: Path, layers: list[Path]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from memory_helpers import RAM, Layer, chains, flatten, page, ram_of, u64, write_chain
 from ratoon.errors import ChainMismatch, Corrupt
@@ -39,6 +40,25 @@ def test_the_merged_layer_is_the_base_of_the_same_memory(chain: list[dict[int, i
             Path(name, "base"), RAM, expected.astype(np.uint64), index.digests, ram, expected
         )
         assert path.read_bytes() == Path(name, "base").read_bytes()
+
+
+@given(chains, st.data())
+def test_the_upper_part_becomes_one_layer_on_the_rest(
+    chain: list[dict[int, int]], data: st.DataObject
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        links = write_chain(Path(name), chain)
+        kept = data.draw(st.integers(0, len(links) - 1))
+        path = Path(name, "merged")
+        index = write_merged(path, links, RAM, kept=kept)
+        before, ram = ram_of(flatten(chain[:kept])), ram_of(flatten(chain))
+        expected = np.flatnonzero((before != ram).any(axis=1))
+        assert index.numbers.tolist() == expected.tolist()
+        assert index.stored == np.count_nonzero(ram[expected].any(axis=1))
+        again = read_index(path, label="merged", expected_digest=index.index_digest)
+        for numbers, pages in read_pages(path, again, None, label="merged"):
+            before[numbers.astype(np.int64)] = pages
+        assert np.array_equal(before, ram)
 
 
 def test_it_is_written_in_small_pieces_and_tells_how_far_it_is(

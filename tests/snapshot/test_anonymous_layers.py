@@ -25,7 +25,7 @@ from ratoon.errors import ChainMismatch, Corrupt, RatoonError
 from ratoon.memory.image import ImageStore
 from ratoon.pack.pack import pack
 from ratoon.pack.unpack import unpack
-from ratoon.snapshot.compact import compact
+from ratoon.snapshot.compact import anonymous_layers, compact, publish_condensed
 from ratoon.snapshot.diff import diff
 from ratoon.snapshot.lineage import lineage
 from ratoon.snapshot.links import read_links
@@ -39,11 +39,12 @@ from ratoon.snapshot.manifest import (
     decode,
     encode,
 )
-from ratoon.snapshot.snapshot import Snapshot
+from ratoon.snapshot.snapshot import Snapshot, load_snapshot
 from ratoon.snapshot.staging import Staging
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import usage
-from small_chains import RAM, Layer
+from ratoon.snapshot.verify import verify_disks
+from small_chains import RAM, Layer, contents
 from sound_snapshots import page, write_sound
 
 # Manifests ------------------------------------------------------------------------------------
@@ -222,6 +223,42 @@ def ram_of(content: Mapping[int, int]) -> bytes:
 def assert_has_all(store: Store, tag: str, directory: Path) -> None:
     image = ImageStore(directory).make(read_links(store.get(tag)), RAM)
     assert image.read_bytes() == ram_of(CONTENT)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_condensed(store: Store, chain: Snapshot, tmp_path: Path, layers: int) -> None:
+    """The anonymous layers on top become one, of the same content; what lies below stays."""
+    sandbox = Sandbox(store, chain, tmp_path / "another")
+    content = dict(CONTENT)
+    for number in range(layers):
+        pages = {0: 0, 1: number + 7, 5: 5, 6 + number % 2: number + 8}
+        sandbox.stand_by(pages)
+        content |= pages
+    before, below = contents(sandbox.parent.path), contents(chain.path)
+    assert anonymous_layers(sandbox.parent.manifest) == layers
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    staging = Staging(unfinished, "sb-6b015cc5-b01e", tmp_path / "condensed")
+    condensed = publish_condensed(sandbox.parent, staging).manifest
+    old = sandbox.parent.manifest
+    assert condensed.layers[:-1] == chain.manifest.layers
+    assert anonymous_layers(condensed) == 1
+    assert (condensed.parent, condensed.reference) == (old.parent, chain.manifest.reference)
+    assert (condensed.memory_root, condensed.vmstate) == (old.memory_root, old.vmstate)
+    # What equals the layers below is not stored again.
+    differing = {number for number, seed in content.items() if CONTENT.get(number, 0) != seed}
+    assert condensed.layers[-1].memory.entries == len(differing)
+    assert contents(sandbox.parent.path) == before
+    assert contents(chain.path) == below
+
+    found = load_snapshot(tmp_path / "condensed")
+    verify_disks(found)
+    image = ImageStore(tmp_path / "images").make(read_links(found), RAM)
+    assert image.read_bytes() == ram_of(content)
+    sandbox.parent = found
+    sandbox.stand_by({0: 9})
+    assert sandbox.branch("after", {0: 10}).depth == chain.depth + 3
+    assert check_store(store, read_data=Slice(1, 1)).findings == ()
 
 
 def test_relations_leave_them_out(store: Store, chain: Snapshot) -> None:

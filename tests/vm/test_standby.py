@@ -13,6 +13,7 @@ from vm_helpers import (
     Counter,
     assert_in_the_present,
     assert_whole,
+    no_space,
     processes_of,
     sh,
 )
@@ -21,6 +22,7 @@ from ratoon import paths
 from ratoon.errors import Conflict, HasDependents
 from ratoon.guest import commands
 from ratoon.guest.agent import wire
+from ratoon.sandbox import condense
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
 
@@ -52,6 +54,41 @@ async def test_all_of_a_sandbox_comes_back_again_and_again(engine: Engine) -> No
             assert await sh(sandbox, NAMES) == names
             await sh(sandbox, CHECK)
             await counter.assert_counts(sandbox)
+        await assert_whole(engine, sandbox)
+
+
+async def test_what_it_alone_has_does_not_grow_without_end(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def stand_by() -> int:
+        await engine.standby(sandbox)
+        await engine.resume(sandbox)
+        assert sandbox.parent
+        return sandbox.parent.depth
+
+    monkeypatch.setattr(condense, "LIMIT", 1)
+    async with await engine.fork_one("base") as sandbox:
+        await engine.branch(sandbox, "first")
+        counter = await Counter.begin(sandbox)
+        await sh(sandbox, WRITE.format("one"))
+        assert await stand_by() == 2
+        await sh(sandbox, WRITE.format("two"))
+        with monkeypatch.context() as patch:
+            patch.setattr(condense, "publish_condensed", no_space)
+            assert await stand_by() == 3
+        assert f"the layers of sandbox {sandbox.id} were not merged: " in caplog.text
+        await sh(sandbox, WRITE.format("three"))
+        assert await stand_by() == 2
+        await sh(sandbox, CHECK)
+        (fork,) = await engine.fork_sandbox(sandbox)
+        assert isinstance(fork, Sandbox)
+        async with fork:
+            assert fork.parent
+            assert fork.parent.depth == 2
+            await sh(fork, CHECK)
+        await engine.reset(sandbox)
+        await counter.assert_counts(sandbox)
+        assert sandbox.snapshot_tag == "first"
         await assert_whole(engine, sandbox)
 
 

@@ -1,4 +1,4 @@
-"""Flattening: a chain of disk layers into one file with the same guest-visible content.
+"""Flattening: a chain of disk layers, or its upper part, into one file of the same content.
 
 The work is `qemu-img`'s. It is given the graph as options, since no header names a backing file,
 and the layers are named relative to a common directory: so one argument holds a deep chain.
@@ -40,13 +40,31 @@ def flatten(layers: Sequence[Path], target: Path) -> Qcow2Header:
     """
     _convert(layers, target, "qcow2")
     try:
-        header = check_header(target, label=f"the flattened disk {target}")
-        target.chmod(0o444)
-        files.fsync_path(target)
+        return _finished(target)
     except BaseException:
         target.unlink()
         raise
-    return header
+
+
+def merge(below: Sequence[Path], layers: Sequence[Path], target: Path) -> Qcow2Header:
+    """Make the new file `target` one layer with what `layers` have, lowest first; its header.
+
+    Like the lowest of them it lies on `below`, base first. Otherwise as `flatten`.
+    """
+    files.copy_sparse(layers[0], target)
+    upper = target.with_name(f"{target.name}.upper")
+    try:
+        for layer in layers[1:]:
+            # qemu-img opens both for writing, and what was published never changes.
+            files.copy_sparse(layer, upper)
+            directory, graph = _graph([*below, target, upper])
+            run(["qemu-img", "commit", "-q", "-d", graph], cwd=directory)
+            upper.unlink()
+        return _finished(target)
+    except BaseException:
+        upper.unlink(missing_ok=True)
+        target.unlink(missing_ok=True)
+        raise
 
 
 def flatten_raw(layers: Sequence[Path], target: Path) -> None:
@@ -63,6 +81,13 @@ def allocated_above(layers: Sequence[Path], shared: int) -> list[Extent]:
     listed = run(["qemu-img", "map", "--output=json", graph], cwd=directory)
     extents = _EXTENTS.validate_json(listed)
     return [extent for extent in extents if extent.depth < len(layers) - shared]
+
+
+def _finished(target: Path) -> Qcow2Header:
+    header = check_header(target, label=f"the flattened disk {target}")
+    target.chmod(0o444)
+    files.fsync_path(target)
+    return header
 
 
 def _convert(layers: Sequence[Path], target: Path, kind: str) -> None:

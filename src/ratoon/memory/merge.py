@@ -1,4 +1,4 @@
-"""Merging: a chain of memory layers into one layer with the same memory."""
+"""Merging: the upper part of a chain of memory layers, or all of it, into one layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ratoon.artifacts import Progress, silent
 from ratoon.errors import Corrupt
 from ratoon.memory.chain import Link, overlay, pages_above, resolve
-from ratoon.memory.digests import PAGE_SIZE, are_stored, memory_root, zero_array
+from ratoon.memory.digests import PAGE_SIZE, are_stored, digests_differ, memory_root
 from ratoon.memory.pageset import PageIndex, read_index, read_pages, write_page_stream
 
 _MIB = 1024 * 1024
@@ -19,30 +19,47 @@ _REPORT = 64 * _MIB // PAGE_SIZE  # pages
 
 
 def write_merged(
-    path: Path, links: Sequence[Link], ram_pages: int, progress: Progress = silent
+    path: Path,
+    links: Sequence[Link],
+    ram_pages: int,
+    progress: Progress = silent,
+    *,
+    kept: int = 0,
 ) -> PageIndex:
-    """Write the memory of the head of `links` as one page set, a base, and read it back.
+    """Write what the links above the first `kept` give as one page set, and read it back.
 
-    Holds a few MiB of pages at a time. Flushed, mode 0444; a failure leaves no file. Raises
-    FileExistsError, ChainMismatch, and Corrupt naming the layer and page that do not match their
-    digest, or `path` if what was written is not what can be read.
+    Above none that is all the memory of their head, a base. Holds a few MiB of pages at a time.
+    Flushed, mode 0444; a failure leaves no file. Raises FileExistsError, ChainMismatch, and Corrupt
+    naming the layer and page that do not match their digest, or `path` if what was written is not
+    what can be read.
     """
-    array = resolve(links, ram_pages)
-    numbers = np.flatnonzero(are_stored(array)).astype(np.uint64)
+    array, below = resolve(links, ram_pages), resolve(links[:kept], ram_pages)
+    numbers = np.flatnonzero(digests_differ(array, below)).astype(np.uint64)
     digests = array[numbers.astype(np.int64)]
-    content = _reported(pages_above(links, 0), len(numbers), "merging memory", progress)
+    stored = numbers[are_stored(digests)]
+    content = _among(stored, pages_above(links, kept))
+    content = _reported(content, len(stored), "merging memory", progress)
     write_page_stream(path, ram_pages, numbers, digests, content)
     try:
-        return _read_back(path, links[-1].root, progress)
+        return _read_back(path, below, links[-1].root, progress)
     except BaseException:
         path.unlink()
         raise
 
 
-def _read_back(path: Path, root: str, progress: Progress) -> PageIndex:
+def _among(
+    wanted: NDArray[np.uint64], pages: Iterator[tuple[NDArray[np.uint64], NDArray[np.uint8]]]
+) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint8]]]:
+    """Of the pages those that are wanted: not what is all zeros, nor what lies below anyway."""
+    for numbers, content in pages:
+        chosen = np.isin(numbers, wanted, assume_unique=True)
+        yield numbers[chosen], content[chosen]
+
+
+def _read_back(path: Path, below: NDArray[np.uint8], root: str, progress: Progress) -> PageIndex:
     label = f"the merged layer {path}"
     index = read_index(path, label=label)
-    if memory_root(overlay(zero_array(index.ram_pages), index)) != root:
+    if memory_root(overlay(below, index)) != root:
         raise Corrupt(f"{label} does not give memory root {root}; try again, and check this host")
     pages = read_pages(path, index, None, label=label)
     for _ in _reported(pages, len(index.numbers), "checking what was written", progress):

@@ -22,6 +22,7 @@ from ratoon.disk.qcow2 import OverlayTemplates
 from ratoon.errors import MachineError
 from ratoon.memory.process import PageBuffer
 from ratoon.sandbox.capture import Buffers, Capture, capture, freeze, reserve, thaw
+from ratoon.sandbox.condense import condense
 from ratoon.sandbox.heads import Heads
 from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.layer import publish_layer
@@ -173,6 +174,7 @@ class Brancher:
             publish = partial(self._write_diff, sandbox, staging, machine, guest, anonymous=True)
             disk_bytes = machine.disk_bytes
             await self._branch(sandbox, run, staging, disk_bytes, publish, _stand_on_itself)
+        await condense(sandbox)
 
     async def _branch(
         self,

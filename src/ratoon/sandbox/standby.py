@@ -15,6 +15,7 @@ from contextlib import suppress
 from ratoon.concurrency import to_the_end
 from ratoon.errors import Conflict, HostError, MachineDied, MachineError
 from ratoon.sandbox.capture import Buffers, capture, freeze, reserve, thaw
+from ratoon.sandbox.condense import condense
 from ratoon.sandbox.confinement import loosen
 from ratoon.sandbox.heads import Heads
 from ratoon.sandbox.incarnation import Incarnation
@@ -105,6 +106,8 @@ class Lifecycle:
                 await loosen(sandbox.directory.path)
                 sandbox.directory.forget_overlays()
                 await self._heads.release(parent)
+            with stages("condense"):
+                await condense(sandbox)
 
     async def resume(self, sandbox: Sandbox) -> Stages:
         """Go on where `suspend` left off. Conflict: it is running.

@@ -1,7 +1,8 @@
-"""Compacting: a chain's head into an equal snapshot that stands on nothing.
+"""Compacting: a chain's head into an equal snapshot that stands on nothing, or on fewer layers.
 
-Same memory, device state and disk content; one memory layer and one disk layer. Both are read
-against their digests on the way, so what was damaged is found here and not copied.
+Same memory, device state and disk content; one memory layer and one disk layer in the place of
+many. They are read against their digests on the way, so what was damaged is found here and not
+copied.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ratoon.artifacts import Progress, silent
-from ratoon.disk.flatten import flatten
+from ratoon.disk.flatten import flatten, merge
 from ratoon.disk.qcow2 import disk_root, file_digest
 from ratoon.errors import Corrupt, InvalidInput
 from ratoon.memory.merge import write_merged
@@ -58,27 +59,63 @@ def publish_flat(
     Nobody may delete `source` meanwhile; `branched_from` says in the new manifest what it was, and
     `stages` how long what took.
     """
+    return _publish(source, staging, 0, branched_from, stages, progress)
+
+
+def anonymous_layers(manifest: Manifest) -> int:
+    """How many of the topmost layers are anonymous."""
+    return next(n for n, layer in enumerate(reversed(manifest.layers)) if not layer.anonymous)
+
+
+def publish_condensed(source: Snapshot, staging: Staging) -> Snapshot:
+    """Publish what is equal to `source`, with its topmost anonymous layers as one; blocks.
+
+    Errors: see `compact`.
+    """
+    manifest = source.manifest
+    kept = len(manifest.layers) - anonymous_layers(manifest)
+    return _publish(source, staging, kept, manifest.branched_from, manifest.stages, silent)
+
+
+def _publish(
+    source: Snapshot,
+    staging: Staging,
+    kept: int,
+    branched_from: str | None,
+    stages: Mapping[str, float],
+    progress: Progress,
+) -> Snapshot:
+    """Publish what is equal to `source`, the layers above the lowest `kept` as one."""
     tag = source.manifest.tag
     progress(f"checking the disk of {tag}")
     verify_disks(source)
     state = read_vmstate(source)
-    memory_root, memory = _merge_memory(source, staging.path / MEMORY, progress)
-    progress(f"flattening {source.depth + 1} disk layers")
-    disk = _flatten_disk(source, staging.path / DISK)
+    memory_root, memory = _merge_memory(source, kept, staging.path / MEMORY, progress)
+    progress(f"flattening {source.depth + 1 - kept} disk layers")
+    disk = _merge_disk(source, kept, staging.path / DISK)
     (staging.path / VMSTATE).write_bytes(state)
+    if kept:
+        staging.adopt_ancestry(source, kept)
     progress(f"publishing {staging.tag}")
-    identity = uuid.uuid4().hex
-    own = LayerRef(tag=staging.tag, id=identity, memory_root=memory_root, memory=memory, disk=disk)
-    manifest = Manifest(
+    own = LayerRef(
         tag=staging.tag,
-        id=identity,
-        created_at_unix=time.time(),
-        parent=None,
+        id=uuid.uuid4().hex,
         memory_root=memory_root,
-        disk_root=disk_root([disk.digest]),
+        memory=memory,
+        disk=disk,
+        anonymous=kept > 0,
+    )
+    layers = (*source.manifest.layers[:kept], own)
+    manifest = Manifest(
+        tag=own.tag,
+        id=own.id,
+        created_at_unix=time.time(),
+        parent=source.manifest.parent if kept else None,
+        memory_root=memory_root,
+        disk_root=disk_root([layer.disk.digest for layer in layers]),
         machine=source.manifest.machine,
         vmstate=source.manifest.vmstate,
-        layers=(own,),
+        layers=layers,
         guest=source.manifest.guest,
         network=source.manifest.network,
         stages=dict(stages),
@@ -88,9 +125,11 @@ def publish_flat(
     return staging.publish(manifest)
 
 
-def _merge_memory(source: Snapshot, path: Path, progress: Progress) -> tuple[str, MemoryFile]:
+def _merge_memory(
+    source: Snapshot, kept: int, path: Path, progress: Progress
+) -> tuple[str, MemoryFile]:
     links = read_links(source)
-    index = write_merged(path, links, ram_pages(source), progress)
+    index = write_merged(path, links, ram_pages(source), progress, kept=kept)
     memory = MemoryFile(
         index_digest=index.index_digest,
         entries=len(index.numbers),
@@ -100,9 +139,9 @@ def _merge_memory(source: Snapshot, path: Path, progress: Progress) -> tuple[str
     return links[-1].root, memory
 
 
-def _flatten_disk(source: Snapshot, path: Path) -> FileRef:
+def _merge_disk(source: Snapshot, kept: int, path: Path) -> FileRef:
     layers = [source.disk_path(number) for number in range(source.depth + 1)]
-    header = flatten(layers, path)
+    header = merge(layers[:kept], layers[kept:], path) if kept else flatten(layers, path)
     expected = source.manifest.machine.disk_bytes
     if header.virtual_size != expected:
         raise Corrupt(

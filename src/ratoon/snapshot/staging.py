@@ -45,16 +45,16 @@ class Staging:
         self.published = False
         self.target = target
 
-    def adopt_ancestry(self, parent: Snapshot) -> None:
-        """Hard-link all layers of `parent`, in the store or a sandbox's twin, below this one.
+    def adopt_ancestry(self, parent: Snapshot, layers: int | None = None) -> None:
+        """Hard-link the layers of `parent`, in the store or a sandbox's twin, below this one.
 
-        What `parent` knows to be verified stays so. Corrupt: a file of `parent` is missing.
-        NotFound: it was deleted meanwhile.
+        All of them, or the lowest `layers`. What `parent` knows to be verified stays so. Corrupt:
+        a file of `parent` is missing. NotFound: it was deleted meanwhile.
         """
         known = read_stamps(parent.path)
         stamps: Stamps = {}
         (self.path / ANCESTRY).mkdir(mode=0o700)
-        for layer in range(parent.depth + 1):
+        for layer in range(parent.depth + 1 if layers is None else layers):
             link_layer(parent, layer, self.path / ANCESTRY / str(layer))
             if stamp := known.get(str(parent.disk_path(layer).relative_to(parent.path))):
                 stamps[f"{ANCESTRY}/{layer}/{DISK}"] = stamp
