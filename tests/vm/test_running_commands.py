@@ -42,9 +42,9 @@ async def test_a_shell_on_a_terminal(sandbox: Sandbox) -> None:
         assert b"24 80\r\n" in said
         shell.resize(50, 132)
         await shell.write(b"stty size\r")
-        # At once or later the shell also draws its line anew, for the new width.
-        await read_until(shell, b"50 132\r\n")
-        await read_until(shell, b"$ ")
+        said = b""
+        while b"50 132\r\n" not in said:  # for the new width, the shell draws its line anew first
+            said += await read_until(shell, b"$ ")
         await shell.write(b"sh -c 'echo started; exec sleep 1000'\r")
         await read_until(shell, b"started\r\n")
         await shell.write(b"\x03")  # the shell's job, not the shell, is interrupted
