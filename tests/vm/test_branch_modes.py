@@ -59,7 +59,7 @@ async def test_full_and_diff_are_equal(engine: Engine, source: Sandbox) -> None:
     assert (found.files.added, found.files.removed) == ((), ())
 
 
-@pytest.mark.parametrize("name", ["_merge_memory", "_flatten_disk"])
+@pytest.mark.parametrize("name", ["_merge_memory", "_merge_disk"])
 async def test_a_full_branch_that_fails(
     engine: Engine, source: Sandbox, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

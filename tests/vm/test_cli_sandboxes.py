@@ -257,11 +257,13 @@ async def test_a_shell_on_a_terminal(forked: Served) -> None:
 async def test_a_terminal_changes_its_size(forked: Served) -> None:
     async with terminal(forked, "run", "-it", "base") as typist:
         await typist.see(b"# ")
-        typist.type(b"trap 'echo now $(stty size)' WINCH; echo re''ady\r")
+        # Not a trap: a shell that is told just before it reads runs it only after the next line.
+        wait = b"until [ \"$(stty size)\" = '40 120' ]; do sleep 0.1; done"
+        typist.type(b"echo re''ady; " + wait + b"; echo chan''ged\r")
         await typist.see(b"ready")
         termios.tcsetwinsize(typist._keyboard, (40, 120))
         typist.process.send_signal(signal.SIGWINCH)  # no terminal of its own session tells it
-        await typist.see(b"now 40 120")
+        await typist.see(b"changed")
         typist.type(b"exit\r")
         assert await typist.end() == 0
 

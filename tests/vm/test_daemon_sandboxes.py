@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import tarfile
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from vm_helpers import FOR_EVER, until
 from ratoon.daemon.settings import Settings
 from ratoon.errors import HostError, RatoonError
 from ratoon.sandbox.engine import Engine
+from ratoon.sandbox.layer import publish_layer
 from ratoon.sandbox.sandbox import Sandbox
 
 pytest_plugins = ["daemon_plugin"]
@@ -137,20 +139,59 @@ async def test_more_branches_than_may_be_are_refused_with_the_number(
 
 
 async def test_a_live_branch_takes_a_slot_until_it_is_written(
-    forked: Served, shared_sandbox: str
+    forked: Served, shared_sandbox: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    body = {"mode": "live", "wait": False, "tag": "live"}
-    answer = await forked.api.post(f"/v1/sandboxes/{shared_sandbox}/branch", json=body)
-    assert answer.status_code == 202
-    assert answer.json()["status"] == "writing"
-    assert forked.daemon.branches.taken == 1
-    for method, path in (("DELETE", "/v1/snapshots/live"), ("GET", "/v1/snapshots/live/info")):
-        assert (await forked.api.request(method, path)).status_code == 409
-    fork = await forked.api.post("/v1/sandboxes", json={"snapshot_tag": "live"})
-    assert fork.status_code == 409
+    may_write = threading.Event()
+
+    def held_back(*arguments: Any, **options: Any) -> Any:
+        assert may_write.wait(FOR_EVER)
+        return publish_layer(*arguments, **options)
+
+    monkeypatch.setattr("ratoon.sandbox.branch.publish_layer", held_back)
+    try:
+        body = {"mode": "live", "wait": False, "tag": "live"}
+        answer = await forked.api.post(f"/v1/sandboxes/{shared_sandbox}/branch", json=body)
+        assert answer.status_code == 202
+        assert answer.json()["status"] == "writing"
+        assert forked.daemon.branches.taken == 1
+        listed = (await forked.api.get("/v1/snapshots")).json()
+        assert ("live", "writing", False) in [
+            (each["tag"], each["status"], each["bootable"]) for each in listed
+        ]
+        for method, path in (("DELETE", "/v1/snapshots/live"), ("GET", "/v1/snapshots/live/info")):
+            assert (await forked.api.request(method, path)).status_code == 409
+        for path, again in (
+            ("/v1/sandboxes", {"snapshot_tag": "live"}),
+            (f"/v1/sandboxes/{shared_sandbox}/branch", body),
+        ):
+            assert (await forked.api.post(path, json=again)).status_code == 409
+    finally:
+        may_write.set()
     await forked.engine.settle()
     await until(lambda: forked.daemon.branches.taken == 0, "the slot to be free")
     assert (await forked.api.get("/v1/snapshots/live")).json()["status"] == "ready"
+
+
+async def test_a_live_branch_that_fails_is_told_of_until_it_is_deleted(
+    forked: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sandbox,) = await forked.fork()
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        raise HostError("no room for it")
+
+    monkeypatch.setattr("ratoon.sandbox.branch.publish_layer", failing)
+    path, body = f"/v1/sandboxes/{sandbox}/branch", {"mode": "live", "wait": False, "tag": "live"}
+    assert (await forked.api.post(path, json=body)).status_code == 202
+    await forked.engine.settle()
+    shown = (await forked.api.get("/v1/snapshots/live")).json()
+    assert (shown["status"], shown["bootable"]) == ("failed", False)
+    assert "no room for it" in shown["error"]
+    fork = await forked.api.post("/v1/sandboxes", json={"snapshot_tag": "live"})
+    assert fork.status_code == 409
+    assert "no room for it" in fork.json()["error"]
+    assert (await forked.api.delete("/v1/snapshots/live")).status_code == 204
+    assert (await forked.api.get("/v1/snapshots/live")).status_code == 404
 
 
 async def test_files(forked: Served, shared_sandbox: str) -> None:
@@ -316,6 +357,7 @@ async def test_workspaces(forked: Served) -> None:
     resumed = (await api.post("/v1/workspaces/w/resume")).json()
     note = await sh(forked, resumed["live_sandbox_id"], "cat /root/note; echo more >>/root/note")
     assert note == "first\n"
+    fork = await api.post(f"/v1/sandboxes/{resumed['live_sandbox_id']}/fork")
     suspended = (await api.post("/v1/workspaces/w/suspend", json={"diff": True})).json()
     assert (await api.get(f"/v1/snapshots/{first}")).status_code == 404
     resumed = (await api.post("/v1/workspaces/w/resume")).json()
@@ -327,6 +369,7 @@ async def test_workspaces(forked: Served) -> None:
     assert await sh(forked, resumed["live_sandbox_id"], "cat /root/note") == "first\nmore\n"
     assert [each["name"] for each in (await api.get("/v1/workspaces")).json()] == ["w"]
     assert (await api.delete("/v1/workspaces/w")).status_code == 204
+    assert await sh(forked, fork.json()[0]["id"], "head -1 /root/note") == "first\n"
     for method, path in (("GET", "w"), ("DELETE", "w"), ("POST", "w/resume"), ("GET", "..%2fx")):
         assert (await api.request(method, f"/v1/workspaces/{path}")).status_code == 404
     assert (await api.get(f"/v1/snapshots/{suspended['current_state_tag']}")).status_code == 404

@@ -25,6 +25,7 @@ from ratoon.daemon.models.sandboxes import (
     SandboxInfo,
 )
 from ratoon.daemon.problems import answers, error_answer
+from ratoon.daemon.workspace import MARK
 from ratoon.errors import GuestError, InvalidInput, RatoonError
 from ratoon.host.limits import Limits
 from ratoon.network.policy import NetworkPolicy
@@ -128,7 +129,8 @@ async def fork_sandbox(
     _check_ports(body)
     given = body.model_fields_set & set(SandboxOptions.model_fields)
     own = {name: getattr(options_of(body), name) for name in given}
-    options = sandbox.options.model_copy(update=own)
+    inherited = {key: value for key, value in sandbox.options.metadata.items() if key != MARK}
+    options = sandbox.options.model_copy(update={"metadata": inherited, **own})
     work = daemon.engine.fork_sandbox(sandbox, body.n, options)
     return await _forked(daemon, request, response, work, body, sandbox.snapshot_tag)
 

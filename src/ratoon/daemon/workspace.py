@@ -25,7 +25,7 @@ from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.snapshot.manifest import check_tag
 
-#: In the metadata of a workspace's sandbox.
+#: In the metadata of a workspace's sandbox, and of no fork of that.
 MARK = "ratoon.workspace"
 
 
@@ -96,17 +96,14 @@ class Workspaces:
             record = await self._settled(name)
             if self._status(record) == "running":
                 raise InvalidInput(f"workspace {name} is running")
-            for stray in self._engine.sandboxes:  # dead, or of a resume that a crash cut short
-                if stray.options.metadata.get(MARK) == name:
-                    await stray.kill()
+            await self._end_sandboxes(name)
             return await self._start(record, record.state_tag or record.source_tag)
 
     async def delete(self, name: str) -> None:
         """Remove it, its sandbox and the snapshot it was suspended to."""
         async with self._changing(name):
             record = await self._settled(name)
-            if sandbox := self._live(record):
-                await sandbox.kill()
+            await self._end_sandboxes(name)
             self._path(name).unlink()
             await self._forget(record.state_tag)
 
@@ -162,6 +159,12 @@ class Workspaces:
         )
         await self._forget(before)
         return record
+
+    async def _end_sandboxes(self, name: str) -> None:
+        """Kill its sandbox, a dead one too, and what a resume that was cut short has left."""
+        for sandbox in self._engine.sandboxes:
+            if sandbox.options.metadata.get(MARK) == name:
+                await sandbox.kill()
 
     async def _forget(self, tag: str | None) -> None:
         if tag:
