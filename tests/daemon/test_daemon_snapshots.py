@@ -86,7 +86,7 @@ async def test_compacting_is_refused(
     ("body", "status"),
     [
         ({"tag": "base", "image": "debian"}, 400),
-        ({"tag": "new", "image": "gentoo"}, 404),
+        ({"tag": "new", "image": "debian:potato"}, 404),
         ({"tag": "new", "image": "debian", "ram_mib": 1}, 400),
         ({"tag": "new"}, 422),
         ({"tag": "new", "kernel": "/etc/hostname"}, 422),

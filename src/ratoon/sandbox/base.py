@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ratoon import files
 from ratoon.artifacts import Progress, silent
-from ratoon.errors import InvalidInput, NotFound
+from ratoon.errors import InvalidInput
 from ratoon.guest.build import Guest, build_guest, with_kernel
+from ratoon.guest.defaults import set_defaults
 from ratoon.guest.evaluation import warm_up
 from ratoon.host.limits import Limits
 from ratoon.memory.digests import PAGE_SIZE
@@ -30,8 +31,9 @@ from ratoon.sandbox.start import rebirth
 from ratoon.snapshot.manifest import GuestInfo, MachineConfig
 from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.store import Store
-from ratoon.sources.debian import build_debian
 from ratoon.sources.given import take
+from ratoon.sources.image import Image, ImageConfig
+from ratoon.sources.resolve import resolve, root_disk
 from ratoon.vmm import command
 from ratoon.vmm.driver import Accelerator, Hardware, Launch
 from ratoon.vmm.qemu import qemu_version
@@ -57,9 +59,10 @@ class Built:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a base is booted from; `name` is kept in its manifest."""
+    """What a base is booted from; `image` is kept in its manifest, where it is one."""
 
     name: str
+    image: Image | None
     guest: Guest
     disk: Path
     disk_bytes: int
@@ -95,19 +98,24 @@ class BaseBuilder:
         vcpus: int = 1,
         disk_bytes: int = DISK_BYTES,
         network: NetworkPolicy = NONE,
+        refresh: bool = False,
+        roots: Sequence[Path] | None = None,
         progress: Progress = silent,
     ) -> Built:
-        """Boot `image` (`debian`) cold and publish it as the base snapshot `tag`.
+        """Boot `image` cold and publish it as the base snapshot `tag`; see `sources.resolve`.
 
         `network`: what its forks may reach unless they are given something else; the boot itself
-        reaches nothing.
+        reaches nothing. `refresh`: look the image up again. `roots`: where it may lie on this host.
         """
         self._check(tag, ram_bytes, vcpus)
         stages = Stages()
         with stages("build"):
-            guest, disk, accelerator = await _build(image, disk_bytes, progress)
+            found = await asyncio.to_thread(
+                resolve, image, refresh=refresh, roots=roots, progress=progress
+            )
+            guest, disk, accelerator = await _build(found, disk_bytes, progress)
         hardware = Hardware(ram_bytes, vcpus, accelerator)
-        source = _Source(image, guest, disk, disk_bytes, hardware, network)
+        source = _Source(found.name, found, guest, disk, disk_bytes, hardware, network)
         return await self._make(source, tag, stages, progress)
 
     async def from_files(
@@ -135,7 +143,9 @@ class BaseBuilder:
                 guest = await asyncio.to_thread(with_kernel, ours, given.kernel)
                 probe = await choose_accelerator(guest, progress)
             hardware = Hardware(ram_bytes, vcpus, probe.accelerator)
-            source = _Source(str(rootfs), guest, given.disk, given.disk_bytes, hardware, network)
+            source = _Source(
+                str(rootfs), None, guest, given.disk, given.disk_bytes, hardware, network
+            )
             return await self._make(source, tag, stages, progress)
 
     def _check(self, tag: str, ram_bytes: int, vcpus: int) -> None:
@@ -157,10 +167,17 @@ class BaseBuilder:
             )
         async with sandbox:
             with stages("warm"):
+                if source.image:
+                    await set_defaults(sandbox, source.image.config)
                 await warm_up(sandbox)
             with stages("branch"):
                 progress(f"taking snapshot {tag}")
-                info = GuestInfo(image=source.name, agent_version=agent_version)
+                info = GuestInfo(
+                    image=source.name,
+                    agent_version=agent_version,
+                    digest=source.image.digest if source.image else None,
+                    config=source.image.config if source.image else ImageConfig(),
+                )
                 config = _config(hardware, source.guest, source.disk_bytes)
                 branched = await self._brancher.branch(sandbox, tag, base=(config, info))
         with stages("image"):
@@ -169,8 +186,14 @@ class BaseBuilder:
 
     async def boot(self, image: str) -> Sandbox:
         """A sandbox that was booted cold and stands on no snapshot: to compare forks with."""
-        guest, disk, accelerator = await _build(image, DISK_BYTES, silent)
+        found = await asyncio.to_thread(resolve, image)
+        guest, disk, accelerator = await _build(found, DISK_BYTES, silent)
         sandbox, _ = await self._boot(guest, disk, Hardware(RAM_BYTES, 1, accelerator), NONE)
+        try:
+            await set_defaults(sandbox, found.config)
+        except BaseException:
+            await sandbox.kill()
+            raise
         return sandbox
 
     async def _boot(
@@ -213,13 +236,11 @@ class BaseBuilder:
 
 
 async def _build(
-    image: str, disk_bytes: int, progress: Progress
+    image: Image, disk_bytes: int, progress: Progress
 ) -> tuple[Guest, Path, Accelerator]:
-    """What a boot of `image` takes: kernel and initramfs, root disk, accelerator. NotFound."""
-    if image != "debian":
-        raise NotFound(f"no image {image}; there is: debian")
+    """What a boot of `image` takes: kernel and initramfs, root disk, accelerator."""
     guest = await asyncio.to_thread(build_guest, progress)
-    disk = await asyncio.to_thread(build_debian, disk_bytes, progress)
+    disk = await asyncio.to_thread(root_disk, image, disk_bytes, progress)
     probe = await choose_accelerator(guest, progress)
     return guest, disk, probe.accelerator
 

@@ -15,6 +15,7 @@ from pydantic_core import from_json
 
 from ratoon.disk.qcow2 import disk_root
 from ratoon.errors import ChainMismatch, Corrupt, Incompatible, InvalidInput
+from ratoon.sources.image import ImageConfig
 
 FORMAT: Final = 1
 
@@ -93,10 +94,15 @@ class MachineConfig(_Model):
 
 
 class GuestInfo(_Model):
-    """What runs in it: the image it was built from, and the agent's protocol version."""
+    """What runs in it: the image it was built from, and the agent's protocol version.
+
+    `digest` says which image that was exactly; None: it was built from files.
+    """
 
     image: str
     agent_version: int
+    digest: str | None = None
+    config: ImageConfig = ImageConfig()
 
 
 class Manifest(_Model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from . import spawn
+from .defaults import Defaults
 from .process import Process
 from .spawn import StartError
 from .stream import Refusal, Stream, operation
@@ -32,11 +33,11 @@ class Command(Process):
     if it is started so, or if who started it is gone.
     """
 
-    def __init__(self, agent: Agent, started: spawn.Started, request: Request) -> None:
+    def __init__(self, agent: Agent, started: spawn.Started, request: Request, user: str) -> None:
         super().__init__(agent, started)
         self.background = bool(request.get("background"))
         self._argv = request["argv"]
-        self._user = request.get("user") or "root"
+        self._user = user
         self._started_at = time.time()
 
     def describe(self) -> dict[str, Any]:
@@ -64,10 +65,12 @@ class Processes:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._commands: dict[int, Command] = {}
+        #: What is not in a request.
+        self.defaults = Defaults()
 
     def start(self, request: Request) -> Process:
         """Start a program that the host will not find among its commands; raises StartError."""
-        process = Process(self._agent, _spawn(request))
+        process = Process(self._agent, self._spawn(request))
         self._agent.identity.admit(process.pid)
         self._agent.on_exit(process.pid, process.exited)
         return process
@@ -75,13 +78,32 @@ class Processes:
     def run(self, request: Request) -> Command:
         """Start what an `exec` asks for; raises StartError, or Refusal."""
         timeout = None if request.get("timeout") is None else float(request["timeout"])
-        command = Command(self._agent, _spawn(request), request)
+        user = request.get("user") or self.defaults.user or "root"
+        command = Command(self._agent, self._spawn(request), request, user)
         self._agent.identity.admit(command.pid)
         self._agent.on_exit(command.pid, lambda status: self._ended(command, status))
         self._commands[command.pid] = command
         if timeout is not None:
             command.limit(timeout)
         return command
+
+    def _spawn(self, request: Request) -> spawn.Started:
+        size = request.get("terminal")
+        name = request.get("user") or self.defaults.user
+        user = look_up(name) if name else None
+        env = dict(user.environment) if user else {}
+        if size:
+            env["TERM"] = TERM
+        env.update(self.defaults.env)
+        env.update(request.get("env") or {})
+        return spawn.start(
+            request["argv"],
+            env=env,
+            cwd=request.get("cwd") or self.defaults.cwd,
+            user=user,
+            with_stdin=bool(request.get("stdin")),
+            terminal=(int(size[0]), int(size[1])) if size else None,
+        )
 
     def _ended(self, command: Command, status: int) -> None:
         command.exited(status)
@@ -105,23 +127,6 @@ class Processes:
 
     def describe(self) -> list[dict[str, Any]]:
         return [command.describe() for command in self._commands.values()]
-
-
-def _spawn(request: Request) -> spawn.Started:
-    size = request.get("terminal")
-    user = look_up(request["user"]) if request.get("user") else None
-    env = dict(user.environment) if user else {}
-    if size:
-        env["TERM"] = TERM
-    env.update(request.get("env") or {})
-    return spawn.start(
-        request["argv"],
-        env=env,
-        cwd=request.get("cwd") or "/",
-        user=user,
-        with_stdin=bool(request.get("stdin")),
-        terminal=(int(size[0]), int(size[1])) if size else None,
-    )
 
 
 class _Listener(Stream):

@@ -1,0 +1,44 @@
+"""What an image is: what it is called, which it is exactly, and how its programs are to be run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class ImageConfig(BaseModel):
+    """How an image wants its programs run: what a container runtime would take from it.
+
+    `user` is `NAME` or `UID`, or either with `:GROUP`, of the image's own. `exposed_ports` are TCP.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    env: dict[str, str] = {}
+    user: str | None = None
+    workdir: str | None = None
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    exposed_ports: tuple[Port, ...] = ()
+    stop_signal: str | None = None
+
+    def argv(self, command: Sequence[str] = ()) -> list[str]:
+        """What is run: the entrypoint, given `command` or else the image's own."""
+        return [*self.entrypoint, *(command or self.command)]
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that was found; `name` is what the user said, in full.
+
+    `digest`: `sha256:…` of its manifest, or `blake3:…` of what it is made of.
+    """
+
+    name: str
+    digest: str
+    config: ImageConfig
