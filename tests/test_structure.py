@@ -23,6 +23,7 @@ FLOORS = [
     {"bench"},
     {"client"},
     {"daemon"},
+    {"startup"},
     {"sandbox"},
     {"check", "pack"},
     {"host"},

@@ -26,6 +26,7 @@
         ├── GuestTimeout                              the agent did not answer in time
         ├── NoPython           exit 1, HTTP 409   the guest has no Python to evaluate code with
         ├── CommandFailed                             a command that had to succeed did not
+        ├── NotHealthy         exit 1, HTTP 409   a command that ended, or was not up in time
         ├── UnsafeArchive                             a tree that must not be let onto the host
         └── GuestFileError     exit 1, HTTP 400   a file in the guest; the message names it
             ├── GuestFileNotFound  exit 3, HTTP 404
@@ -190,6 +191,16 @@ class CommandFailed(GuestError):
         self.status = status
         self.stdout = stdout
         self.stderr = stderr
+
+
+class NotHealthy(GuestError):
+    """It did not pass its health check; `status` is its exit code, if it has ended."""
+
+    http_status = 409
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class UnsafeArchive(GuestError):
