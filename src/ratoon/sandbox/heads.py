@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from ratoon.errors import Corrupt, HostError, NotFound
 from ratoon.memory import budget
+from ratoon.memory.cache import OpenImage
 from ratoon.memory.chain import Link, count_above, pages_above, resolve
 from ratoon.memory.digests import PAGE_SIZE
-from ratoon.memory.image import ImageStore, OpenImage
+from ratoon.memory.image import ImageStore
 from ratoon.memory.process import find_mapping, write_pages
 from ratoon.snapshot.links import ram_pages, read_links
 from ratoon.snapshot.snapshot import Snapshot
