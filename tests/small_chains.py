@@ -20,6 +20,7 @@ from ratoon.memory import (
     write_page_set,
     zero_array,
 )
+from ratoon.memory.pageset import plain_content
 from ratoon.snapshot.links import read_links
 from ratoon.snapshot.manifest import (
     FileRef,
@@ -92,9 +93,14 @@ def digests_of(snapshot: Snapshot | None) -> NDArray[np.uint8]:
 
 
 def contents(snapshot: Path) -> dict[str, bytes]:
-    """Every file of a snapshot directory but the cache of stamps, by its relative name."""
+    """Every file of a snapshot directory but the cache of stamps, by its relative name.
+
+    A memory layer is the same in either form.
+    """
     return {
-        str(path.relative_to(snapshot)): path.read_bytes()
+        str(path.relative_to(snapshot)): b"".join(
+            plain_content(path, label=str(path), piece=1 << 20)
+        )
         for path in sorted(snapshot.rglob("*"))
         if path.is_file() and path.name != "verified.json"
     }

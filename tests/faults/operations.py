@@ -14,6 +14,7 @@ from ratoon.memory.image import ImageStore
 from ratoon.pack.pack import pack
 from ratoon.pack.unpack import unpack
 from ratoon.snapshot.compact import compact
+from ratoon.snapshot.compress import rewrite_layers
 from ratoon.snapshot.links import read_links
 from ratoon.snapshot.store import Store
 from small_chains import RAM, grow
@@ -58,12 +59,17 @@ def flatten(store: Store) -> None:
     compact(store, "L1", "flat")
 
 
+def press(store: Store) -> None:
+    rewrite_layers(store, "compressed")
+
+
 def receive(store: Store) -> None:
     unpack(store, store.home.with_name(PACK))
 
 
 OPERATIONS: dict[str, Callable[[Store], None]] = {
-    each.__name__: each for each in (publish, delete, force, cascade, image, flatten, receive)
+    each.__name__: each
+    for each in (publish, delete, force, cascade, image, flatten, press, receive)
 }
 
 

@@ -53,6 +53,7 @@ OUTCOMES = {
     "cascade": Outcome(removes=frozenset({"base", "L1", "side"})),
     "image": Outcome(),
     "flatten": Outcome(adds=frozenset({"flat"})),
+    "press": Outcome(),
     "receive": Outcome(adds=frozenset({"farther"})),
 }
 

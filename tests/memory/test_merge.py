@@ -17,6 +17,7 @@ from ratoon.memory import hash_pages, memory_root, read_index, read_pages
 from ratoon.memory import pageset as pageset_module
 from ratoon.memory.merge import write_merged
 from ratoon.memory.pageset import write_page_set, write_page_stream
+from ratoon.memory.positioned import write_at
 
 CHAIN: Sequence[Layer] = ({1: 1, 2: 2, 5: 5}, {2: 3, 9: 9}, {5: 0, 0: 4})
 
@@ -98,14 +99,13 @@ def test_what_cannot_be_read_back_is_not_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     links = write_chain(tmp_path, CHAIN)
-    write_at = pageset_module.write_at
 
     def misplace(fd: int, data: memoryview, offset: int) -> None:
         write_at(fd, data, offset)
         if offset:
             write_at(fd, memoryview(b"x"), offset)
 
-    monkeypatch.setattr(pageset_module, "write_at", misplace)
+    monkeypatch.setattr("ratoon.memory.pageset.write_at", misplace)
     with pytest.raises(Corrupt, match="merged"):
         write_merged(tmp_path / "merged", links, RAM)
     assert not (tmp_path / "merged").exists()

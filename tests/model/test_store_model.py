@@ -28,6 +28,7 @@ from ratoon.memory.image import ImageStore
 from ratoon.pack.pack import pack
 from ratoon.pack.unpack import unpack
 from ratoon.snapshot.compact import compact
+from ratoon.snapshot.compress import Form, rewrite_layers
 from ratoon.snapshot.links import read_links
 from ratoon.snapshot.store import Store
 from small_chains import RAM, Layer, grow
@@ -182,6 +183,12 @@ class StoreModel(RuleBasedStateMachine):
     def evict(self, tag: str) -> None:
         if tag in self.model.entries:
             self.images.remove(self.store.get(tag).manifest.memory_root)
+
+    @rule(chosen=st.lists(tags, max_size=2), form=st.sampled_from(("compressed", "plain")))
+    def rewrite(self, chosen: list[str], form: Form) -> None:
+        if all(tag in self.model.entries for tag in chosen):
+            for found in rewrite_layers(self.store, form, chosen):
+                assert found.outcome in (form, "kept"), found
 
     @rule(tag=tags)
     def pack(self, tag: str) -> None:

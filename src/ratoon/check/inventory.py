@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ratoon.check.findings import Finding, Kind, unreadable
+from ratoon.errors import RatoonError
+from ratoon.memory.pageset import plain_size
 from ratoon.snapshot.snapshot import ANCESTRY, Snapshot
 
 #: Device and inode number.
@@ -146,7 +148,7 @@ def take_inventory(
     for (identity, expected), paths in names.items():
         paths.sort(key=lambda path: (path.parent.parent.name == ANCESTRY, path))
         file = StoredFile(identity, expected, tuple(paths))
-        misfit = _misfit(stats[identity], expected)
+        misfit = _misfit(file, stats[identity])
         if not misfit:
             files.append(file)
         elif file.exists():
@@ -157,9 +159,22 @@ def take_inventory(
     return files, findings
 
 
-def _misfit(found: os.stat_result, expected: Expected) -> str | None:
+def _misfit(file: StoredFile, found: os.stat_result) -> str | None:
     if not stat.S_ISREG(found.st_mode):
         return "not a regular file"
-    if found.st_size != expected.size:
-        return f"{found.st_size} bytes long, but the manifest says {expected.size}"
-    return None
+    size, expected = found.st_size, file.expected
+    if size != expected.size and expected.kind is Kind.MEMORY:  # it may be compressed
+        try:
+            with file.opened() as path:
+                size = plain_size(path, label="memory layer")
+        except FileNotFoundError:  # deleted meanwhile
+            return None
+        except OSError as error:
+            return unreadable(error)
+        except RatoonError as error:
+            return str(error)
+    return (
+        None
+        if size == expected.size
+        else f"{size} bytes long, but the manifest says {expected.size}"
+    )

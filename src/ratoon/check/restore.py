@@ -7,9 +7,10 @@ and read back before it takes the place of the damaged one under each of its nam
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,9 @@ from ratoon.memory.pageset import PageIndex, read_index, read_pages, write_page_
 from ratoon.snapshot.links import ram_pages
 from ratoon.snapshot.snapshot import ANCESTRY, MANIFEST, VERIFIED, Snapshot, load_snapshot
 from ratoon.snapshot.store import Store
+
+#: Gives the pages of entries of an index as it has them, right or wrong: (k,) to (k, 4096).
+Source = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -175,13 +179,12 @@ def _remake(store: Store, lost: Lost, good: Path) -> str | None:
     if index is None:
         raise CannotRestore("its index is damaged, and there is no copy and no image to tell it")
     with ExitStack() as stack:
-        sources = []
-        for path, positions in (
-            *((path, index.data_positions) for path in layers),
-            *((path, index.numbers.astype(np.int64) * PAGE_SIZE) for path in images),
-        ):
-            with suppress(OSError):
-                sources.append((stack.enter_context(path.open("rb")).fileno(), positions))
+        sources: list[Source] = []
+        for read, paths in ((_read_layer, layers), (_read_ram, images)):
+            for path in paths:
+                with suppress(OSError):
+                    fd = stack.enter_context(path.open("rb")).fileno()
+                    sources.append(partial(read, Path(f"/proc/self/fd/{fd}"), index))
         content = _content(index, sources)
         write_page_stream(good, index.ram_pages, index.numbers, index.digests, content)
     return "from its own sound pages, copies and images"
@@ -233,8 +236,30 @@ def _images(store: Store, pages: int) -> list[Path]:
     return found
 
 
+def _read_layer(path: Path, index: PageIndex, entries: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The pages of entries (k,), as the layer at `path` has them: zeros where it is damaged."""
+    found = np.zeros((len(entries), PAGE_SIZE), np.uint8)
+    for rows in (slice(None), *(slice(row, row + 1) for row in range(len(entries)))):
+        with suppress(RatoonError, OSError):
+            for _, pages in read_pages(path, index, entries[rows], label="layer"):
+                found[rows] = pages
+            if rows == slice(None):
+                break
+    return found
+
+
+def _read_ram(path: Path, index: PageIndex, entries: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """As `_read_layer`, as the image at `path` has them, checked against nothing."""
+    found = np.zeros((len(entries), PAGE_SIZE), np.uint8)
+    with path.open("rb", buffering=0) as image:
+        for row, number in enumerate(index.numbers[entries].tolist()):
+            with suppress(OSError):
+                os.preadv(image.fileno(), [found[row].data], number * PAGE_SIZE)
+    return found
+
+
 def _content(
-    index: PageIndex, sources: Sequence[tuple[int, NDArray[np.int64]]]
+    index: PageIndex, sources: Sequence[Source]
 ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint8]]]:
     """The pages that have data, each from the first source where it matches its digest."""
     stored = np.flatnonzero(are_stored(index.digests))
@@ -242,10 +267,8 @@ def _content(
         entries = stored[first : first + GRAIN]
         pages = np.zeros((len(entries), PAGE_SIZE), np.uint8)
         missing = np.arange(len(entries))
-        for fd, positions in sources:
-            for row in missing:
-                with suppress(OSError):
-                    os.preadv(fd, [pages[row].data], int(positions[entries[row]]))
+        for read in sources:
+            pages[missing] = read(entries[missing])
             wrong = digests_differ(hash_pages(pages[missing]), index.digests[entries[missing]])
             missing = missing[wrong]
             if not len(missing):

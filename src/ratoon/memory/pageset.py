@@ -12,6 +12,8 @@
 A base is the diff against all-zero RAM. A page of zeros is an entry with the zero page's digest and
 no data, so `stored` counts the others. Everything before the data offset is the index; its BLAKE3,
 the index digest, stands in the snapshot's manifest and so vouches for every page.
+
+The same content can lie there compressed (`compressed`). What reads page sets reads either form.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,7 +34,9 @@ from numpy.typing import NDArray
 
 from ratoon.errors import Corrupt, Incompatible
 from ratoon.files import naming
+from ratoon.memory.compressed import FRAME, Frames, opened_frames
 from ratoon.memory.digests import DIGEST_SIZE, PAGE_SIZE, are_stored, digests_differ, hash_pages
+from ratoon.memory.positioned import read_exactly, write_at
 from ratoon.memory.runs import run_bounds
 
 MAGIC = b"RATOONPS"
@@ -41,7 +45,7 @@ VERSION = 1
 _HEADER = struct.Struct("<8sIIQQQ24s")
 _ENTRY_SIZE = 8 + DIGEST_SIZE
 _MAX_RAM_PAGES = 2**51  # byte offsets stay below 2**63
-_CHUNK = 1024  # pages moved at a time: 4 MiB
+_CHUNK = 16 * FRAME  # pages moved at a time: 4 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +65,11 @@ class PageIndex:
     def stored(self) -> int:
         """How many entries have data, being not all zero."""
         return int(np.count_nonzero(are_stored(self.digests)))
+
+    @cached_property
+    def stored_numbers(self) -> NDArray[np.uint64]:
+        """The numbers of the pages that have data, in the order of it: uint64, shape (stored,)."""
+        return self.numbers[are_stored(self.digests)]
 
     @property
     def data_offset(self) -> int:
@@ -84,13 +93,59 @@ def read_index(path: Path, *, label: str, expected_digest: str | None = None) ->
     missing file included, and Incompatible for another version of the format.
     """
     with _opened(path, label) as fd:
+        frames = opened_frames(fd, label)
+        if frames:
+            index = _decode(frames.index(), frames.plain_size, label, expected_digest)
+            if frames.count != -(-index.stored // FRAME):
+                raise Corrupt(f"{label}: {frames.count} frames are not those of its index")
+            return index
         size = os.fstat(fd).st_size
         header = bytearray(_HEADER.size)
-        _read_exactly(fd, memoryview(header), 0, label)
+        read_exactly(fd, memoryview(header), 0, label)
         _, entries = _check_header(header, size, label)
-        raw = bytearray(_data_offset(entries))
-        _read_exactly(fd, memoryview(raw), 0, label)
-    return _decode(bytes(raw), size, label, expected_digest)
+        plain = bytearray(_data_offset(entries))
+        read_exactly(fd, memoryview(plain), 0, label)
+    return _decode(bytes(plain), size, label, expected_digest)
+
+
+def plain_size(path: Path, *, label: str) -> int:
+    """How many bytes the plain form of the file at `path` has; whatever is no page set is plain.
+
+    Corrupt: it is missing, or its header is not as it must be.
+    """
+    with _opened(path, label) as fd:
+        frames = opened_frames(fd, label)
+        return frames.plain_size if frames else os.fstat(fd).st_size
+
+
+def is_compressed(path: Path, *, label: str) -> bool:
+    """Whether the page set at `path` lies there compressed. Corrupt."""
+    with _opened(path, label) as fd:
+        return opened_frames(fd, label) is not None
+
+
+def plain_content(path: Path, *, label: str, piece: int) -> Iterator[bytes]:
+    """The bytes of the plain form, checked against nothing, so many at a time. Corrupt."""
+    with _opened(path, label) as fd:
+        frames = opened_frames(fd, label)
+        if not frames:
+            at = 0
+            while data := os.pread(fd, piece, at):
+                yield data
+                at += len(data)
+            return
+        held = bytearray(frames.index())
+        left = (frames.plain_size - len(held)) // PAGE_SIZE
+        for number in range(frames.count):
+            pages = min(left, FRAME)
+            held += frames.frame(number, pages, f"{label}: frame {number}")
+            left -= pages
+            whole = len(held) - len(held) % piece
+            for start in range(0, whole, piece):
+                yield bytes(held[start : start + piece])
+            del held[:whole]
+        for start in range(0, len(held), piece):
+            yield bytes(held[start : start + piece])
 
 
 def read_pages(
@@ -105,7 +160,12 @@ def read_pages(
         entries = np.arange(len(index.numbers))
     with _opened(path, label) as fd:
         positions = index.data_positions[entries]
-        yield from read_checked(fd, index, entries, positions, label=label)
+        frames = opened_frames(fd, label)
+        if not frames:
+            yield from read_checked(fd, index, entries, positions, label=label)
+            return
+        read = partial(_read_frames, frames, index, {}, label=label)
+        yield from _checked(read, index, entries, positions, label)
 
 
 def read_checked(
@@ -117,10 +177,20 @@ def read_checked(
     label: str,
 ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint8]]]:
     """As `read_pages`, from a file that has the data of the entries at `positions`, (m,), bytes."""
+    yield from _checked(partial(_read_chunk, fd, label=label), index, entries, positions, label)
+
+
+def _checked(
+    read: Callable[[NDArray[np.int64], NDArray[np.uint64]], NDArray[np.uint8]],
+    index: PageIndex,
+    entries: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    label: str,
+) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint8]]]:
     for first in range(0, len(entries), _CHUNK):
         chunk = entries[first : first + _CHUNK]
         numbers = index.numbers[chunk]
-        pages = _read_chunk(fd, positions[first : first + _CHUNK], numbers, label)
+        pages = read(positions[first : first + _CHUNK], numbers)
         bad = np.flatnonzero(digests_differ(hash_pages(pages), index.digests[chunk]))
         if len(bad):
             raise Corrupt(f"{label}: page {numbers[bad[0]]} does not match its digest")
@@ -187,11 +257,9 @@ def write_page_stream(
     return decoded
 
 
-def write_at(fd: int, data: memoryview, offset: int) -> None:
-    """Write all bytes of the flat `data` at `offset`, however many calls that takes."""
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data, offset = data[written:], offset + written
+def index_bytes(index: PageIndex) -> bytes:
+    """The index as it is in the plain form, whose digest is its `index_digest`."""
+    return _encode(index.ram_pages, index.numbers, index.digests, index.stored)
 
 
 def _data_offset(entries: int) -> int:
@@ -230,7 +298,11 @@ def _check_header(header: bytes | bytearray, size: int, label: str) -> tuple[int
 
 def _decode(raw: bytes, size: int, label: str, expected_digest: str | None = None) -> PageIndex:
     """The checked index in `raw`, all bytes before the data of a file of `size` bytes."""
+    if len(raw) < _HEADER.size:
+        raise Corrupt(f"{label}: the index has {len(raw)} bytes, fewer than its header")
     ram_pages, entries = _check_header(raw, size, label)
+    if len(raw) != _data_offset(entries):
+        raise Corrupt(f"{label}: the index has {len(raw)} bytes, not those of {entries} entries")
     numbers = np.frombuffer(raw, np.uint64, entries, _HEADER.size)
     at = _HEADER.size + numbers.nbytes
     digests = np.frombuffer(raw, np.uint8, entries * DIGEST_SIZE, at).reshape(-1, DIGEST_SIZE)
@@ -252,7 +324,7 @@ def _decode(raw: bytes, size: int, label: str, expected_digest: str | None = Non
 
 
 def _read_chunk(
-    fd: int, positions: NDArray[np.int64], numbers: NDArray[np.uint64], label: str
+    fd: int, positions: NDArray[np.int64], numbers: NDArray[np.uint64], *, label: str
 ) -> NDArray[np.uint8]:
     """The pages whose data is at `positions`, zeros where that is -1: shape (k, 4096)."""
     stored = np.flatnonzero(positions >= 0)
@@ -261,7 +333,7 @@ def _read_chunk(
     for start, end in pairwise(run_bounds(frames).tolist()):
         where = f"{label}: page {numbers[stored[start]]} and those after it"
         target = data[start:end].reshape(-1).data
-        _read_exactly(fd, target, int(frames[start]) * PAGE_SIZE, where)
+        read_exactly(fd, target, int(frames[start]) * PAGE_SIZE, where)
     if len(data) == len(positions):
         return data
     pages = np.zeros((len(positions), PAGE_SIZE), np.uint8)
@@ -269,12 +341,31 @@ def _read_chunk(
     return pages
 
 
-def _read_exactly(fd: int, target: memoryview, offset: int, what: str) -> None:
-    while target:
-        count = os.preadv(fd, [target], offset)
-        if count == 0:
-            raise Corrupt(f"{what}: cut short, the file ends at byte {offset}")
-        target, offset = target[count:], offset + count
+def _read_frames(
+    frames: Frames,
+    index: PageIndex,
+    kept: dict[int, NDArray[np.uint8]],
+    positions: NDArray[np.int64],
+    numbers: NDArray[np.uint64],
+    *,
+    label: str,
+) -> NDArray[np.uint8]:
+    """As `_read_chunk`; `kept` is the frame that was decompressed last, by its number."""
+    pages = np.zeros((len(positions), PAGE_SIZE), np.uint8)
+    ranks = (positions - index.data_offset) // PAGE_SIZE
+    wanted = ranks // FRAME
+    for frame in np.unique(wanted[positions >= 0]).tolist():
+        if frame not in kept:
+            first = frame * FRAME
+            count = min(FRAME, index.stored - first)
+            among = index.stored_numbers[first : first + count]
+            what = f"{label}: pages {among[0]} to {among[-1]}"
+            data = frames.frame(frame, count, what)
+            kept.clear()
+            kept[frame] = np.frombuffer(data, np.uint8).reshape(-1, PAGE_SIZE)
+        rows = np.flatnonzero((wanted == frame) & (positions >= 0))
+        pages[rows] = kept[frame][ranks[rows] - frame * FRAME]
+    return pages
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ratoon.files import clone_range
 from ratoon.memory.chain import Link
+from ratoon.memory.compressed import opened_frames
 from ratoon.memory.digests import PAGE_SIZE
 from ratoon.memory.pageset import read_checked
 from ratoon.memory.runs import run_bounds
@@ -38,7 +39,8 @@ def share_pages(image: int, link: Link, entries: NDArray[np.int64]) -> NDArray[n
 
     `image` is a descriptor open for reading and writing, `entries`, shape (m,), increasing, are
     positions in the layer's index that have data. What is shared is read back from the image, so
-    from what its forks will map, and checked: Corrupt names the layer and the page.
+    from what its forks will map, and checked: Corrupt names the layer and the page. A compressed
+    layer has nothing to share.
     """
     numbers = link.index.numbers[entries]
     positions = link.index.data_positions[entries]
@@ -50,6 +52,8 @@ def share_pages(image: int, link: Link, entries: NDArray[np.int64]) -> NDArray[n
     except FileNotFoundError:  # whoever reads the entries instead will say so
         return entries
     try:
+        if opened_frames(layer, link.label):
+            return entries
         shared = 0
         for start, end in pairwise(bounds.tolist()):
             length = (end - start) * PAGE_SIZE

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 from ratoon.errors import ChainMismatch, Corrupt
 from ratoon.memory.digests import DIGEST_SIZE, are_stored, zero_array
-from ratoon.memory.pageset import PageIndex, read_index, read_pages
+from ratoon.memory.pageset import (
+    PageIndex,
+    index_bytes,
+    plain_size,
+    read_index,
+    read_pages,
+)
 from ratoon.snapshot.links import ram_pages
 from ratoon.snapshot.progress import Meter
 from ratoon.snapshot.snapshot import Snapshot
@@ -23,7 +29,7 @@ _PIECE = 1 << 16
 def verify_memory(snapshot: Snapshot, labels: Sequence[str], meter: Meter) -> list[str]:
     """Check all pages, and that each layer gives the memory root that it must.
 
-    Returns the BLAKE3 (hex) of each layer's whole file, base first, from the same reading. What
+    Returns the BLAKE3 (hex) of each layer's plain form, base first, from the same reading. What
     it holds in memory depends on the pages that the layers have, not on the RAM that the manifest
     claims. Corrupt names the layer by `labels` and the page; ChainMismatch the first layer that
     does not fit.
@@ -33,6 +39,9 @@ def verify_memory(snapshot: Snapshot, labels: Sequence[str], meter: Meter) -> li
     digests = []
     for number, (layer, label) in enumerate(zip(snapshot.manifest.layers, labels, strict=True)):
         path = snapshot.memory_path(number)
+        # First: it bounds what a compressed one can make of itself.
+        if plain_size(path, label=label) != layer.memory.size:
+            raise Corrupt(f"{label}: its size is not what the manifest says")
         index = read_index(path, label=label, expected_digest=layer.memory.index_digest)
         found = (index.ram_pages, len(index.numbers), index.stored)
         if found != (pages, layer.memory.entries, layer.memory.stored):
@@ -40,7 +49,7 @@ def verify_memory(snapshot: Snapshot, labels: Sequence[str], meter: Meter) -> li
         numbers, array = _merged(numbers, array, index)
         if (root := _root(numbers, array, pages)) != layer.memory_root:
             raise ChainMismatch(layer.tag, layer.memory_root, root)
-        digests.append(_file_digest(path, index, label, meter))
+        digests.append(_plain_digest(path, index, label, meter))
     return digests
 
 
@@ -67,13 +76,9 @@ def _root(numbers: NDArray[np.uint64], digests: NDArray[np.uint8], ram_pages: in
     return hasher.hexdigest()
 
 
-def _file_digest(path: Path, index: PageIndex, label: str, meter: Meter) -> str:
+def _plain_digest(path: Path, index: PageIndex, label: str, meter: Meter) -> str:
     """The digest of a whole page set, of pages that were checked as they were hashed."""
-    hasher = blake3()
-    with path.open("rb") as file:
-        hasher.update(file.read(index.data_offset))
-    if hasher.hexdigest() != index.index_digest:
-        raise Corrupt(f"{label}: it changed while it was read")
+    hasher = blake3(index_bytes(index))
     meter.add(index.data_offset)
     for _, pages in read_pages(path, index, np.flatnonzero(are_stored(index.digests)), label=label):
         hasher.update(pages.reshape(-1).data)

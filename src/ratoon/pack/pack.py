@@ -22,11 +22,12 @@ from blake3 import blake3
 
 from ratoon import files
 from ratoon.errors import AlreadyExists, Corrupt, InvalidInput, NotFound
+from ratoon.memory.pageset import plain_content
 from ratoon.pack.memory_check import verify_memory
 from ratoon.pack.packfile import CHUNK, Contents, PackedFile, PackWriter, file_names
 from ratoon.snapshot.manifest import encode
 from ratoon.snapshot.progress import ByteProgress, Meter, unheard
-from ratoon.snapshot.snapshot import Snapshot
+from ratoon.snapshot.snapshot import MEMORY, Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import check_sizes
 
@@ -107,16 +108,26 @@ def _write(writer: PackWriter, snapshot: Snapshot, contents: Contents, meter: Me
         label = f"snapshot {_owner(snapshot, file.name)}, file {path}"
         writer.begin(file.name, file.size)
         hasher, left = blake3(), file.size
-        with path.open("rb") as source:
-            while left and (data := source.read(min(CHUNK, left))):
-                hasher.update(data)
-                writer.write(data)
-                left -= len(data)
-                meter.add(len(data))
+        for piece in _pieces(path, label):
+            data = piece[:left]
+            hasher.update(data)
+            writer.write(data)
+            left -= len(data)
+            meter.add(len(data))
         if hasher.hexdigest() != file.digest:
             raise Corrupt(f"{label}: its content does not match its digest; it was damaged")
         writer.end(file.size)
     writer.finish()
+
+
+def _pieces(path: Path, label: str) -> Iterator[bytes]:
+    """The bytes of a file; a memory layer's are those of its plain form, however it lies there."""
+    if path.name == MEMORY:
+        yield from plain_content(path, label=label, piece=CHUNK)
+        return
+    with path.open("rb") as source:
+        while data := source.read(CHUNK):
+            yield data
 
 
 def _owner(snapshot: Snapshot, name: str) -> str:

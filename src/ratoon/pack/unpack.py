@@ -23,14 +23,22 @@ from blake3 import blake3
 
 from ratoon import files
 from ratoon.disk import qcow2
-from ratoon.errors import AlreadyExists, HostError, InvalidInput, NotFound
+from ratoon.errors import (
+    AlreadyExists,
+    Corrupt,
+    HostError,
+    Incompatible,
+    InvalidInput,
+    NotFound,
+)
 from ratoon.files import Stamp
+from ratoon.memory.pageset import plain_content, plain_size
 from ratoon.pack.incoming import read_manifest, wrong_digest
 from ratoon.pack.memory_check import verify_memory
 from ratoon.pack.packfile import CHUNK, Contents, PackedFile, PackReader, layer_names
 from ratoon.snapshot.manifest import Manifest, check_tag
 from ratoon.snapshot.progress import ByteProgress, Meter, unheard
-from ratoon.snapshot.snapshot import ANCESTRY, VERIFIED, Snapshot
+from ratoon.snapshot.snapshot import ANCESTRY, MEMORY, VERIFIED, Snapshot
 from ratoon.snapshot.staging import Staging
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import Stamps, dump_stamps
@@ -183,12 +191,28 @@ def _link(candidates: list[Path] | tuple[()], path: Path, file: PackedFile) -> b
             if (st.st_dev, st.st_ino) in seen:
                 continue
             seen.add((st.st_dev, st.st_ino))
-            if st.st_size == file.size and qcow2.file_digest(candidate) == file.digest:
+            if _is_content(candidate, st.st_size, file):
                 files.link_or_copy(candidate, path)
                 return True
         except FileNotFoundError:  # deleted meanwhile
             continue
     return False
+
+
+def _is_content(path: Path, size: int, file: PackedFile) -> bool:
+    """Whether a file of the store has the content of a member, if only compressed."""
+    if path.name != MEMORY or size == file.size:
+        return size == file.size and qcow2.file_digest(path) == file.digest
+    label = str(path)
+    try:
+        if plain_size(path, label=label) != file.size:
+            return False
+        hasher = blake3()
+        for data in plain_content(path, label=label, piece=CHUNK):
+            hasher.update(data)
+    except (Corrupt, Incompatible):
+        return False
+    return hasher.hexdigest() == file.digest
 
 
 def _write(path: Path, file: PackedFile, reader: PackReader, label: str, meter: Meter) -> None:

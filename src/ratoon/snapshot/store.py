@@ -254,7 +254,7 @@ class Store:
             tag=tag,
             dir=str(snapshot.path),
             created_at_unix=int(manifest.created_at_unix),
-            memory_logical_bytes=memory.st_size,
+            memory_logical_bytes=manifest.layers[-1].memory.size,
             memory_physical_bytes=memory.st_blocks * 512,
             vmstate_bytes=manifest.vmstate.size,
             parent_tag=parent.tag if parent else None,

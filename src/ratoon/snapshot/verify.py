@@ -15,6 +15,7 @@ from ratoon import files
 from ratoon.disk import qcow2
 from ratoon.errors import Corrupt
 from ratoon.files import Stamp
+from ratoon.memory.pageset import plain_size
 from ratoon.snapshot.snapshot import VERIFIED, Snapshot
 
 log = logging.getLogger(__name__)
@@ -25,15 +26,18 @@ Stamps = dict[str, Stamp]
 _STAMPS = TypeAdapter(Stamps)
 
 
-def verify_disks(snapshot: Snapshot) -> None:
+def verify_disks(snapshot: Snapshot, covered: int = 1) -> None:
     """Check every disk layer: by its stamp if it is unchanged, else by reading and hashing it.
 
-    Corrupt names the layer's snapshot and the file: it is missing, or not of the size or content
-    that the manifest says.
+    Not those between the base and the lowest `covered`, which a flattened disk stands for. Corrupt
+    names the layer's snapshot and the file: it is missing, or not of the size or content that the
+    manifest says.
     """
     known = read_stamps(snapshot.path)
     stamps = dict(known)
     for index, layer in enumerate(snapshot.manifest.layers):
+        if 0 < index < covered:
+            continue
         path = snapshot.disk_path(index)
         stamp = _stamp(path, layer.tag, layer.disk.size)
         name = str(path.relative_to(snapshot.path))
@@ -52,12 +56,13 @@ def verify_disks(snapshot: Snapshot) -> None:
 def check_sizes(snapshot: Snapshot) -> None:
     """Check that every file of the snapshot is there and of the size that the manifest says.
 
-    Corrupt names the layer's snapshot and the file.
+    That of a memory layer is the plain one's, however it lies there. Corrupt names the layer's
+    snapshot and the file.
     """
     manifest = snapshot.manifest
     _stamp(snapshot.vmstate_path, manifest.tag, manifest.vmstate.size)
     for index, layer in enumerate(manifest.layers):
-        _stamp(snapshot.memory_path(index), layer.tag, layer.memory.size)
+        _check_memory_size(snapshot.memory_path(index), layer.tag, layer.memory.size)
         _stamp(snapshot.disk_path(index), layer.tag, layer.disk.size)
 
 
@@ -72,6 +77,16 @@ def read_stamps(directory: Path) -> Stamps:
 def dump_stamps(stamps: Stamps) -> bytes:
     """The content of `verified.json`."""
     return _STAMPS.dump_json(stamps, indent=2)
+
+
+def _check_memory_size(path: Path, tag: str, size: int) -> None:
+    label = f"snapshot {tag}, file {path}"
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError as error:
+        raise Corrupt(f"{label}: missing") from error
+    if found != size and (found := plain_size(path, label=label)) != size:
+        raise Corrupt(f"{label}: {found} bytes, but the manifest says {size}")
 
 
 def _stamp(path: Path, tag: str, size: int) -> Stamp:

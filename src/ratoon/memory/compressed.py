@@ -1,0 +1,144 @@
+"""The compressed page-set file: a memory layer at rest. Format version 1, little-endian.
+
+::
+
+    0        header, 64 bytes: magic "RATOONPZ", version u32, pages a frame u32,
+             plain size u64, index length u64, frames u64, then zeros
+    64       lengths of the frames: frames * u32
+    ...      index: one zstd frame, all that is before the data in the plain form
+    ...      data: zstd frames, each of 64 pages of the plain form's data, the last of the rest
+
+It decompresses to the plain form (`pageset`), byte for byte, and its identity is the same: the
+digests in the index. A frame is decompressed by itself, so few pages cost little.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from ratoon.errors import Corrupt, Incompatible
+from ratoon.files import naming
+from ratoon.memory.digests import PAGE_SIZE
+from ratoon.memory.positioned import read_exactly, write_at
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+#: Pages in a frame, 256 KiB of them.
+FRAME = 64
+#: What zstd itself calls its default; higher levels take longer and gain a few percent.
+LEVEL = 3
+LEVELS = range(1, 20)
+
+_MAGIC = b"RATOONPZ"
+_VERSION = 1
+_HEADER = struct.Struct("<8sIIQQQ24s")
+#: No level here uses a larger window, so no frame needs one, whatever it says of itself.
+_WINDOW_LOG = 23
+_MAX_PLAIN = 1 << 62
+
+
+class Frames:
+    """A compressed page set that is open at `fd`, which stays the caller's."""
+
+    def __init__(self, fd: int, label: str) -> None:
+        """Corrupt, Incompatible: what stands before the index is not as it must be."""
+        size = os.fstat(fd).st_size
+        header = bytearray(_HEADER.size)
+        read_exactly(fd, memoryview(header), 0, label)
+        _, version, frame, plain_size, index_length, count, rest = _HEADER.unpack(header)
+        if version != _VERSION:
+            raise Incompatible(
+                f"{label} has compressed page-set format version {version}, "
+                f"this Ratoon reads version {_VERSION}"
+            )
+        begin = _HEADER.size + 4 * count
+        if frame != FRAME or any(rest) or begin + index_length > size or plain_size > _MAX_PLAIN:
+            raise Corrupt(f"{label}: the header of the compressed file is damaged")
+        lengths = np.empty(count, "<u4")
+        read_exactly(fd, lengths.view(np.uint8).data, _HEADER.size, label)
+        self._index = begin, index_length
+        #: Where each frame begins, and the last one ends.
+        self._bounds = begin + index_length + np.concatenate(([0], np.cumsum(lengths, dtype=int)))
+        if (end := int(self._bounds[-1])) != size:
+            raise Corrupt(f"{label} is {size} bytes long, its compressed frames end at {end}")
+        self._fd = fd
+        self._label = label
+        #: Bytes of the plain form.
+        self.plain_size: int = plain_size
+        #: How many frames of pages.
+        self.count: int = count
+
+    def index(self) -> bytes:
+        """All that stands before the data in the plain form; not checked any further. Corrupt."""
+        begin, length = self._index
+        what = f"{self._label}: the compressed index"
+        return self._decompressed(begin, length, self.plain_size, what)
+
+    def frame(self, number: int, pages: int, what: str) -> bytes:
+        """One frame, which must have so many pages. Corrupt, naming `what` it is."""
+        begin, end = (int(bound) for bound in self._bounds[number : number + 2])
+        data = self._decompressed(begin, end - begin, pages * PAGE_SIZE, what)
+        if len(data) != pages * PAGE_SIZE:
+            raise Corrupt(f"{what} cannot be decompressed: it is too short")
+        return data
+
+    def _decompressed(self, offset: int, length: int, at_most: int, what: str) -> bytes:
+        raw = bytearray(length)
+        read_exactly(self._fd, memoryview(raw), offset, what)
+        options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
+        decompressor = zstd.ZstdDecompressor(options=options)
+        try:
+            data = decompressor.decompress(raw, max_length=at_most)
+            if not decompressor.eof and not decompressor.needs_input:
+                decompressor.decompress(b"", max_length=1)  # the end of the frame itself
+        except (zstd.ZstdError, EOFError) as error:
+            raise Corrupt(f"{what} cannot be decompressed; it was damaged") from error
+        if not decompressor.eof or decompressor.unused_data:
+            raise Corrupt(f"{what} cannot be decompressed: it does not end where it should")
+        return data
+
+
+def opened_frames(fd: int, label: str) -> Frames | None:
+    """The compressed page set that is open at `fd`; None: it is none. Corrupt, Incompatible."""
+    return Frames(fd, label) if os.pread(fd, len(_MAGIC), 0) == _MAGIC else None
+
+
+def write_frames(
+    path: Path, index: bytes, stored: int, frames: Iterable[memoryview], level: int = LEVEL
+) -> int:
+    """Write a new compressed page set, mode 0444, flushed; its size in bytes.
+
+    `index` is what stands before the data in the plain form, `stored` how many pages follow there,
+    and `frames` are those: 64 at a time, the last of them the rest. A failure leaves no file.
+    """
+    count = -(-stored // FRAME)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with naming(path), os.fdopen(fd, "wb", buffering=0) as file:
+            lengths = np.zeros(count, "<u4")
+            compressed = zstd.compress(index, level)
+            at = _HEADER.size + lengths.nbytes
+            write_at(file.fileno(), memoryview(compressed), at)
+            at += len(compressed)
+            for number, data in enumerate(zstd.compress(frame, level) for frame in frames):
+                write_at(file.fileno(), memoryview(data), at)
+                lengths[number] = len(data)
+                at += len(data)
+            plain = len(index) + stored * PAGE_SIZE
+            header = (_MAGIC, _VERSION, FRAME, plain, len(compressed), count, bytes(24))
+            write_at(file.fileno(), memoryview(_HEADER.pack(*header) + lengths.tobytes()), 0)
+            os.fchmod(file.fileno(), 0o444)
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink()
+        raise
+    return at
