@@ -1,76 +1,247 @@
-"""The chain that is built and probed: modules under /opt/agent, each using the one before."""
+"""Chains: what building and forking them costs at each depth, and whether the forks are right.
+
+Each fork is one `POST /v1/sandboxes`, timed by the client. The heads take turns, in another order
+each round, and so do the two ways: Ratoon's, and the textbook's (`textbook.py`), which makes the
+memory that the same fork then maps.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import time
+from dataclasses import asdict, dataclass, replace
 
+from ratoon.bench.bench import PREFIX, Bench, Workshop
+from ratoon.bench.chain_report import Built, Correct, Hashing, Spawn, plots, tables, targets, wrong
+from ratoon.bench.samples import Samples, forget_files
+from ratoon.bench.served import Api, served
+from ratoon.bench.steps import link_command, passed, probe_command
+from ratoon.bench.textbook import Textbook, hashing_speed
 from ratoon.errors import RatoonError
 from ratoon.sandbox.sandbox import Sandbox
 
-STEPS = {
-    1: "SIGNATURE = 'one'\ndef answer(): return 1\n",
-    2: "import step1 as s\nSIGNATURE = s.SIGNATURE + '-two'\ndef answer(): return 2\n",
-    3: "import step2 as s\nSIGNATURE = s.SIGNATURE + '-three'\ndef answer(): return 3\n",
-}
-SIGNATURES = {1: "one", 2: "one-two", 3: "one-two-three"}
+#: Depths that are forked, of the one chain.
+DEPTHS = (0, 1, 2, 3, 8, 16, 32)
+#: Beyond this depth the textbook way takes seconds a fork, and has fewer rounds.
+SHALLOW = 3
+DEEP_ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Head:
-    """A snapshot to fork from: its parent, the steps it adds, and those its forks must have."""
+    """A snapshot to fork, and the steps that its forks must have."""
 
+    name: str
     tag: str
-    parent: str | None
-    adds: tuple[int, ...]
+    depth: int
     has: tuple[int, ...]
 
 
-HEADS = (
-    Head("base", None, (), ()),
-    Head("L1", "base", (1,), (1,)),
-    Head("L2", "L1", (2,), (1, 2)),
-    Head("L3", "L2", (3,), (1, 2, 3)),
-    Head("Flat", "base", (1, 2, 3), (1, 2, 3)),
-)
-LARGE_HEADS = (
-    Head("base-2g", None, (), ()),
-    Head("L1-2g", "base-2g", (1,), (1,)),
-    Head("L2-2g", "L1-2g", (2,), (1, 2)),
-    Head("L3-2g", "L2-2g", (3,), (1, 2, 3)),
-)
-
-
-def link_command(steps: tuple[int, ...]) -> list[str]:
-    """Write the modules of `steps` under /opt/agent, and check that they work."""
-    lines = ["import os, sys", "os.makedirs('/opt/agent', exist_ok=True)"]
-    for step in steps:
-        lines.append(f"open('/opt/agent/step{step}.py', 'w').write({STEPS[step]!r})")
-    last = steps[-1]
-    lines.append(f"sys.path.insert(0, '/opt/agent'); import step{last}")
-    lines.append(f"assert step{last}.SIGNATURE == {SIGNATURES[last]!r}")
-    return ["python3", "-c", "\n".join(lines)]
-
-
-def probe_command(steps: tuple[int, ...]) -> list[str]:
-    """Print one line a step: `ok N` if its module is there and says what it should."""
-    script = (
-        "import importlib, sys\n"
-        "sys.path.insert(0, '/opt/agent')\n"
-        f"for step, signature in {[(step, SIGNATURES[step]) for step in steps]!r}:\n"
-        "    try:\n"
-        "        module = importlib.import_module(f'step{step}')\n"
-        "        right = module.SIGNATURE == signature and module.answer() == step\n"
-        "    except ImportError:\n"
-        "        right = False\n"
-        "    print('ok' if right else 'missing', step)\n"
+def _heads(base: str) -> tuple[Head, ...]:
+    steps = tuple(range(1, max(DEPTHS) + 1))
+    return (
+        *(Head(str(depth), _tag(depth, base), depth, steps[:depth]) for depth in DEPTHS),
+        Head("flat", f"{PREFIX}flat", 1, steps[:3]),
+        Head("compacted", f"{PREFIX}compacted", 0, steps[:3]),
     )
-    return ["python3", "-c", script]
 
 
-async def probe(sandbox: Sandbox, steps: tuple[int, ...]) -> int:
-    """How many of the steps' probes pass in this fork; an error if they did not all run."""
-    result = await sandbox.exec(probe_command(steps), timeout=60)
-    lines = result.stdout.decode().splitlines()
-    if result.exit_code or [line.split()[-1] for line in lines] != [str(step) for step in steps]:
-        raise RatoonError(f"the probes did not run in {sandbox.id}: {result}")
-    return sum(line.startswith("ok ") for line in lines)
+def _tag(depth: int, base: str) -> str:
+    return f"{PREFIX}{depth}" if depth else base
+
+
+class _Chain:
+    def __init__(self, shop: Workshop, api: Api, heads: tuple[Head, ...]) -> None:
+        self._shop = shop
+        self._api = api
+        self._heads = heads
+        self._textbook = Textbook(shop.room / "textbook")
+        self._textbook.directory.mkdir()
+        self.spawns: list[Spawn] = []
+        self.correct: list[Correct] = []
+
+    async def prepare(self) -> list[Hashing]:
+        """All images are made, and the textbook's files; how fast each way hashes."""
+        self._shop.say("second forks: images are made in the background")
+        for _ in range(2):
+            for head in self._heads:
+                await (await self._shop.engine.fork_one(head.tag)).kill()
+            await self._shop.engine.settle()
+        self._shop.say("writing the chain in the textbook's format")
+        for head in self._heads:
+            snapshot = self._shop.engine.store.get(head.tag)
+            await asyncio.to_thread(self._textbook.write, snapshot)
+        file = min(self._textbook.directory.iterdir(), key=lambda path: path.stat().st_ctime)
+        return [
+            Hashing(number, *await asyncio.to_thread(hashing_speed, file)) for number in range(5)
+        ]
+
+    async def rounds(self) -> None:
+        for number in range(self._shop.iterations):
+            self._shop.say(f"round {number + 1} of {self._shop.iterations}")
+            turn = number % len(self._heads)
+            for head in (*self._heads[turn:], *self._heads[:turn]):
+                await self._fork(head, number, "warm")
+                if head.name == "0":
+                    await self._fork_by_the_engine(head, number)
+                if self._is_textbooks_turn(head, number, DEEP_ROUNDS):
+                    with self._textbook.forks_of(self._shop.engine):
+                        await self._fork(head, number, "warm", textbook=True)
+
+    async def cold_rounds(self) -> None:
+        """No head but the base has an image, and nothing is in the page cache."""
+        rounds = max(DEEP_ROUNDS, self._shop.iterations // 4)
+        for number in range(rounds):
+            self._shop.say(f"nothing cached, round {number + 1} of {rounds}")
+            for head in self._heads:
+                await self._forget()
+                await self._fork(head, number, "cold")
+                if self._is_textbooks_turn(head, number, 1):
+                    await self._forget()
+                    with self._textbook.forks_of(self._shop.engine):
+                        await self._fork(head, number, "cold", textbook=True)
+
+    def _is_textbooks_turn(self, head: Head, number: int, deep_rounds: int) -> bool:
+        if head.name == "compacted":  # the textbook has none
+            return False
+        return head.depth <= SHALLOW or number < deep_rounds
+
+    async def _forget(self) -> None:
+        engine = self._shop.engine
+        await engine.settle()
+        for head in self._heads[1:]:
+            engine.evict_image(head.tag)
+        await asyncio.to_thread(forget_files, self._shop.home, self._textbook.directory)
+
+    async def _fork(self, head: Head, number: int, cache: str, *, textbook: bool = False) -> None:
+        self._textbook.last = None
+        forked = await self._api.fork(head.tag)
+        sandbox = forked.body["id"]
+        try:
+            first = await self._api.exec(sandbox, ["echo", "ok"])
+            spawn = Spawn(
+                head=head.name,
+                depth=head.depth,
+                way="textbook" if textbook else "ratoon",
+                cache=cache,
+                round=number,
+                request_ms=forked.ms,
+                fork_ms=forked.body["fork_ms"],
+                first_exec_ms=first.ms,
+                stages=" ".join(f"{name}={ms}" for name, ms in forked.body["stages_ms"].items()),
+            )
+            if textbook:
+                assert self._textbook.last, "the fork did not map what was assembled"
+                spawn = replace(spawn, **asdict(self._textbook.last))
+            self.spawns.append(spawn)
+            await self._probe(head, number, spawn.way, cache, sandbox)
+        finally:
+            await self._api.kill(sandbox)
+
+    async def _fork_by_the_engine(self, head: Head, number: int) -> None:
+        """What HTTP adds shows beside this."""
+        began = time.perf_counter()
+        (made,) = await self._shop.engine.fork(head.tag, 1)
+        seen = round((time.perf_counter() - began) * 1e3, 3)
+        if not isinstance(made, Sandbox):
+            raise made
+        stages = " ".join(f"{name}={ms}" for name, ms in made.stages.items())
+        await made.kill()
+        self.spawns.append(
+            Spawn(head.name, head.depth, "engine", "warm", number, seen, made.fork_ms, 0.0, stages)
+        )
+
+    async def _probe(self, head: Head, number: int, way: str, cache: str, sandbox: str) -> None:
+        """Has the fork what its chain added? The base, the negative control, must not have it."""
+        steps = head.has or (1, 2, 3)
+        answer = await self._api.exec(sandbox, probe_command(steps))
+        found = passed(answer.body["stdout"], steps, sandbox)
+        expected = len(head.has)
+        self.correct.append(Correct(head.name, way, cache, number, len(steps), expected, found))
+
+
+async def _build(shop: Workshop, base: str) -> list[Built]:
+    """The chain, one head with the first three steps at once, and the third one compacted."""
+    rows = []
+    for depth in range(1, max(DEPTHS) + 1):
+        parent = _tag(depth - 1, base)
+        rows.append(await _link(shop, parent, f"{PREFIX}{depth}", str(depth), depth, (depth,)))
+    rows.append(await _link(shop, base, f"{PREFIX}flat", "flat", 1, (1, 2, 3)))
+    if not shop.is_there(f"{PREFIX}compacted"):
+        began = time.perf_counter()
+        await shop.engine.compact(f"{PREFIX}3", f"{PREFIX}compacted", progress=shop.say)
+        took = round((time.perf_counter() - began) * 1e3, 3)
+        rows.append(_built(shop, f"{PREFIX}compacted", "compacted", 0, took, 0.0, {}))
+    return [row for row in rows if row]
+
+
+async def _link(
+    shop: Workshop, parent: str, tag: str, head: str, depth: int, steps: tuple[int, ...]
+) -> Built | None:
+    built = await shop.link(parent, tag, link_command(steps))
+    if built is None:
+        return None
+    return _built(shop, tag, head, depth, built.total_ms, built.branched.pause_ms, built.stages)
+
+
+def _built(
+    shop: Workshop,
+    tag: str,
+    head: str,
+    depth: int,
+    total_ms: float,
+    pause_ms: float,
+    stages: dict[str, float],
+) -> Built:
+    snapshot = shop.engine.store.get(tag)
+    memory = snapshot.memory_path(snapshot.depth).stat()
+    disk = snapshot.disk_path(snapshot.depth).stat()
+    return Built(
+        head=head,
+        depth=depth,
+        total_ms=total_ms,
+        fork_ms=stages.get("fork", 0.0),
+        exec_ms=stages.get("exec", 0.0),
+        branch_ms=stages.get("branch", 0.0),
+        pause_ms=pause_ms,
+        pages=snapshot.manifest.layers[-1].memory.entries,
+        memory_logical_bytes=memory.st_size,
+        memory_physical_bytes=memory.st_blocks * 512,
+        disk_physical_bytes=disk.st_blocks * 512,
+    )
+
+
+async def measure(shop: Workshop) -> Samples:
+    base = await shop.base()
+    built = await _build(shop, base)
+    async with served(shop.engine) as api:
+        chain = _Chain(shop, api, _heads(base))
+        hashing = await chain.prepare()
+        await chain.rounds()
+        await chain.cold_rounds()
+    if not chain.spawns:
+        raise RatoonError("there was no round")
+    samples: dict[str, list[object]] = {
+        "chain-spawn": [*chain.spawns],
+        "correctness": [*chain.correct],
+        "chain-hashing": [*hashing],
+    }
+    return {"chain-build": built, **samples} if built else samples
+
+
+BENCH = Bench(
+    name="chain",
+    title="Chains",
+    iterations=20,
+    rows={
+        "chain-build": Built,
+        "chain-spawn": Spawn,
+        "correctness": Correct,
+        "chain-hashing": Hashing,
+    },
+    measure=measure,
+    tables=tables,
+    targets=targets,
+    plots=plots,
+    wrong=wrong,
+)

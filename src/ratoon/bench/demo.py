@@ -18,9 +18,9 @@ from typing import Any
 
 from rich.console import Console
 
-from ratoon.bench.chain import HEADS, LARGE_HEADS, Head, link_command, probe
 from ratoon.bench.demo_report import WRITTEN_MIB, Measured, as_facts, show, write_csv
 from ratoon.bench.machine import describe_machine
+from ratoon.bench.steps import HEADS, LARGE_HEADS, Head, link_command, probe
 from ratoon.errors import RatoonError
 from ratoon.sandbox.engine import MIB, Engine
 from ratoon.sandbox.sandbox import Sandbox

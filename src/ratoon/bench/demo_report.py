@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ratoon.bench.chain import HEADS, LARGE_HEADS
+from ratoon.bench.steps import HEADS, LARGE_HEADS
 from ratoon.sandbox.engine import MIB, Built
 
 #: What a sandbox writes to memory before its branches' pauses are measured.

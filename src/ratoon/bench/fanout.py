@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ratoon.bench.machine import describe_machine
-from ratoon.bench.samples import MIB, drop_caches, percentile, read_bytes, write_rows
+from ratoon.bench.samples import MIB, forget_files, percentile, read_bytes, write_rows
 from ratoon.errors import RatoonError
 from ratoon.host.usage import usage
 from ratoon.sandbox.engine import Engine
@@ -76,7 +76,7 @@ class FanOut:
             await self._measure("cold boots", number, BOOTS, self._boot())
             for n in (1, COLD_BURST):
                 await self._engine.settle()
-                drop_caches()
+                await asyncio.to_thread(forget_files, self._engine.store.home)
                 await self._measure(
                     "forks, nothing cached", number, n, self._engine.fork("base", n)
                 )

@@ -62,6 +62,9 @@ SUBJECTS: dict[str, dict[str, Verb]] = {
         "unpack": Verb("packs", "Verify a pack, and make the snapshot in it one of the store."),
         "events": Verb("events", "Show what happens to sandboxes and snapshots."),
         "serve": Verb("serve", "Serve the store over HTTP until interrupted."),
+        "bench": Verb(
+            "bench", "Measure Ratoon on this machine, beside what one would use instead."
+        ),
         "doctor": Verb(
             "system", "Check this host: what works, what does not, and what to do about it."
         ),
