@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from memory_helpers import RAM, Layer, chains, layers, page, ram_of, u64, write_chain, write_layer
+from memory_helpers import RAM, Layer, chains, layers, page, ram_of, write_chain, write_layer
 from ratoon.errors import Corrupt, Incompatible, RatoonError
 from ratoon.memory import PAGE_SIZE, ImageStore, PageIndex, hash_pages, read_index, read_pages
 from ratoon.memory.compressed import FRAME, LEVEL
@@ -45,13 +45,13 @@ def pages_of(path: Path, index: PageIndex, entries: NDArray[np.int64] | None) ->
 
 def many(path: Path, count: int = 300) -> PageIndex:
     """A layer of several frames: every third page of zeros, the others of words that repeat."""
-    numbers = np.arange(count) * 2 + 1
+    numbers = np.arange(1, 2 * count, 2).astype(np.uint64)
     pages = np.zeros((count, PAGE_SIZE), np.uint8)
     for row in range(count):
         if row % 3:
             pages[row] = np.resize(np.frombuffer(f"page {row} ".encode(), np.uint8), PAGE_SIZE)
     digests = hash_pages(pages)
-    return write_page_set(path, 4096, u64(numbers), digests, pages, np.arange(count))
+    return write_page_set(path, 4096, numbers, digests, pages, np.arange(count))
 
 
 @shared_directory
@@ -247,7 +247,9 @@ def test_what_was_written_wrongly_is_not_left(
 ) -> None:
     path = tmp_path / "layer"
     index = write_layer(path, {3: 1, 5: 2})
-    monkeypatch.setattr("ratoon.memory.recode._frames", lambda *_: iter([memoryview(page(7))]))
+    monkeypatch.setattr(
+        "ratoon.memory.recode._frames", lambda *_: iter([memoryview(page(7).tobytes())])
+    )
     with pytest.raises(Corrupt, match="rewritten layer"):
         compress_page_set(path, tmp_path / "small", index.index_digest, LEVEL, "L")
     assert not (tmp_path / "small").exists()
