@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +16,16 @@ from blake3 import blake3
 
 from ratoon.artifacts import Progress, build_once, run
 from ratoon.errors import HostError, InvalidInput, NotFound
+from ratoon.sources import mounted
+from ratoon.sources.disk import FILE_SYSTEM
 from ratoon.sources.image import Image, ImageConfig
+from ratoon.sources.remembered import recall, remember
 
 SUITE = "bookworm"
 #: Those of which Debian 12's keyring has the keys.
 SUITES = ("bullseye", "bookworm", "trixie")
 PACKAGES = ("python3", "iproute2", "ca-certificates")
-#: Nothing is left for the guest's kernel to initialise later: every fork would do it again.
-FILE_SYSTEM = ("-t", "ext4", "-L", "ratoon", "-E", "lazy_itable_init=0,lazy_journal_init=0")
-#: QEMU's user network answers DNS here.
-RESOLVER = "nameserver 10.0.2.3\n"
-TEXTS = {"etc/hostname": "ratoon\n", "etc/resolv.conf": RESOLVER, "etc/machine-id": ""}
+TEXTS = {name: text for name, text in mounted.TEXTS.items() if name != "etc/hosts"}
 
 _REFERENCE = re.compile(r"debian(?::(?P<suite>[^+/@]*))?(?P<packages>(?:\+[^/@]*)?)")
 #: Debian Policy, section 5.6.7.
@@ -70,15 +71,30 @@ class Debian:
         """What its root file system is made of."""
         return {"suite": self.suite, "packages": (*PACKAGES, *self.packages), "texts": TEXTS}
 
-    def resolve(self) -> Image:
-        document = json.dumps(self.inputs, sort_keys=True).encode()
-        return Image(self.name, f"blake3:{blake3(document).hexdigest()}", ImageConfig())
+    @property
+    def _original(self) -> str:
+        """The digest of its first edition: the one of before any refresh."""
+        return _digest(self.inputs)
 
-    def root_disk(self, disk_bytes: int, progress: Progress) -> Path:
-        """The qcow2 file, from the cache or built now. NotFound: there is no such package."""
+    def resolve(self, *, refresh: bool, roots: Sequence[Path] | None, progress: Progress) -> Image:
+        """See `resolve.resolve`. A refresh makes a new edition, of the packages there are now."""
+        original = self._original
+        if not refresh:
+            return recall(self.name, original) or Image(self.name, original, ImageConfig())
+        edition = _digest({"original": original, "unix_ns": time.time_ns()})
+        image = Image(self.name, edition, ImageConfig())
+        remember(image, original)
+        return image
+
+    def root_disk(
+        self, image: Image, disk_bytes: int, roots: Sequence[Path] | None, progress: Progress
+    ) -> Path:
+        """See `resolve.root_disk`. NotFound: there is no such package."""
+        edition = {} if image.digest == self._original else {"edition": image.digest}
         inputs = {
             "format": 1,
             **self.inputs,
+            **edition,
             "disk_bytes": disk_bytes,
             "file_system": FILE_SYSTEM,
         }
@@ -110,3 +126,7 @@ class Debian:
             (root / name).write_text(text)
         for name in ("proc", "sys", "dev", "run", "tmp"):
             (root / name).mkdir(exist_ok=True)
+
+
+def _digest(document: dict[str, Any]) -> str:
+    return f"blake3:{blake3(json.dumps(document, sort_keys=True).encode()).hexdigest()}"

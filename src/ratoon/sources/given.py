@@ -53,24 +53,36 @@ def take(kernel: Path, rootfs: Path, roots: Sequence[Path], room: Path) -> Given
 
 @contextmanager
 def _opened(path: Path, roots: Sequence[Path]) -> Iterator[Path]:
-    """A name for the content of `path`, held open; what it is has been checked."""
     if not roots:
         raise InvalidInput(f"{path}: no files of this host are taken; see `serve --image-root`")
+    with held(path, roots) as name:
+        yield name
+
+
+@contextmanager
+def held(path: Path, roots: Sequence[Path] | None, *, directory: bool = False) -> Iterator[Path]:
+    """A name for the file or directory `path`, also for other processes, while it is held open.
+
+    InvalidInput: it is not below one of `roots` (None: wherever it is), or of another kind.
+    """
+    kind, flag = ("directory", os.O_DIRECTORY) if directory else ("regular file", 0)
+    is_one = stat.S_ISDIR if directory else stat.S_ISREG
     try:
         real = path.resolve(strict=True)
-        if not any(real.is_relative_to(root.resolve()) for root in roots):
-            places = " or ".join(str(root) for root in roots)
-            raise InvalidInput(f"{path} is not below {places}")
-        if not stat.S_ISREG(real.lstat().st_mode):
-            raise InvalidInput(f"{path} is not a regular file")
-        fd = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        if roots is not None and not any(real.is_relative_to(root.resolve()) for root in roots):
+            places = " or ".join(str(root) for root in roots) or "any directory that was chosen"
+            raise InvalidInput(f"{path} is not below {places}; see `serve --image-root`")
+        if not is_one(real.lstat().st_mode):
+            raise InvalidInput(f"{path} is not a {kind}")
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(real, flags | flag)
     except (OSError, ValueError, RuntimeError) as error:
         raise InvalidInput(f"{path} cannot be read: {_reason(error)}") from None
     try:
-        held = Path(f"/proc/self/fd/{fd}")
-        if held.readlink() != real or not stat.S_ISREG(os.fstat(fd).st_mode):
+        name = Path(f"/proc/{os.getpid()}/fd/{fd}")
+        if name.readlink() != real or not is_one(os.fstat(fd).st_mode):
             raise InvalidInput(f"{path} was replaced meanwhile")
-        yield held
+        yield name
     finally:
         os.close(fd)
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ratoon.artifacts import Progress, silent
-from ratoon.errors import NotFound
 from ratoon.sources.debian import Debian
 from ratoon.sources.image import Image
+from ratoon.sources.oci import OciImage
+from ratoon.sources.trees import Tree
 
 
 def resolve(
@@ -20,19 +21,37 @@ def resolve(
 ) -> Image:
     """The image of a reference: what it is exactly, and its configuration; blocks.
 
-    What was found once is remembered, until `refresh`. `roots`: directories of this host that
-    images may be taken from; None: all.
-    InvalidInput: it can be no image. NotFound: there is none. HostError: it cannot be looked up.
+    What was found once is remembered, until `refresh`: a tag stays what it was, a Debian is not
+    built of newer packages. `roots`: the directories of this host that images may lie below; None:
+    anywhere.
+    InvalidInput: it can be no image. NotFound: there is none. Corrupt: it is not what its digests
+    say. HostError: it cannot be fetched.
     """
-    return _source(reference).resolve()
+    return _source(reference).resolve(refresh=refresh, roots=roots, progress=progress)
 
 
-def root_disk(image: Image, disk_bytes: int, progress: Progress = silent) -> Path:
-    """A qcow2 file with ext4 of `disk_bytes`, from the cache, or made now; blocks."""
-    return _source(image.name).root_disk(disk_bytes, progress)
+def root_disk(
+    image: Image,
+    disk_bytes: int,
+    progress: Progress = silent,
+    *,
+    roots: Sequence[Path] | None = None,
+) -> Path:
+    """A qcow2 file with ext4 of `disk_bytes`, from the cache, or made now; blocks.
+
+    InvalidInput: the image does not fit on it. HostError: it cannot be made here.
+    """
+    return _source(image.name).root_disk(image, disk_bytes, roots, progress)
 
 
-def _source(reference: str) -> Debian:
-    if debian := Debian.parse(reference):
-        return debian
-    raise NotFound(f"no image {reference}; there is: debian")
+def is_local(reference: str) -> bool:
+    """Whether it is to a file or directory of this host."""
+    return bool(_on_host(reference))
+
+
+def _source(reference: str) -> Debian | OciImage | Tree:
+    return _on_host(reference) or Debian.parse(reference) or OciImage.in_registry(reference)
+
+
+def _on_host(reference: str) -> OciImage | Tree | None:
+    return OciImage.on_host(reference) or Tree.parse(reference)
