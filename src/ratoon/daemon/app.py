@@ -17,6 +17,7 @@ from ratoon.daemon import (
     packs,
     ports,
     problems,
+    runs,
     sandboxes,
     snapshots,
     store,
@@ -32,7 +33,7 @@ from ratoon.daemon.settings import Settings
 from ratoon.sandbox.engine import Engine
 
 _SUBJECTS = (
-    *(system, store, snapshots, packs, sandboxes, branches),
+    *(system, store, snapshots, packs, sandboxes, runs, branches),
     *(commands, files, ports, streams, workspaces, events),
 )
 

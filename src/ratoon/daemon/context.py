@@ -14,6 +14,7 @@ from ratoon.daemon.slots import Slots
 from ratoon.daemon.workspace import Workspaces
 from ratoon.errors import RatoonError
 from ratoon.sandbox.engine import Engine
+from ratoon.startup.runner import Runner
 
 
 class Daemon:
@@ -24,6 +25,7 @@ class Daemon:
         self.settings = settings
         self.metrics = Metrics(engine)
         self.branches = Slots(settings.branch_cap, "branches")
+        self.runner = Runner(engine)
         self.workspaces = Workspaces(engine, self.branches)
         #: Checks read the whole store.
         self.checks = Slots(1, "checks of the store")

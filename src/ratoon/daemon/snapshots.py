@@ -75,7 +75,7 @@ async def make_snapshot(
 
     Events of kind `progress` tell how far it is. If the client goes away, it is given up.
     """
-    engine, progress = daemon.engine, _telling(daemon, body.tag)
+    engine, progress = daemon.engine, telling(daemon, body.tag)
     network = NetworkPolicy.parse(body.network)
     if body.image is not None:
         work = engine.from_image(
@@ -139,12 +139,12 @@ async def delete_snapshot(
 )
 async def compact_snapshot(tag: str, request: CompactRequest, daemon: TheDaemon) -> SnapshotInfo:
     """Make `to`, an equal snapshot that stands on no other."""
-    progress = _telling(daemon, request.to)
+    progress = telling(daemon, request.to)
     return summarise(await daemon.engine.compact(check_exists(tag), request.to, progress=progress))
 
 
-def _telling(daemon: Daemon, tag: str) -> Progress:
-    """Tells those who listen to events how far the making of a snapshot is."""
+def telling(daemon: Daemon, tag: str) -> Progress:
+    """Tells those who listen to events how far the making of a snapshot, or a run, is."""
     loop = asyncio.get_running_loop()
 
     def tell(message: str) -> None:

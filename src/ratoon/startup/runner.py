@@ -248,7 +248,11 @@ class Runner:
         manifest = built.branched.snapshot.manifest
         machine = manifest.machine
         made = manifest.guest.digest, machine.kernel_digest, machine.initramfs_digest
-        if made != (document.image, document.kernel, document.initramfs):
+        if tag == tag_of(document.key) and made != (
+            document.image,
+            document.kernel,
+            document.initramfs,
+        ):
             self._host = None
             await self._engine.delete(tag, force=True)
             raise Conflict(
