@@ -52,7 +52,7 @@ def merge(below: Sequence[Path], layers: Sequence[Path], target: Path) -> Qcow2H
     Like the lowest of them it lies on `below`, base first. Otherwise as `flatten`.
     """
     files.copy_sparse(layers[0], target)
-    upper = target.with_name(f"{target.name}.upper")
+    upper = target.with_name(f"{target.name.removesuffix('.tmp')}.upper.tmp")
     try:
         for layer in layers[1:]:
             # qemu-img opens both for writing, and what was published never changes.

@@ -202,3 +202,12 @@ def file_digest(path: Path) -> str:
 def disk_root(digests: Sequence[str]) -> str:
     """BLAKE3 (hex) over the digests (hex) of a disk's layers, base first."""
     return blake3(b"".join(map(bytes.fromhex, digests))).hexdigest()
+
+
+def disk_roots(digests: Sequence[str]) -> list[str]:
+    """The disk roots of all beginnings of a chain, from its base alone to all of it."""
+    hasher, roots = blake3(), []
+    for digest in digests:
+        hasher.update(bytes.fromhex(digest))
+        roots.append(hasher.hexdigest())
+    return roots

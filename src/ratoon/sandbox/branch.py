@@ -23,6 +23,7 @@ from ratoon.errors import MachineError
 from ratoon.memory.process import PageBuffer
 from ratoon.sandbox.capture import Buffers, Capture, capture, freeze, reserve, thaw
 from ratoon.sandbox.condense import condense
+from ratoon.sandbox.disks import Disks
 from ratoon.sandbox.heads import Heads
 from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.layer import publish_layer
@@ -100,10 +101,16 @@ class Brancher:
     """Makes snapshots of running sandboxes."""
 
     def __init__(
-        self, store: Store, heads: Heads, templates: OverlayTemplates, buffers: Buffers
+        self,
+        store: Store,
+        heads: Heads,
+        disks: Disks,
+        templates: OverlayTemplates,
+        buffers: Buffers,
     ) -> None:
         self._store = store
         self._heads = heads
+        self._disks = disks
         self._templates = templates
         self._buffers = buffers
 
@@ -170,11 +177,13 @@ class Brancher:
     async def _branch_to_itself(self, sandbox: Sandbox, run: Incarnation) -> None:
         """Have the sandbox stand on its present state, which is published to nobody else."""
         machine, guest = _base_of(sandbox)
+        before = sandbox.parent
         with sandbox.directory.stage() as staging:
             publish = partial(self._write_diff, sandbox, staging, machine, guest, anonymous=True)
             disk_bytes = machine.disk_bytes
             await self._branch(sandbox, run, staging, disk_bytes, publish, _stand_on_itself)
         await condense(sandbox)
+        await self._disks.release(before, sandbox.parent)
 
     async def _branch(
         self,
@@ -207,6 +216,7 @@ class Brancher:
         stand_on(sandbox, run, snapshot)
         sandbox.persist()
         await self._heads.release(before)
+        await self._disks.release(before, sandbox.parent)
         return Branched(snapshot, dict(stages.ms), frozen.pause_ms, pages, difference)
 
     async def _freeze_state(

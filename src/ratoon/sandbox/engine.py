@@ -37,6 +37,7 @@ from ratoon.sandbox.branch import Branched, Brancher, Mode, Writing
 from ratoon.sandbox.capture import Buffers
 from ratoon.sandbox.confinement import Confiner
 from ratoon.sandbox.directory import SandboxDirectory
+from ratoon.sandbox.disks import Disks
 from ratoon.sandbox.events import Events
 from ratoon.sandbox.fork import Forker
 from ratoon.sandbox.heads import Heads
@@ -50,6 +51,7 @@ from ratoon.sandbox.standby import Lifecycle
 from ratoon.sandbox.start import Starter, explaining
 from ratoon.sandbox.sweep import sweep
 from ratoon.snapshot.compact import compact
+from ratoon.snapshot.flat_disks import FlatDisks, roots_of
 from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
@@ -80,16 +82,17 @@ class Engine:
         self.images = ImageStore(store.images)
         self.pool = Pool()
         self._heads = Heads(self.images)
+        self._disks = Disks(store, FlatDisks(store.images))
         templates, buffers = OverlayTemplates(store.templates), Buffers()
         groups = hierarchies()
         # The runtime directory is the one name of a store that is short, and no other store's.
         confiner = Confiner(namespaces, Cgroups(runtime.name, groups))
         self._admission = Admission(partial(read_figures, store.home, groups))
-        starter = Starter(self._heads, templates, confiner, survives=keep)
+        starter = Starter(self._heads, self._disks, templates, confiner, survives=keep)
         self._forker = Forker(store, starter, self.pool, runtime, accelerators)
         self.pool.reserve = self._forker.reserve
-        self._brancher = Brancher(store, self._heads, templates, buffers)
-        self._lifecycle = Lifecycle(self._heads, starter, buffers)
+        self._brancher = Brancher(store, self._heads, self._disks, templates, buffers)
+        self._lifecycle = Lifecycle(self._heads, self._disks, starter, buffers)
         bases = BaseBuilder(store, self.images, self._heads, self._brancher, confiner, runtime)
         #: Make bases; boot an image and leave it at that.
         self.from_image, self.from_files = bases.from_image, bases.from_files
@@ -188,7 +191,7 @@ class Engine:
         branch that failed there is no more than the failure to delete; InFlight while it writes.
         """
         failed = self._live.forget(tag)
-        before = self._memory_roots()
+        before = self._roots()
         try:
             deleted = self.store.delete(tag, force=force, cascade=cascade)
         except NotFound:
@@ -196,22 +199,28 @@ class Engine:
                 return (tag,)
             raise
         finally:  # also of what an interrupted cascade has deleted
-            for root in before - self._memory_roots():
-                self.images.remove(root)
+            await to_the_end(asyncio.to_thread(self._remove_images, before - self._roots()))
         for each in deleted:
             self.events.tell("snapshot_deleted", snapshot=each)
             await self.pool.drop(each)
         return deleted
 
-    def _memory_roots(self) -> set[str]:
-        entries = self.store.list()
-        return {entry.manifest.memory_root for entry in entries if isinstance(entry, Snapshot)}
+    def _roots(self) -> set[str]:
+        """What the images of all snapshots may be named after: of memory, and of disks."""
+        manifests = [each.manifest for each in self.store.list() if isinstance(each, Snapshot)]
+        memory = {manifest.memory_root for manifest in manifests}
+        return memory.union(*map(roots_of, manifests))
+
+    def _remove_images(self, roots: Iterable[str]) -> None:
+        for root in roots:
+            self.images.remove(root)
 
     def evict_image(self, tag: str) -> None:
         """Remove a snapshot's image; its next fork is a first fork, and an image is made again."""
-        root = self.store.get(tag).manifest.memory_root
-        self.images.remove(root)
-        self._heads.forget(root)
+        manifest = self.store.get(tag).manifest
+        self._remove_images((manifest.memory_root, manifest.disk_root))
+        self._heads.forget(manifest.memory_root)
+        self._disks.forget(manifest.disk_root)
 
     # Forks ----------------------------------------------------------------------------------------
 
@@ -258,7 +267,7 @@ class Engine:
                 return await self._fork_many(source, n, options or sandbox.options)
             finally:
                 await self._heads.settle()
-                if source.manifest.memory_root not in self._memory_roots():
+                if source.manifest.memory_root not in self._roots():
                     self.images.remove(source.manifest.memory_root)
 
     def _forkable(self, tag: str) -> Snapshot:
@@ -321,6 +330,7 @@ class Engine:
     async def _forget(self, sandbox: Sandbox) -> None:
         del self._sandboxes[sandbox.id]
         await self._heads.release(sandbox.parent)
+        await self._disks.release(sandbox.parent, None)
 
     async def _adopt(self, left: Iterable[SandboxDirectory]) -> None:
         """Take over the sandboxes of an engine that is gone."""
@@ -394,6 +404,7 @@ class Engine:
         """Wait until no snapshot and no image is being made in the background."""
         await self._live.settle()
         await self._heads.settle()
+        await self._disks.settle()
 
     async def kill_all(self) -> None:
         """Kill every sandbox of this engine."""

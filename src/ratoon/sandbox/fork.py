@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from contextlib import closing
 from pathlib import Path
 
 from ratoon.errors import Corrupt, Incompatible, MachineDied, NotFound
@@ -12,11 +13,12 @@ from ratoon.guest.agent import wire
 from ratoon.network.policy import NetworkPolicy
 from ratoon.sandbox.confinement import loosen
 from ratoon.sandbox.directory import SandboxDirectory
+from ratoon.sandbox.mounts import Mounts
 from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.pool import Pool, Reserved
 from ratoon.sandbox.sandbox import Sandbox, new_machine_id
 from ratoon.sandbox.stages import Stages
-from ratoon.sandbox.start import Starter, explaining, read_verified
+from ratoon.sandbox.start import Starter, explaining
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.vmm import command
@@ -96,18 +98,19 @@ class Forker:
             )
         try:
             try:
-                state = await read_verified(source, stages)
-                with stages("resolve"):
-                    twin = directory.stand_on(source)
+                verified = await self._starter.verify(source, stages, burst=burst)
             except Corrupt:
                 if not source.path.exists():
                     raise NotFound(
                         f"snapshot {source.manifest.tag} was deleted meanwhile"
                     ) from None
                 raise
-            prepared = await self._starter.prepare(
-                directory, twin, state, options, stages, published=source, burst=burst
-            )
+            with closing(verified.disk):
+                with stages("resolve"):
+                    twin = directory.stand_on(source)
+                prepared = await self._starter.prepare(
+                    directory, twin, verified, options, stages, published=source, burst=burst
+                )
         except BaseException:
             await loosen(directory.path)
             directory.remove()
@@ -118,14 +121,23 @@ class Forker:
         directory = reserved.directory
         machine_id = new_machine_id()
         try:
-            incarnation = await self._starter.wake(
-                directory.id, machine_id, reserved.prepared, stages
+            mounts = await asyncio.to_thread(
+                Mounts.hold, self._store.home, directory.id, options.volumes
             )
         except BaseException:
+            await reserved.discard()
+            raise
+        try:
+            incarnation = await self._starter.wake(
+                directory.id, machine_id, reserved.prepared, stages, mounts
+            )
+        except BaseException:
+            mounts.let_go()
             await loosen(directory.path)
             directory.remove()
             raise
         sandbox = Sandbox(directory, incarnation, reserved.twin, machine_id, options)
+        sandbox.mounts = mounts
         sandbox.stages, sandbox.fork_ms = dict(stages.ms), stages.total_ms
         return sandbox
 

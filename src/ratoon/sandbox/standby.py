@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from ratoon.concurrency import to_the_end
 from ratoon.errors import Conflict, HostError, MachineDied, MachineError
 from ratoon.sandbox.capture import Buffers, capture, freeze, reserve, thaw
 from ratoon.sandbox.condense import condense
 from ratoon.sandbox.confinement import loosen
+from ratoon.sandbox.disks import Disks
 from ratoon.sandbox.heads import Heads
 from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.layer import publish_layer
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.sandbox.stages import Stages
-from ratoon.sandbox.start import Prepared, Starter, explaining, read_verified
+from ratoon.sandbox.start import Prepared, Starter, explaining
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,9 @@ log = logging.getLogger(__name__)
 class Lifecycle:
     """Takes machines away from sandboxes, and gives them new ones."""
 
-    def __init__(self, heads: Heads, starter: Starter, buffers: Buffers) -> None:
+    def __init__(self, heads: Heads, disks: Disks, starter: Starter, buffers: Buffers) -> None:
         self._heads = heads
+        self._disks = disks
         self._starter = starter
         self._buffers = buffers
 
@@ -108,6 +110,7 @@ class Lifecycle:
                 await self._heads.release(parent)
             with stages("condense"):
                 await condense(sandbox)
+                await self._disks.release(parent, sandbox.parent)
 
     async def resume(self, sandbox: Sandbox) -> Stages:
         """Go on where `suspend` left off. Conflict: it is running.
@@ -169,7 +172,7 @@ class Lifecycle:
         if run is None:
             prepared = await self._prepare(sandbox, stages)
             run = await self._starter.wake(
-                sandbox.id, sandbox.machine_id, prepared, stages, resume=resume
+                sandbox.id, sandbox.machine_id, prepared, stages, sandbox.mounts, resume=resume
             )
         try:
             with explaining(f"sandbox {sandbox.id} was not started"):
@@ -186,7 +189,9 @@ class Lifecycle:
         if prepared is None:
             return None
         try:
-            return await self._starter.wake(sandbox.id, sandbox.machine_id, prepared, stages)
+            return await self._starter.wake(
+                sandbox.id, sandbox.machine_id, prepared, stages, sandbox.mounts
+            )
         except MachineDied:  # as it waited, most likely
             log.warning("the spare machine of sandbox %s had died", sandbox.id)
             return None
@@ -195,7 +200,8 @@ class Lifecycle:
         parent = sandbox.parent
         assert parent is not None, "only a base's own boot has no parent"
         with explaining(f"sandbox {sandbox.id} was not started"):
-            state = await read_verified(parent, stages)
-            return await self._starter.prepare(
-                sandbox.directory, parent, state, sandbox.options, stages
-            )
+            verified = await self._starter.verify(parent, stages)
+            with closing(verified.disk):
+                return await self._starter.prepare(
+                    sandbox.directory, parent, verified, sandbox.options, stages
+                )

@@ -23,8 +23,10 @@ from ratoon.network.namespaces import Namespace
 from ratoon.sandbox.confinement import Confiner
 from ratoon.sandbox.deaths import explained
 from ratoon.sandbox.directory import SandboxDirectory
+from ratoon.sandbox.disks import Disks, HeldDisk
 from ratoon.sandbox.heads import Heads, MappedMemory, Patch, write_patch
 from ratoon.sandbox.incarnation import Incarnation
+from ratoon.sandbox.mounts import Mounts
 from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.stages import Stages
 from ratoon.snapshot.snapshot import Snapshot, read_vmstate
@@ -56,23 +58,52 @@ class Prepared:
         _remove(self.overlay, self.runtime)
 
 
+@dataclass(frozen=True)
+class Verified:
+    """What of a snapshot was verified for a start: its device state, and its disk, to be closed."""
+
+    state: bytes
+    disk: HeldDisk
+
+
 class Starter:
     """Starts machines for the directories of sandboxes."""
 
     def __init__(
-        self, heads: Heads, templates: OverlayTemplates, confiner: Confiner, *, survives: bool
+        self,
+        heads: Heads,
+        disks: Disks,
+        templates: OverlayTemplates,
+        confiner: Confiner,
+        *,
+        survives: bool,
     ) -> None:
         """`survives`: the machines outlive this process."""
         self._heads = heads
+        self._disks = disks
         self._templates = templates
         self._confiner = confiner
         self._survives = survives
+
+    async def verify(self, source: Snapshot, stages: Stages, *, burst: bool = False) -> Verified:
+        """The device state and the disk of `source`, checked; `burst`: see `Heads.choose`.
+
+        Corrupt names the file.
+        """
+        with stages("verify"):
+            disk = self._disks.hold(source, burst=burst)
+            try:
+                await asyncio.to_thread(verify_disks, source, disk.covered)
+                return Verified(read_vmstate(source), disk)
+            except BaseException:
+                disk.close()
+                raise
 
     async def prepare(
         self,
         directory: SandboxDirectory,
         twin: Snapshot,
-        state: bytes,
+        verified: Verified,
         options: SandboxOptions,
         stages: Stages,
         *,
@@ -81,9 +112,9 @@ class Starter:
     ) -> Prepared:
         """Start a machine on `twin`, the directory's own links to a snapshot.
 
-        `state`: see `read_verified`; `published`: where an image is made from, if that is not the
-        twin; `burst`: see `Heads.choose`. Corrupt names the page that is damaged. If this fails,
-        the process is gone, and what it had to itself.
+        `published`: where an image is made from, if that is not the twin; `burst`: see
+        `Heads.choose`. Corrupt names the page that is damaged. If this fails, the process is gone,
+        and what it had to itself.
         """
         assert options.network is not None
         with stages("image"):
@@ -100,11 +131,11 @@ class Starter:
                     hardware=Hardware(config.ram_bytes, config.vcpus, config.accelerator),
                     # By descriptor: QEMU makes a new file, all zeros, where the name is gone.
                     memory=Path(f"/proc/self/fd/{image.fd}"),
-                    disks=tuple(twin.disk_path(number) for number in range(twin.depth + 1)),
+                    disks=verified.disk.paths(twin),
                     overlay=overlay,
                     log=directory.log,
                     runtime=runtime,
-                    descriptors=(image.fd,),
+                    descriptors=(image.fd, *verified.disk.descriptors),
                     netns=confined.namespace.fd,
                     restrict=confined.namespace.restrict,
                     cgroup=confined.cgroup,
@@ -115,7 +146,7 @@ class Starter:
         return Prepared(
             twin.manifest.id,
             machine,
-            state,
+            verified.state,
             memory,
             overlay,
             runtime,
@@ -134,29 +165,38 @@ class Starter:
         machine_id: str,
         prepared: Prepared,
         stages: Stages,
+        mounts: Mounts,
         *,
         resume: bool = False,
     ) -> Incarnation:
         """Let the prepared machine run as the individual `name`, whose agent has then answered.
 
-        `resume`: it has been that individual before, and only stood by.
+        `mounts`: its volumes; `resume`: it has been that individual before, and only stood by.
 
         MachineDied, MachineError, GuestError; the process is gone then.
         """
-        machine, channel = prepared.machine, None
+        machine, channel, volumes = prepared.machine, None, None
         try:
             with stages("load"):
                 async with explained(name, machine):
                     channel = await Channel.connect(machine.agent_socket, name)
                 await machine.load_state(prepared.state)
+            volumes = mounts.serve(name, machine)
             with stages("resume"):
                 await machine.resume()
             with stages("rebirth"):
-                await rebirth(name, machine_id, machine, channel, resume=resume)
+                inherits = await rebirth(name, machine_id, machine, channel, resume=resume)
+            if volumes or inherits:
+                with stages("volumes"):
+                    volumes = volumes or mounts.serve(name, machine, inherits=True)
+                    async with explained(name, machine):
+                        await mounts.arrange(channel)
         except BaseException:
             if channel:
                 channel.close()
             await prepared.discard()
+            if volumes:
+                await asyncio.to_thread(volumes.close)
             raise
         return Incarnation(
             machine,
@@ -165,6 +205,7 @@ class Starter:
             prepared.overlay,
             prepared.runtime,
             prepared.namespace,
+            volumes,
         )
 
     async def _start(
@@ -217,20 +258,14 @@ def explaining(what: str) -> Iterator[None]:
         raise HostError(f"{what}: {files.describe(error)}") from error
 
 
-async def read_verified(snapshot: Snapshot, stages: Stages) -> bytes:
-    """The device state of a snapshot whose disks have been checked too. Corrupt names the file."""
-    with stages("verify"):
-        await asyncio.to_thread(verify_disks, snapshot)
-        return read_vmstate(snapshot)
-
-
 async def rebirth(
     name: str, machine_id: str, machine: Machine, channel: Channel, *, resume: bool = False
-) -> None:
+) -> bool:
     """Begin a fresh session with the agent and make the guest an individual of its own.
 
-    It gets entropy, the time, and names; only then do the sandbox's processes run.
+    It gets entropy, the time, and names; only then do the sandbox's processes run. Returns whether
+    it has mounts of volumes from before.
     """
     async with explained(name, machine):
         channel.begin()
-        await channel.rebirth(name, machine_id, resume=resume, timeout=REBIRTH_TIMEOUT)
+        return await channel.rebirth(name, machine_id, resume=resume, timeout=REBIRTH_TIMEOUT)
