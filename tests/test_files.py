@@ -221,7 +221,7 @@ def test_one_store_has_one_runtime_directory(
 def test_a_runtime_directory_too_long_for_sockets_is_refused(
     bare_environment: pytest.MonkeyPatch,
 ) -> None:
-    longest = 107 - len("/sb-xxxxxxxx-xxxx/999999/agent")
+    longest = 107 - len("/sb-xxxxxxxx-xxxx/999999/volumes")
     bare_environment.setenv("RATOON_RUNTIME", "/" + "r" * (longest - 1))
     paths.runtime(Path("/any"))
     bare_environment.setenv("RATOON_RUNTIME", "/" + "r" * longest)

@@ -26,7 +26,7 @@ FLOORS = [
     {"startup"},
     {"sandbox"},
     {"check", "pack"},
-    {"host"},
+    {"host", "volumes"},
     {"snapshot", "vmm", "guest"},
     {"memory", "disk", "network", "sources"},
     {"artifacts"},

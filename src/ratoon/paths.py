@@ -17,7 +17,7 @@ from ratoon.errors import InvalidInput
 _SOCKET_PATH_LIMIT = 107
 
 #: The longest socket name below the runtime directory.
-_LONGEST_SOCKET = "/sb-xxxxxxxx-xxxx/999999/agent"
+_LONGEST_SOCKET = "/sb-xxxxxxxx-xxxx/999999/volumes"
 
 
 def home() -> Path:

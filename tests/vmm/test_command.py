@@ -23,7 +23,7 @@ BOOT = Boot(Path("/guest/vmlinuz"), Path("/guest/initramfs"), "console=ttyS0 qui
 
 
 def words(launch: Launch = LAUNCH) -> list[str]:
-    return command.arguments(launch, qmp_fd=7, agent_fd=9)
+    return command.arguments(launch, qmp_fd=7, agent_fd=9, volumes_fd=10)
 
 
 def values(option: str, launch: Launch = LAUNCH) -> list[str]:
@@ -97,8 +97,8 @@ def test_the_guest_writes_to_the_overlay_and_stops_when_the_host_is_full() -> No
 
 
 def test_devices_are_in_the_order_that_a_device_state_names() -> None:
-    virtio = [value.split(",")[0] for value in values("-device") if value.startswith("virtio-")]
-    assert virtio == [f"{name}-device" for name in command.DEVICES]
+    names = [value.partition(",name=")[2] or value.split(",")[0] for value in values("-device")]
+    assert [name.removesuffix("-device") for name in names] == list(command.DEVICES)
 
 
 def test_it_is_locked_in() -> None:
@@ -117,9 +117,10 @@ def test_its_own_filter_is_closed_unless_a_policy_is_enforced_elsewhere() -> Non
 
 
 def test_sockets_are_given_as_descriptors() -> None:
-    qmp, _, agent = values("-chardev")
+    qmp, _, agent, volumes = values("-chardev")
     assert qmp == "socket,id=qmp,fd=7,server=on,wait=off"
     assert agent == "socket,id=agent,fd=9,server=on,wait=off"
+    assert volumes == "socket,id=volumes,fd=10,server=on,wait=off"
 
 
 def test_commas_in_paths_and_names_do_not_end_an_option() -> None:

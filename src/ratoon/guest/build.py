@@ -7,6 +7,7 @@ disk, a static busybox for the first mounts, and a private Python with the agent
 from __future__ import annotations
 
 import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,17 @@ MODULES = (
     "failover",
     "net_failover",
     "virtio_net",
+)
+#: What the agent loads itself, in this order, once there is a volume to be mounted.
+VOLUME_MODULES = (
+    "sunrpc",
+    "grace",
+    "lockd",
+    "netfs",
+    "fscache",
+    "nfs_acl",
+    "nfs",
+    "nfsv3",
 )
 PYTHON_PACKAGES = (
     "python3.11-minimal",
@@ -65,7 +77,7 @@ def build_guest(progress: Progress = silent) -> Guest:
     inputs = {
         "format": 1,
         "packages": [package.file for package in sources],
-        "modules": MODULES,
+        "modules": [MODULES, VOLUME_MODULES],
         "agent": {name: blake3(text.encode()).hexdigest() for name, text in agent.items()},
     }
 
@@ -123,10 +135,19 @@ def _lay_out(tree: Path, root: Path) -> None:
 
 
 def _copy_modules(tree: Path, target: Path) -> None:
+    later = target / "volumes"
+    later.mkdir()
     for name in MODULES:
-        (module,) = (tree / "lib/modules").rglob(f"{name}.ko")
-        shutil.copy2(module, target)
+        shutil.copy2(_module(tree, name), target)
+    for name in VOLUME_MODULES:  # they stay in every guest's memory, where most are never loaded
+        (later / name).write_bytes(zlib.compress(_module(tree, name).read_bytes(), 9))
     (target / "order").write_text("".join(f"{name}.ko\n" for name in MODULES))
+    (later / "order").write_text("".join(f"{name}\n" for name in VOLUME_MODULES))
+
+
+def _module(tree: Path, name: str) -> Path:
+    (module,) = (tree / "lib/modules").rglob(f"{name}.ko")
+    return module
 
 
 def _copy_python(tree: Path, root: Path) -> None:

@@ -245,10 +245,11 @@ class Channel(asyncio.Protocol):
 
     async def rebirth(
         self, name: str, machine_id: str, *, resume: bool = False, timeout: float
-    ) -> None:
+    ) -> bool:
         """Give the guest names, randomness and the time, and let its processes run.
 
         `resume`: it is the individual that it was before a standby; of the names, nothing changes.
+        Returns whether it has mounts of volumes from before.
         GuestError names what the guest's own part failed in, such as a hook.
         """
         fields = wire.REBIRTH_FIELDS.pack(
@@ -257,7 +258,8 @@ class Channel(asyncio.Protocol):
             machine_id.encode(),
             secrets.token_bytes(64),
         )
-        await self._ask("rebirth", wire.REBIRTH, fields + name.encode(), timeout)
+        reply = await self._ask("rebirth", wire.REBIRTH, fields + name.encode(), timeout)
+        return reply.get("volumes") is True
 
     async def _ask(self, op: str, kind: int, message: bytes, timeout: float) -> dict[str, Any]:
         try:

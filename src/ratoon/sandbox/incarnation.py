@@ -5,6 +5,7 @@ A sandbox outlives it: in standby it has none, and a reset gives it another one.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from ratoon.guest.channel import Channel
 from ratoon.network.namespaces import Namespace
 from ratoon.sandbox.heads import MappedMemory
 from ratoon.vmm.driver import Machine
+from ratoon.volumes.relay import VolumeServer
 
 
 @dataclass
@@ -29,6 +31,8 @@ class Incarnation:
     runtime: Path
     #: Where its process is in the network.
     namespace: Namespace
+    #: Whoever answers for its volumes, if it has any.
+    volumes: VolumeServer | None = None
     #: The overlay below it that is in no layer yet, between a branch's switch and its end.
     frozen: Path | None = None
 
@@ -42,11 +46,17 @@ class Incarnation:
     async def let_go(self) -> None:
         """Speak to the machine no more; it goes on."""
         self.channel.close()
+        await self._end_volumes()
         await self.machine.let_go()
 
     async def end(self) -> None:
         """Kill the machine and wait until it is gone; safe to repeat."""
         self.channel.close()
         await self.machine.kill()
+        await self._end_volumes()
         await self.namespace.release()
         shutil.rmtree(self.runtime, ignore_errors=True)
+
+    async def _end_volumes(self) -> None:
+        if self.volumes:
+            await asyncio.to_thread(self.volumes.close)

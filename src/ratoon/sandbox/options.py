@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ratoon.host.limits import Limits
 from ratoon.network.policy import NetworkPolicy
+from ratoon.volumes.named import check_name
 
+#: Of one sandbox.
+MAX_VOLUMES = 32
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Volume(BaseModel):
+    """A directory that is mounted in the guest: see `sandbox.mounts`.
+
+    `source`: the real, absolute path of a directory of the host, or the name of a named volume.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    #: An absolute path in the guest; it is made where there is none.
+    target: str
+    read_only: bool = False
+
+    @field_validator("source")
+    @classmethod
+    def _is_source(cls, source: str) -> str:
+        if source.startswith("/"):
+            return _canonical(source)
+        check_name(source)
+        return source
+
+    @field_validator("target")
+    @classmethod
+    def _is_target(cls, target: str) -> str:
+        if _canonical(target) == "/":
+            raise ValueError("a volume cannot take the place of the guest's root")
+        return target
+
+    @property
+    def named(self) -> bool:
+        return not self.source.startswith("/")
+
+
+def _canonical(path: str) -> str:
+    if not path.startswith("/") or "\0" in path or os.path.normpath(path) != path:
+        raise ValueError(f"{path!r} is no absolute path without . and .. in it")
+    return path
 
 
 class SandboxOptions(BaseModel):
@@ -27,5 +70,16 @@ class SandboxOptions(BaseModel):
     idle_seconds: Seconds | None = None
     #: A machine is kept started for its next reset, which is sooner then.
     spare: bool = False
+    #: What is mounted in its guest.
+    volumes: tuple[Volume, ...] = ()
     #: What its user wants to find it by.
     metadata: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _volumes_fit_together(self) -> Self:
+        targets = [volume.target for volume in self.volumes]
+        if len(set(targets)) < len(targets):
+            raise ValueError("two volumes have the same target")
+        if len(targets) > MAX_VOLUMES:
+            raise ValueError(f"{len(targets)} volumes are more than {MAX_VOLUMES}")
+        return self

@@ -35,6 +35,7 @@ from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.events import Events
 from ratoon.sandbox.heads import MappedMemory
 from ratoon.sandbox.incarnation import Incarnation
+from ratoon.sandbox.mounts import Mounts
 from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.record import Record, forget_record, record_of, write_record
 from ratoon.sandbox.spare import Spare
@@ -96,6 +97,8 @@ class Sandbox:
         #: It is in standby, or on the way there, for as long as nobody uses it; and how it resumes.
         self.wakes = False
         self.wake: Callable[[Sandbox], Awaitable[object]] = _nothing
+        #: Its volumes, which it holds until its end.
+        self.mounts = Mounts.none()
         #: A machine that is being started, or waits, for its next reset.
         self.spare = Spare(self.id)
         #: Its files, as its processes see them.
@@ -368,6 +371,7 @@ class Sandbox:
             await self.spare.drop()
             await loosen(self._directory.path)
             self._directory.remove()
+        self.mounts.let_go()
         await self.on_killed(self)
         self.events.tell("killed", sandbox=self.id)
 
@@ -378,6 +382,7 @@ class Sandbox:
             await self.spare.drop()
             if self._incarnation:
                 await self._incarnation.let_go()
+            self.mounts.let_go()
             self._directory.let_go()
 
     async def __aenter__(self) -> Sandbox:

@@ -13,9 +13,10 @@ MACHINE = "microvm"
 #: The nodes of writable overlays are numbered; a machine starts with the first.
 OVERLAY = "overlay"
 FIRST_OVERLAY = f"{OVERLAY}0"
+#: Of the serial device, by number.
+PORTS = ("ratoon.agent", "ratoon.volumes")
 #: In the order the guest sees them. A device state fits only this list.
-DEVICES = ("virtio-blk", "virtio-serial", "virtio-rng", "virtio-net")
-AGENT_PORT = "ratoon.agent"
+DEVICES = ("virtio-blk", "virtio-serial", *PORTS, "virtio-rng", "virtio-net")
 
 
 def cpu_model(hardware: Hardware) -> str:
@@ -23,7 +24,7 @@ def cpu_model(hardware: Hardware) -> str:
     return "host" if hardware.accelerator == "kvm" else "max,+arat"
 
 
-def arguments(launch: Launch, *, qmp_fd: int, agent_fd: int) -> list[str]:
+def arguments(launch: Launch, *, qmp_fd: int, agent_fd: int, volumes_fd: int) -> list[str]:
     """The arguments after the program's name; the descriptors are listening unix sockets."""
     hardware = launch.hardware
     lines: list[tuple[str, ...]] = [
@@ -51,7 +52,9 @@ def arguments(launch: Launch, *, qmp_fd: int, agent_fd: int) -> list[str]:
         ("-device", f"virtio-blk-device,drive={FIRST_OVERLAY},id=disk,werror=stop,rerror=stop"),
         ("-chardev", f"socket,id=agent,fd={agent_fd},server=on,wait=off"),
         ("-device", "virtio-serial-device"),
-        ("-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"),
+        ("-device", f"virtserialport,chardev=agent,name={PORTS[0]}"),
+        ("-chardev", f"socket,id=volumes,fd={volumes_fd},server=on,wait=off"),
+        ("-device", f"virtserialport,chardev=volumes,name={PORTS[1]}"),
         ("-device", "virtio-rng-device"),
         # No IPv6: no policy has a rule for it.
         ("-netdev", f"user,id=net,restrict={'on' if launch.restrict else 'off'},ipv6=off"),

@@ -84,6 +84,10 @@ class Machine(Protocol):
         """The unix socket of the guest's agent port."""
 
     @property
+    def volumes_socket(self) -> Path:
+        """That of the port over which the guest's kernel reaches its volumes."""
+
+    @property
     def has_died(self) -> bool:
         """Whether the process is gone."""
 

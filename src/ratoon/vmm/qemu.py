@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
+    ExitStack,
     asynccontextmanager,
     contextmanager,
     nullcontext,
@@ -93,8 +94,10 @@ class QemuMachine:
         If this fails, the process is gone. Whoever asked removes `launch.runtime`, which is made.
         """
         launch.runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _listener(launch.runtime / "qmp") as qmp, _listener(launch.runtime / "agent") as agent:
-            arguments = command.arguments(launch, qmp_fd=qmp.fileno(), agent_fd=agent.fileno())
+        with ExitStack() as held:
+            sockets = [launch.runtime / name for name in ("qmp", "agent", "volumes")]
+            qmp, agent, volumes = (held.enter_context(_listener(path)).fileno() for path in sockets)
+            arguments = command.arguments(launch, qmp_fd=qmp, agent_fd=agent, volumes_fd=volumes)
             words = [*_confinement(launch.survives), command.BINARY, *arguments]
             inside = nullcontext() if launch.netns is None else entered(launch.netns)
             with launch.log.open("ab") as log, inside:
@@ -103,7 +106,7 @@ class QemuMachine:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(qmp.fileno(), agent.fileno(), *launch.descriptors),
+                    pass_fds=(qmp, agent, volumes, *launch.descriptors),
                     start_new_session=True,
                     # SIGXFSZ stays ignored, as Python has it: a write beyond the limit of a file
                     # fails then, instead of ending QEMU.
@@ -176,6 +179,10 @@ class QemuMachine:
     @property
     def agent_socket(self) -> Path:
         return self._runtime / "agent"
+
+    @property
+    def volumes_socket(self) -> Path:
+        return self._runtime / "volumes"
 
     @property
     def cause_of_death(self) -> str | None:

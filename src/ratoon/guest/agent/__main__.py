@@ -16,9 +16,11 @@ import time
 from . import dial, files, transfers, watching, wire  # noqa: F401  they answer requests
 from .evaluator import Evaluator
 from .loop import Loop, call
+from .port import find_port
 from .processes import Processes
 from .rebirth import SYSROOT, Identity
 from .stream import Stream, operation, operations
+from .volumes import Volumes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` itself would cost start-up time
@@ -41,6 +43,7 @@ class Agent(Loop):
         self.evaluator = Evaluator(self)
         self.identity = Identity(self.evaluator)
         self.processes = Processes(self)
+        self.volumes = Volumes(self)
         #: The port does not keep up: nothing but short answers until it does.
         self.congested = False
         self._port = port
@@ -139,7 +142,7 @@ class Agent(Loop):
             stream = Stream(self, number)
             try:
                 self.identity.rebirth(payload)
-                stream.reply()
+                stream.reply(**({"volumes": True} if self.volumes.relayed else {}))
             except Exception as error:
                 stream.fail(error)
             return
@@ -197,13 +200,17 @@ def _hear(stream: Stream, kind: int, payload: bytes) -> None:
 @operation("hello")
 class Hello(Stream):
     def start(self, request: Request) -> None:
-        self.reply(version=wire.VERSION, pid=os.getpid())
+        volumes = self.agent.volumes.relayed
+        self.reply(version=wire.VERSION, pid=os.getpid(), volumes=volumes)
 
 
 @operation("freeze")
 class Freeze(Stream):
     def start(self, request: Request) -> None:
-        self.reply(frozen=self.agent.identity.freeze(request["seconds"]))
+        deadline = time.monotonic() + request["seconds"]
+        frozen = self.agent.identity.freeze(request["seconds"])
+        self.agent.volumes.sync(deadline)
+        self.reply(frozen=frozen)
 
 
 @operation("thaw")
@@ -214,19 +221,10 @@ class Thaw(Stream):
         self.reply()
 
 
-def _find_port() -> str:
-    """The virtio-serial port of our name; the driver may still be probing."""
-    while True:
-        for entry in os.listdir("/sys/class/virtio-ports"):
-            with open(f"/sys/class/virtio-ports/{entry}/name") as name:
-                if name.read().strip() == PORT_NAME:
-                    return f"/dev/{entry}"
-        time.sleep(0.01)
-
-
 def main() -> None:
-    port = os.open(_find_port(), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    port = os.open(find_port(PORT_NAME), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     agent = Agent(port)
+    agent.volumes.prepare()
     os.chroot(SYSROOT)
     os.chdir("/")
     # What start-up made stays; leaving it out of collections keeps its pages shared between forks.

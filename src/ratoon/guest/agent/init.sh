@@ -15,7 +15,7 @@ until [ -b /dev/vda ] || [ $tries -ge 500 ]; do
 done
 /bin/busybox mount -t ext4 -o noatime /dev/vda /sysroot || echo "ratoon: cannot mount the root disk"
 /bin/busybox mount -t cgroup2 cgroup2 /sys/fs/cgroup
-/bin/busybox mkdir /sys/fs/cgroup/sandbox /sys/fs/cgroup/agent
+/bin/busybox mkdir /sys/fs/cgroup/sandbox /sys/fs/cgroup/agent /sys/fs/cgroup/volumes
 cd /sysroot
 /bin/busybox mkdir -p proc sys dev run tmp etc
 /bin/busybox mount -t proc proc proc

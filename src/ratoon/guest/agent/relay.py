@@ -1,0 +1,179 @@
+"""The guest's end of its volumes: a process that carries a connection to the host and back.
+
+The kernel's NFS client connects to a port of the loopback; what it says goes over a virtio-serial
+port of its own. This is not the agent's work: the agent uses files on volumes itself, and then has
+to wait for what this carries.
+
+A session begins as the agent's does: the host sends MARKER and a nonce, this forgets all that was
+under way, closes the connection and answers the same. The kernel connects again, and repeats what
+it had asked. HELLO instead of a nonce asks the host to begin one.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+
+from . import wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+PORT_NAME = "ratoon.volumes"
+HELLO = bytes(wire.NONCE_BYTES)
+CHUNK = 256 * 1024
+#: What one write to the port takes at most.
+PORT_CHUNK = 32 * 1024
+#: With this many bytes waiting, no more is read where they come from.
+LIMIT = 1024 * 1024
+#: Root's alone: the kernel connects from one of these.
+RESERVED_PORTS = 1024
+_RESET = struct.pack("ii", 1, 0)  # struct linger: close at once, and say so
+
+
+class Relay:
+    """One connection at a time: a newer one takes the place of an older one."""
+
+    def __init__(self, port: int, listener: socket.socket) -> None:
+        self._port = port
+        self._listener = listener
+        self._decoder = wire.Decoder()
+        self._synced = False
+        self._to_host = bytearray(wire.MARKER + HELLO)
+        self._to_kernel = bytearray()
+        self._connection: socket.socket | None = None
+        #: Of the connection: what comes for another one is too late.
+        self._number = int.from_bytes(os.urandom(3), "big")
+        self._epoll = select.epoll()
+        self._watched: dict[int, int] = {}
+
+    def run(self) -> NoReturn:
+        # Edge-triggered: a port whose host is away reports a hang-up for as long as it is away.
+        self._epoll.register(self._port, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        while True:
+            self._flush()
+            self._hear_host()
+            self._watch()
+            for fd, _ in self._epoll.poll():
+                if fd == self._listener.fileno():
+                    self._accept()
+                elif self._connection is not None and fd == self._connection.fileno():
+                    self._hear_kernel()
+
+    def _watch(self) -> None:
+        """Wait for what there is room for."""
+        wanted = {self._listener.fileno(): select.EPOLLIN} if self._synced else {}
+        if self._connection is not None:
+            events = select.EPOLLIN if len(self._to_host) < LIMIT else 0
+            wanted[self._connection.fileno()] = events | (select.EPOLLOUT if self._to_kernel else 0)
+        for fd in [fd for fd in self._watched if fd not in wanted]:
+            self._epoll.unregister(fd)
+            del self._watched[fd]
+        for fd, events in wanted.items():
+            if fd not in self._watched:
+                self._epoll.register(fd, events)
+            elif self._watched[fd] != events:
+                self._epoll.modify(fd, events)
+            self._watched[fd] = events
+
+    # The host -------------------------------------------------------------------------------------
+
+    def _hear_host(self) -> None:
+        while len(self._to_kernel) < LIMIT:
+            data = self._read_port()
+            if not data:
+                break
+            self._decoder.feed(data)
+            nonce = self._decoder.sync()
+            if nonce is not None:
+                self._hang_up()
+                self._synced = True
+                self._to_host = bytearray(wire.MARKER + nonce)
+            if not self._synced:
+                self._decoder.discard()
+                continue
+            try:
+                for number, kind, payload in self._decoder.frames():
+                    if kind == wire.STDIN and number == self._number:
+                        self._to_kernel += payload
+            except wire.ProtocolError:
+                self._synced = False
+                self._hang_up()
+                self._decoder.discard()
+                self._to_host = bytearray(wire.MARKER + HELLO)
+            self._flush()
+
+    def _read_port(self) -> bytes:
+        """What there is: a read gives a page at most, and what is done for each adds up."""
+        pieces = []
+        size = 0
+        while size < CHUNK:
+            try:
+                piece = os.read(self._port, CHUNK)  # b"": no host is there
+            except BlockingIOError:
+                break
+            if not piece:
+                break
+            pieces.append(piece)
+            size += len(piece)
+        return b"".join(pieces)
+
+    def _flush(self) -> None:
+        while self._to_host:
+            try:
+                written = os.write(self._port, self._to_host[:PORT_CHUNK])  # 0: no host is there
+            except BlockingIOError:
+                break
+            if not written:
+                break
+            del self._to_host[:written]
+        while self._to_kernel and self._connection is not None:
+            try:
+                sent = self._connection.send(self._to_kernel)
+            except BlockingIOError:
+                break
+            except OSError:
+                self._hang_up()
+                break
+            del self._to_kernel[:sent]
+
+    # The kernel -----------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        try:
+            connection, (_, port) = self._listener.accept()
+        except OSError:  # it is gone again
+            return
+        if port >= RESERVED_PORTS:
+            connection.close()
+            return
+        self._hang_up()
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connection = connection
+        self._number = (self._number + 1) & 0x7FFFFFFF
+
+    def _hear_kernel(self) -> None:
+        assert self._connection is not None
+        try:
+            data = self._connection.recv(CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._to_host += wire.encode(self._number, wire.STDOUT, data)
+        else:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._connection is not None:
+            if self._watched.pop(self._connection.fileno(), None) is not None:
+                self._epoll.unregister(self._connection.fileno())
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self._connection.close()
+            self._connection = None
+        self._to_kernel.clear()

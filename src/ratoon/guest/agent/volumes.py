@@ -1,0 +1,219 @@
+"""Volumes: directories of the host that are mounted in the sandbox, over NFS from a relay.
+
+The host says which there are to be, in an operation of its own after each rebirth. A fork has its
+source's mounts in its kernel; those that it is not to have are taken away. The modules that this
+takes are loaded when the first volume is mounted, so that guests without any have nothing of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import struct
+import time
+
+from . import relay
+from .loop import report
+from .port import find_port
+from .stream import Refusal, Stream, operation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from .loop import Loop
+    from .stream import Request
+
+MODULES = "/modules/volumes"
+CGROUP = "/sys/fs/cgroup/volumes"
+#: Seconds until a relay that has died is started again.
+RESTART = 0.5
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_INIT_MODULE, _SYNCFS = 175, 306
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
+_MNT_DETACH = 2
+# include/uapi/linux/nfs_mount.h: TCP, version 3, no lock daemon, no ACLs, nothing shared between
+# mounts (two of one directory may differ in being read-only).
+_FLAGS = 0x40 | 0x80 | 0x200 | 0x800 | 0x8000
+_TRANSFER = 256 * 1024
+#: Tenths of a second, and repetitions, until the kernel complains of a server that is not there.
+_TIMEO, _RETRANS = 600, 2
+#: Seconds that attributes are believed, at least and at most: the host changes files, too.
+_ATTRIBUTES = (1, 3, 1, 3)
+#: struct nfs_mount_data, version 6: until `addr`, from there to `root`, and after it.
+_MOUNT = struct.Struct("=ii32siiiiiiiii")
+_AUTH_SYS = 1
+
+
+class Volumes:
+    """The sandbox's mounts, and the relay that they need. It is the agent's; used by no other."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        #: Of the initramfs, out of the sandbox's reach; None: there is none.
+        self._modules: int | None = None
+        self._cgroup: int | None = None
+        self._listener: socket.socket | None = None
+        #: By target: the root's handle, and whether it is read-only.
+        self.mounted: dict[str, tuple[bytes, bool]] = {}
+
+    @property
+    def relayed(self) -> bool:
+        """Whether anything may wait for the host: a mount, or a file of one that was taken away."""
+        return self._listener is not None
+
+    def prepare(self) -> None:
+        """Before the agent enters the sandbox's root."""
+        self._modules = os.open(MODULES, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._cgroup = os.open(f"{CGROUP}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+
+    def become(self, wanted: dict[str, tuple[bytes, bool]]) -> None:
+        """Have these mounts and no others. OSError: one cannot be made; the others are."""
+        gone = [known for known, what in self.mounted.items() if wanted.get(known) != what]
+        for target in list(self.mounted):
+            if any(target == old or target.startswith(f"{old}/") for old in gone):
+                del self.mounted[target]
+                _umount(target)
+        for target, what in wanted.items():
+            if target not in self.mounted:
+                self._start()
+                self._mount(target, *what)
+                self.mounted[target] = what
+
+    def sync(self, deadline: float) -> None:
+        """Have the host know all that was written, until a point in time (monotonic).
+
+        A snapshot has nothing then that a fork would write once more, over what is newer.
+        """
+        if not self.mounted:
+            return
+        pid = os.fork()
+        if not pid:
+            _sync(list(self.mounted))
+        while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() > deadline:
+                return  # the loop reaps it
+            time.sleep(0.001)
+
+    def _mount(self, target: str, root: bytes, read_only: bool) -> None:
+        assert self._listener is not None
+        os.makedirs(target, exist_ok=True)
+        port: int = self._listener.getsockname()[1]
+        flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if read_only else 0)
+        data = _mount_data(root, port)
+        if _libc.mount(b"ratoon:/", os.fsencode(target), b"nfs", flags, data) < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), target)
+
+    # The relay ------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Have modules, a port and a relay; they stay."""
+        if self._listener is not None:
+            return
+        if self._modules is None:
+            raise Refusal("this guest has no modules for volumes", "unsupported")
+        _load(self._modules)
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(4)
+        self._listener = listener
+        self._start_relay()
+
+    def _start_relay(self) -> None:
+        assert self._listener is not None
+        pid = os.fork()
+        if not pid:
+            _relay(self._listener, self._cgroup)
+        self._loop.on_exit(pid, lambda status: self._relay_died())
+
+    def _relay_died(self) -> None:
+        self._loop.after(RESTART, self._start_relay)
+
+
+def _relay(listener: socket.socket, cgroup: int | None) -> NoReturn:
+    """In the child: nothing of the agent is left but this."""
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if cgroup is not None:
+            os.write(cgroup, b"0")
+        os.setsid()
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("-1000")
+        kept = listener.fileno()
+        os.closerange(3, kept)
+        os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+        port = os.open(find_port(relay.PORT_NAME), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        relay.Relay(port, listener).run()
+    except BaseException as error:
+        report(error)
+    finally:
+        os._exit(1)
+
+
+def _sync(targets: list[str]) -> NoReturn:
+    """In a child: if the host does not answer, it is not the agent who waits for ever."""
+    try:
+        for target in targets:
+            fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+            _libc.syscall(_SYNCFS, fd)
+    finally:
+        os._exit(0)
+
+
+def _load(directory: int) -> None:
+    """Load the modules, in the order of the names that they were given."""
+    import zlib  # not before it is needed: it takes pages of every guest
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags, dir_fd=directory)
+
+    with open("order", opener=opener) as order:
+        names = order.read().split()
+    for name in names:
+        with open(name, "rb", opener=opener) as file:
+            module = zlib.decompress(file.read())
+        if _libc.syscall(_INIT_MODULE, module, ctypes.c_ulong(len(module)), b"") < 0:
+            number = ctypes.get_errno()
+            if number != 17:  # EEXIST
+                raise OSError(number, os.strerror(number), name)
+
+
+def _mount_data(root: bytes, port: int) -> bytes:
+    address = struct.pack("=H", socket.AF_INET) + struct.pack(">H", port) + bytes([127, 0, 0, 1])
+    numbers = (_FLAGS, _TRANSFER, _TRANSFER, _TIMEO, _RETRANS, *_ATTRIBUTES)
+    return (
+        _MOUNT.pack(6, -1, b"", *numbers)
+        + address.ljust(16, b"\0")
+        + b"host".ljust(256, b"\0")
+        + struct.pack("=iI", 255, 0)
+        + struct.pack("=H", len(root))
+        + root.ljust(64, b"\0")
+        + bytes(2)
+        + struct.pack("=i", _AUTH_SYS)
+        + bytes(260)
+    )
+
+
+def _umount(target: str) -> None:
+    """What has files there open keeps them; OSError: nothing is mounted there."""
+    if _libc.umount2(os.fsencode(target), _MNT_DETACH) < 0:
+        number = ctypes.get_errno()
+        if number not in (2, 22):  # ENOENT, EINVAL: somebody in the guest was sooner
+            raise OSError(number, os.strerror(number), target)
+
+
+@operation("volumes")
+class Mount(Stream):
+    """Have the volumes that the request lists mounted, and no others."""
+
+    def start(self, request: Request) -> None:
+        wanted: dict[str, tuple[bytes, bool]] = {}
+        for volume in request["volumes"]:
+            wanted[volume["target"]] = bytes.fromhex(volume["root"]), bool(volume["read_only"])
+        self.agent.volumes.become(wanted)
+        self.reply()

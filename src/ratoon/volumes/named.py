@@ -1,0 +1,89 @@
+"""Named volumes: directories of the store, `volumes/NAME`, which live until they are removed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ratoon.errors import AlreadyExists, NotFound
+from ratoon.files import fsync_path
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True)
+class NamedVolume:
+    """`bytes` is what its files take on the disk."""
+
+    name: str
+    path: Path
+    bytes: int
+    created_at_unix: float
+
+
+def check_name(name: str) -> None:
+    """ValueError: no volume can have that name."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is neither an absolute path nor the name of a volume: a name has up to 64 "
+            "lower-case letters, digits, '-', '_' and '.', and begins with a letter or digit"
+        )
+
+
+def directory(home: Path) -> Path:
+    """Where the named volumes of the store `home` are."""
+    return home / "volumes"
+
+
+def find(home: Path, name: str) -> Path:
+    """A named volume's directory; made where there is none yet."""
+    path = directory(home).resolve() / name
+    if not path.is_dir():
+        _make(path)
+    return path
+
+
+def create(home: Path, name: str) -> NamedVolume:
+    """Make a new, empty one. AlreadyExists."""
+    path = directory(home).resolve() / name
+    try:
+        _make(path)
+    except FileExistsError:
+        raise AlreadyExists(f"there is a volume {name} already") from None
+    return _look(path)
+
+
+def listed(home: Path) -> list[NamedVolume]:
+    """All of them, by name; reads all their directories."""
+    try:
+        found = sorted(directory(home).resolve().iterdir())
+    except FileNotFoundError:
+        return []
+    return [_look(path) for path in found if _NAME.fullmatch(path.name) and path.is_dir()]
+
+
+def remove(home: Path, name: str, hold: Callable[[Path], AbstractContextManager[None]]) -> None:
+    """Delete one with all its files. NotFound; what `hold` raises: it is in use."""
+    path = directory(home).resolve() / name
+    if not path.is_dir():
+        raise NotFound(f"no volume {name}")
+    with hold(path):
+        gone = path.with_name(f".{name}.removed")
+        path.rename(gone)
+        shutil.rmtree(gone)
+
+
+def _make(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.mkdir(mode=0o755)
+    fsync_path(path.parent)
+
+
+def _look(path: Path) -> NamedVolume:
+    found = path.stat()
+    size = sum(each.lstat().st_blocks * 512 for each in path.rglob("*") if not each.is_dir())
+    return NamedVolume(path.name, path, size, found.st_ctime)
