@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +14,13 @@ from ratoon.client.address import Known, Source, parse, token_of_environment, ur
 from ratoon.client.aio.connection import AsyncConnection, segment
 from ratoon.client.aio.sandbox import AsyncSandbox, Forks, State
 from ratoon.client.aio.snapshots import AsyncSnapshots
-from ratoon.client.answers import Event, PoolInfo, SandboxInfo, read, sandbox_info
+from ratoon.client.aio.starts import AsyncStarts
+from ratoon.client.answers import Event, PoolInfo, RunInfo, SandboxInfo, read, sandbox_info
 from ratoon.client.embedded import Embedded
 from ratoon.client.local import LocalDaemon
 from ratoon.client.options import Options, request_for
 from ratoon.client.problems import error_from
+from ratoon.client.runs import RunOptions, run_request
 from ratoon.errors import RatoonError
 
 
@@ -41,6 +43,7 @@ class AsyncClient:
     def _set_up(self, source: Source) -> None:
         self._connection = AsyncConnection(source)
         self.snapshots = AsyncSnapshots(self._connection)
+        self.starts = AsyncStarts(self._connection)
         #: The sandboxes that use it; None if it is closed by whoever made it.
         self._borrowers: int | None = None
 
@@ -76,6 +79,17 @@ class AsyncClient:
         """
         body = {"snapshot_tag": tag, "n": n, **request_for(options)}
         return await self.forked("/v1/sandboxes", body, tag)
+
+    async def run_image(
+        self,
+        image: str,
+        command: str | Sequence[str] | None = None,
+        **options: Unpack[RunOptions],
+    ) -> AsyncSandbox:
+        """A sandbox in which the command of an image runs. See `AsyncSandbox.run_image`."""
+        body = run_request(image, command, options)
+        answer = await self._connection.ask("POST", "/v1/runs", body=body)
+        return AsyncSandbox(self, sandbox_info(answer["sandbox"]), read(RunInfo, answer))
 
     async def sandbox(self, sandbox_id: str) -> AsyncSandbox:
         """The sandbox of this id; NotFound."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, Unpack
@@ -14,8 +14,16 @@ from ratoon.client.aio.files import AsyncFiles
 from ratoon.client.aio.parallel import Listener
 from ratoon.client.aio.ports import AsyncPorts
 from ratoon.client.aio.pty import AsyncPty
-from ratoon.client.answers import EvalResult, SandboxInfo, SnapshotInfo, read, sandbox_info
+from ratoon.client.answers import (
+    EvalResult,
+    RunInfo,
+    SandboxInfo,
+    SnapshotInfo,
+    read,
+    sandbox_info,
+)
 from ratoon.client.options import Options, request_for
+from ratoon.client.runs import RunOptions
 from ratoon.errors import NotFound, RatoonError, Unreachable
 
 if TYPE_CHECKING:
@@ -42,12 +50,14 @@ class AsyncSandbox:
     does not wake by itself, Unreachable if the daemon is not there.
     """
 
-    def __init__(self, client: AsyncClient, info: SandboxInfo) -> None:
+    def __init__(self, client: AsyncClient, info: SandboxInfo, run: RunInfo | None = None) -> None:
         self._client = client
         self._connection = client.lend()
         self._given_back = False
         #: As it was when the daemon last told of it.
         self.info = info
+        #: How it was started, if that was by `run_image`.
+        self.run = run
         path = self._path = f"/v1/sandboxes/{segment(info.id)}"
         self.commands = AsyncCommands(self._connection, path)
         self.files = AsyncFiles(self._connection, path)
@@ -74,6 +84,29 @@ class AsyncSandbox:
         if isinstance(made, RatoonError):
             raise made
         return made
+
+    @classmethod
+    async def run_image(
+        cls,
+        image: str,
+        command: str | Sequence[str] | None = None,
+        *,
+        client: AsyncClient | None = None,
+        **options: Unpack[RunOptions],
+    ) -> AsyncSandbox:
+        """A sandbox in which the command of an image runs in the background; see `RunOptions`.
+
+        `command` takes the place of the image's own, after its entrypoint: text for `sh -c`, or a
+        list. With a health check this returns once that has passed, and keeps what there is then:
+        the next equal run is a fork of it, with the command running. `run` says what it came to;
+        `commands.connect(sandbox.run.pid)` listens to the command.
+
+        NotHealthy: the command ended, or was not up in time, with the end of its output. NotFound,
+        InvalidInput: there is no such image or command.
+        """
+        async with _using(client) as chosen:
+            return await chosen.run_image(image, command, **options)
+        raise AssertionError
 
     @classmethod
     async def connect(cls, sandbox_id: str, *, client: AsyncClient | None = None) -> AsyncSandbox:

@@ -5,21 +5,23 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from ratoon.client.address import Known, Source, parse, token_of_environment, url_of_environment
-from ratoon.client.answers import Event, PoolInfo, SandboxInfo, read, sandbox_info
+from ratoon.client.answers import Event, PoolInfo, RunInfo, SandboxInfo, read, sandbox_info
 from ratoon.client.embedded import Embedded
 from ratoon.client.local import LocalDaemon
 from ratoon.client.options import Options, request_for
 from ratoon.client.problems import error_from
+from ratoon.client.runs import RunOptions, run_request
 from ratoon.client.sync.connection import Connection, segment
 from ratoon.client.sync.sandbox import Forks, Sandbox, State
 from ratoon.client.sync.snapshots import Snapshots
+from ratoon.client.sync.starts import Starts
 from ratoon.errors import RatoonError
 
 
@@ -42,6 +44,7 @@ class Client:
     def _set_up(self, source: Source) -> None:
         self._connection = Connection(source)
         self.snapshots = Snapshots(self._connection)
+        self.starts = Starts(self._connection)
         #: The sandboxes that use it; None if it is closed by whoever made it.
         self._borrowers: int | None = None
 
@@ -77,6 +80,17 @@ class Client:
         """
         body = {"snapshot_tag": tag, "n": n, **request_for(options)}
         return self.forked("/v1/sandboxes", body, tag)
+
+    def run_image(
+        self,
+        image: str,
+        command: str | Sequence[str] | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Sandbox:
+        """A sandbox in which the command of an image runs. See `Sandbox.run_image`."""
+        body = run_request(image, command, options)
+        answer = self._connection.ask("POST", "/v1/runs", body=body)
+        return Sandbox(self, sandbox_info(answer["sandbox"]), read(RunInfo, answer))
 
     def sandbox(self, sandbox_id: str) -> Sandbox:
         """The sandbox of this id; NotFound."""

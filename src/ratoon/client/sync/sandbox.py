@@ -3,13 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, Unpack
 
-from ratoon.client.answers import EvalResult, SandboxInfo, SnapshotInfo, read, sandbox_info
+from ratoon.client.answers import (
+    EvalResult,
+    RunInfo,
+    SandboxInfo,
+    SnapshotInfo,
+    read,
+    sandbox_info,
+)
 from ratoon.client.options import Options, request_for
+from ratoon.client.runs import RunOptions
 from ratoon.client.sync.commands import Commands
 from ratoon.client.sync.connection import segment
 from ratoon.client.sync.evaluation import evaluate
@@ -43,12 +51,14 @@ class Sandbox:
     does not wake by itself, Unreachable if the daemon is not there.
     """
 
-    def __init__(self, client: Client, info: SandboxInfo) -> None:
+    def __init__(self, client: Client, info: SandboxInfo, run: RunInfo | None = None) -> None:
         self._client = client
         self._connection = client.lend()
         self._given_back = False
         #: As it was when the daemon last told of it.
         self.info = info
+        #: How it was started, if that was by `run_image`.
+        self.run = run
         path = self._path = f"/v1/sandboxes/{segment(info.id)}"
         self.commands = Commands(self._connection, path)
         self.files = Files(self._connection, path)
@@ -75,6 +85,29 @@ class Sandbox:
         if isinstance(made, RatoonError):
             raise made
         return made
+
+    @classmethod
+    def run_image(
+        cls,
+        image: str,
+        command: str | Sequence[str] | None = None,
+        *,
+        client: Client | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Sandbox:
+        """A sandbox in which the command of an image runs in the background; see `RunOptions`.
+
+        `command` takes the place of the image's own, after its entrypoint: text for `sh -c`, or a
+        list. With a health check this returns once that has passed, and keeps what there is then:
+        the next equal run is a fork of it, with the command running. `run` says what it came to;
+        `commands.connect(sandbox.run.pid)` listens to the command.
+
+        NotHealthy: the command ended, or was not up in time, with the end of its output. NotFound,
+        InvalidInput: there is no such image or command.
+        """
+        with _using(client) as chosen:
+            return chosen.run_image(image, command, **options)
+        raise AssertionError
 
     @classmethod
     def connect(cls, sandbox_id: str, *, client: Client | None = None) -> Sandbox:
