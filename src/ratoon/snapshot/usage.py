@@ -17,6 +17,7 @@ from pathlib import Path
 from ratoon.errors import NotFound
 from ratoon.snapshot.extents import shared_extents
 from ratoon.snapshot.manifest import check_tag
+from ratoon.snapshot.roots import roots_of
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 
@@ -44,9 +45,9 @@ class Usage:
 class StoreUsage:
     """The usage of everything in a store; `total` is in bytes, each counted once.
 
-    `snapshots` by tag, each with its image, which goes with it unless another snapshot has the same
-    memory; `images` by memory root and `sandboxes` by id, each of itself; `other`: staging,
-    templates and the store's own files.
+    `snapshots` by tag, each with its images, which go with it unless another snapshot has the same
+    memory, or disk; `images` by memory root or disk root and `sandboxes` by id, each of itself;
+    `other`: staging, templates and the store's own files.
     """
 
     total: int
@@ -80,31 +81,43 @@ class _Inode:
 
 def usage(store: Store) -> StoreUsage:
     """The usage of all that a store has. What vanishes meanwhile is left out."""
-    charges = _charge(_inodes(store.home))
-    names = {name for group in charges for name in group}
+    found = charges(store)
+    names = {name for group in found for name in group}
 
     def each(kind: str) -> dict[str, Usage]:
         of_kind = sorted(name for name in names if name.startswith(f"{kind}/"))
-        return {name.partition("/")[2]: _usage(charges, {name}, {name}) for name in of_kind}
+        return {name.partition("/")[2]: _usage(found, {name}, {name}) for name in of_kind}
 
-    roots = {
-        entry.manifest.tag: f"image/{entry.manifest.memory_root}"
-        for entry in store.list()
-        if isinstance(entry, Snapshot)
-    }
-    heads = Counter(roots.values())
+    images: dict[str, set[str]] = {}
+    having: Counter[str] = Counter()  # a flattened disk may be the beginning of another's layers
+    for entry in store.list():
+        if isinstance(entry, Snapshot):
+            manifest = entry.manifest
+            roots = (manifest.memory_root, manifest.disk_root)
+            images[manifest.tag] = {f"image/{root}" for root in roots}
+            having.update({f"image/{root}" for root in (roots[0], *roots_of(manifest))})
     snapshots = {}
     for tag in each("snapshot"):
-        image = roots.get(tag, "")
-        alone = {f"snapshot/{tag}", *([image] if heads[image] == 1 else [])}
-        snapshots[tag] = _usage(charges, {f"snapshot/{tag}", image}, alone)
+        own = {f"snapshot/{tag}"}
+        with_it = images.get(tag, set())
+        alone = {image for image in with_it if having[image] == 1}
+        snapshots[tag] = _usage(found, own | with_it, own | alone)
     return StoreUsage(
-        total=sum(charges.values()),
+        total=sum(found.values()),
         snapshots=snapshots,
         images=each("image"),
         sandboxes=each("sandbox"),
-        other=_usage(charges, {"other"}, {"other"}),
+        other=_usage(found, {"other"}, {"other"}),
     )
+
+
+def charges(store: Store) -> Charges:
+    """How many bytes of a store have exactly which holders.
+
+    Those are `snapshot/TAG`, `image/ROOT` and `sandbox/ID`, `other` for the rest of the store, and
+    `outside`. What vanishes meanwhile is left out.
+    """
+    return _charge(_inodes(store.home))
 
 
 def snapshot_usage(store: Store, tag: str) -> Usage:
