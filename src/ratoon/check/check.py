@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ratoon.check.findings import Finding, Kind, Report, unreadable
-from ratoon.check.image_check import check_images, list_images
+from ratoon.check.image_check import Images, check_images, list_images
 from ratoon.check.inventory import StoredFile, Surveyed, take_inventory
 from ratoon.check.litter import find_litter, find_strangers
 from ratoon.check.scrub import (
@@ -22,6 +22,7 @@ from ratoon.check.scrub import (
     Unit,
     check_content,
     disk_unit,
+    flat_disk_unit,
     image_units,
     memory_units,
     scrub,
@@ -39,6 +40,7 @@ from ratoon.check.structure import (
 from ratoon.disk.qcow2 import check_header
 from ratoon.errors import Corrupt, Incompatible, RatoonError
 from ratoon.files import Stamp
+from ratoon.memory.cache import KINDS
 from ratoon.snapshot.progress import ByteProgress, unheard
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.store_format import claim_format
@@ -80,14 +82,14 @@ def check_store(
     images = check_images(store, listed, surveyed, heads, all_known=not broken)
     done = 0
     if read_data:
-        units = _units(dict.fromkeys(sound.values()), unread, images.sound, indexes)
+        units = _units(dict.fromkeys(sound.values()), unread, images, indexes)
         found, done = scrub(units, read_data, progress)
         findings += found
     findings += [*images.findings, *litter.findings]
     return Report(
         findings=tuple(findings),
         snapshots=len(surveyed) + len(broken),
-        images=sum(path.suffix == ".ram" for path in listed),
+        images=sum(path.suffix in KINDS for path in listed),
         bytes_read=done,
         in_use=tuple(sorted({*litter.in_use, *images.in_use})),
     )
@@ -174,7 +176,7 @@ def _is_vouched_for(file: StoredFile, stamps: dict[Path, Stamps]) -> bool:
 def _units(
     layers: Iterable[StoredFile],
     disks: Iterable[StoredFile],
-    images: Iterable[tuple[Path, Head]],
+    images: Images,
     indexes: Indexes,
 ) -> Iterator[Unit]:
     """All data of the store, piece by piece."""
@@ -187,5 +189,7 @@ def _units(
         yield from memory_units(file, indexes)
     for file in disks:
         yield disk_unit(file)
-    for path, head in images:
+    for path, digest in images.disks:
+        yield flat_disk_unit(path, digest)
+    for path, head in images.sound:
         yield from image_units(path, head.tag, head.ram_pages, partial(digests, head))

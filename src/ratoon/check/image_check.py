@@ -13,24 +13,31 @@ from ratoon.check.inventory import Surveyed, identity_of
 from ratoon.check.litter import image_lock
 from ratoon.check.structure import Head
 from ratoon.errors import RatoonError
+from ratoon.memory.cache import DISK, KINDS, RAM, is_litter
 from ratoon.memory.digests import PAGE_SIZE, memory_root, zero_array
 from ratoon.memory.image import ImageStore
+from ratoon.snapshot.flat_disks import FlatDisks
+from ratoon.snapshot.roots import roots_of
 from ratoon.snapshot.snapshot import MANIFEST, Snapshot, load_snapshot
 from ratoon.snapshot.store import Store
 
 
 @dataclass
 class Images:
-    """What was found of images; `sound` are those whose stamps hold, with the chains they show."""
+    """What was found of images; `sound` are those whose stamps hold, with the chains they show.
+
+    `disks` are those of flattened disks, with the digests that they were made with.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     in_use: list[Path] = field(default_factory=list)
     sound: list[tuple[Path, Head]] = field(default_factory=list)
+    disks: list[tuple[Path, str]] = field(default_factory=list)
 
 
 def list_images(store: Store) -> list[Path]:
     """The images and the stamps of images, by name."""
-    return sorted([*store.images.glob("[!.]*.ram"), *store.images.glob("[!.]*.json")])
+    return sorted(path for path in store.images.glob("[!.]*") if path.suffix in (*KINDS, ".json"))
 
 
 def check_images(
@@ -51,9 +58,9 @@ def check_images(
         with image_lock(store, path.stem) as free:
             if not free:
                 images.in_use.append(path)
-            elif path.suffix == ".ram":
+            elif path.suffix in KINDS:
                 _check_image(store, path, heads, needed, all_known, images)
-            elif path.exists() and not path.with_suffix(".ram").exists():
+            elif path.exists() and is_litter(path):
                 what = "the stamp of an image that is gone"
                 images.findings.append(Finding.of(Kind.LITTER, path, what))
     return images
@@ -76,22 +83,38 @@ def _check_image(
         elif not path.with_suffix(".json").exists():
             kind, what = Kind.LITTER, "an image whose making was interrupted: it has no stamp"
         else:
-            head = heads.get(root) or _zero_head(root, found.st_size)
-            ram_pages = head.ram_pages if head else found.st_size // PAGE_SIZE
-            if ImageStore(store.images).find(root, ram_pages):
-                if head:
-                    images.sound.append((path, head))
-                if (head and not head.files) or root in needed or not all_known:
+            sound, all_zero = _find_sound(store, path, found.st_size, heads, images)
+            if sound:
+                if all_zero or root in needed or not all_known:
                     return
-                kind, what = Kind.UNUSED_IMAGE, "no snapshot has this memory"
+                whose = "this memory" if path.suffix == RAM else "these layers of a disk"
+                kind, what = Kind.UNUSED_IMAGE, f"no snapshot has {whose}"
             else:
-                kind, what = Kind.IMAGE, "it was changed since it was made from checked pages"
+                kind, what = Kind.IMAGE, "it was changed since it was made from what was checked"
     except FileNotFoundError:
         return
     except OSError as error:
         kind, what = Kind.IMAGE, unreadable(error)
     if identity_of(path) == identity:
         images.findings.append(Finding.of(kind, path, what, snapshot=needed.get(root)))
+
+
+def _find_sound(
+    store: Store, path: Path, size: int, heads: Mapping[str, Head], images: Images
+) -> tuple[bool, bool]:
+    """Whether the stamp of an image holds, and whether it is that of all-zero RAM."""
+    root = path.stem
+    if path.suffix == DISK:
+        flats = FlatDisks(store.images)
+        sound = flats.find(root) is not None
+        if sound and (digest := flats.digest(root)):
+            images.disks.append((path, digest))
+        return sound, False
+    head = heads.get(root) or _zero_head(root, size)
+    sound = bool(ImageStore(store.images).find(root, head.ram_pages if head else size // PAGE_SIZE))
+    if sound and head:
+        images.sound.append((path, head))
+    return sound, head is not None and not head.files
 
 
 def _zero_head(root: str, size: int) -> Head | None:
@@ -108,6 +131,9 @@ def _needed_roots(store: Store, surveyed: Sequence[Surveyed]) -> dict[str, str]:
     for manifest in store.sandboxes.glob(f"*/*/{MANIFEST}"):  # twins, maybe of deleted snapshots
         with suppress(RatoonError, OSError):
             snapshots.append(load_snapshot(manifest.parent))
-    return {
-        layer.memory_root: layer.tag for snapshot in snapshots for layer in snapshot.manifest.layers
-    }
+    needed = {}
+    for snapshot in snapshots:
+        layers = snapshot.manifest.layers
+        for layer, disk_root in zip(layers, roots_of(snapshot.manifest), strict=True):
+            needed[layer.memory_root] = needed[disk_root] = layer.tag
+    return needed

@@ -37,9 +37,9 @@ SANDBOX_RECORD = "state.json"
 
 #: Written by `files.write_durable` and for templates: the writer's thread id stands in the name.
 _TEMPORARY = re.compile(r"\..+\.(?P<thread>\d+)\.tmp")
-_IMAGE_TEMPORARY = re.compile(r"\.(?P<root>[0-9a-f]{64})\.(ram|json\.\d+)\.tmp")
+_IMAGE_TEMPORARY = re.compile(r"\.(?P<root>[0-9a-f]{64})\.(ram|qcow2(\.upper)?|json\.\d+)\.tmp")
 _IMAGE_LOCK = re.compile(r"\.([0-9a-f]{2}|evict)\.lock")
-_IMAGE_FILE = re.compile(r"[0-9a-f]{64}\.(ram|json)")
+_IMAGE_FILE = re.compile(r"[0-9a-f]{64}\.(ram|qcow2|json)")
 _TEMPLATE = re.compile(r"overlay-(?P<size>\d+)\.qcow2")
 
 _OWN = frozenset({MANIFEST, MANIFEST_DIGEST, VERIFIED, MEMORY, VMSTATE, DISK})

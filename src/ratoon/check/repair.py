@@ -20,6 +20,7 @@ from ratoon.check.litter import image_lock, is_temporary, is_temporary_held
 from ratoon.check.restore import all_snapshots, locate, replace_names, restore
 from ratoon.check.structure import is_digest_damaged
 from ratoon.errors import CannotRestore, InFlight, RatoonError
+from ratoon.memory.cache import KINDS
 from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.snapshot import (
     MANIFEST,
@@ -109,7 +110,7 @@ def _remove(store: Store, repair: Repair, sweep_sandboxes: Callable[[], object])
             if not free:
                 raise InFlight("it is in use by now")
             half_made = path.suffix == ".tmp"
-            for suffix in (".tmp",) if half_made else (".json", ".ram"):
+            for suffix in (".tmp",) if half_made else (".json", *KINDS):
                 path.with_suffix(suffix).unlink(missing_ok=True)
     elif path.parent == store.staging:
         with files.locked(store.lock):

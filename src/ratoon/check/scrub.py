@@ -97,6 +97,11 @@ def disk_unit(file: StoredFile) -> Unit:
     return Unit(file.expected.digest, file.expected.size, partial(check_content, file))
 
 
+def flat_disk_unit(path: Path, digest: str) -> Unit:
+    """A flattened disk, which had `digest` when it was made."""
+    return Unit(digest, path.stat().st_size, partial(_check_flat_disk, path, digest))
+
+
 def image_units(
     path: Path, tag: str, ram_pages: int, digests: Callable[[], NDArray[np.uint8]]
 ) -> Iterator[Unit]:
@@ -122,6 +127,20 @@ def check_content(file: StoredFile) -> Iterator[Finding]:
         what = f"its content {MISMATCH}"
     if file.exists():
         yield file.finding(what)
+
+
+def _check_flat_disk(path: Path, digest: str) -> Iterator[Finding]:
+    identity = identity_of(path)
+    try:
+        if digest_of(path) == digest:
+            return
+        what = f"its content {MISMATCH}"
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        what = unreadable(error)
+    if identity_of(path) == identity:
+        yield Finding.of(Kind.IMAGE, path, what)
 
 
 def digest_of(path: Path) -> str:

@@ -66,10 +66,11 @@ class ImageCache:
         self.hits = self.misses = 0
         self._kind = kind
 
-    def remove(self, root: str) -> None:
-        """Remove the image of `root` if there is one; processes that have it open keep it."""
-        with locked(self._lock_file(root)):
-            self._unlink(root)
+    def remove(self, *roots: str) -> None:
+        """Remove the images of `roots` that there are; processes that have one open keep it."""
+        for root in roots:
+            with locked(self._lock_file(root)):
+                self._unlink(root)
 
     def cached(self) -> tuple[CachedImage, ...]:
         """All images, with what they take and when they were last used; the all-zero one too."""

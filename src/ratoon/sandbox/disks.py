@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ratoon.errors import NotFound
 from ratoon.snapshot.compact import anonymous_layers
-from ratoon.snapshot.flat_disks import Covering, FlatDisks, roots_of
+from ratoon.snapshot.flat_disks import Covering, FlatDisks
+from ratoon.snapshot.roots import roots_of
 from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
@@ -57,9 +58,9 @@ class HeldDisk:
 class Disks:
     """Chooses what forks open, and has flattened disks made. `settle` waits for those."""
 
-    def __init__(self, store: Store, flats: FlatDisks) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._flats = flats
+        self._flats = FlatDisks(store.images)
         self._forked: set[str] = set()
         self._making: dict[str, asyncio.Task[None]] = {}
         self._one_at_a_time = asyncio.Semaphore(1)
@@ -86,20 +87,12 @@ class Disks:
         own -= set(roots_of(now.manifest)) if now else set()
         self._forked -= own
         if own:
-            await asyncio.to_thread(self._remove, own)
-
-    def forget(self, root: str) -> None:
-        """Treat `root` as a head that this process has never seen."""
-        self._forked.discard(root)
+            await asyncio.to_thread(self._flats.remove, *own)
 
     async def settle(self) -> None:
         """Wait until no disk is being flattened."""
         while self._making:
             await asyncio.gather(*self._making.values(), return_exceptions=True)
-
-    def _remove(self, roots: set[str]) -> None:
-        for root in roots:
-            self._flats.remove(root)
 
     async def _make(self, source: Snapshot) -> None:
         try:

@@ -51,7 +51,7 @@ from ratoon.sandbox.standby import Lifecycle
 from ratoon.sandbox.start import Starter, explaining
 from ratoon.sandbox.sweep import sweep
 from ratoon.snapshot.compact import compact
-from ratoon.snapshot.flat_disks import FlatDisks, roots_of
+from ratoon.snapshot.roots import image_roots
 from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
@@ -82,7 +82,7 @@ class Engine:
         self.images = ImageStore(store.images)
         self.pool = Pool()
         self._heads = Heads(self.images)
-        self._disks = Disks(store, FlatDisks(store.images))
+        self._disks = Disks(store)
         templates, buffers = OverlayTemplates(store.templates), Buffers()
         groups = hierarchies()
         # The runtime directory is the one name of a store that is short, and no other store's.
@@ -191,7 +191,7 @@ class Engine:
         branch that failed there is no more than the failure to delete; InFlight while it writes.
         """
         failed = self._live.forget(tag)
-        before = self._roots()
+        before = image_roots(self.store)
         try:
             deleted = self.store.delete(tag, force=force, cascade=cascade)
         except NotFound:
@@ -199,28 +199,18 @@ class Engine:
                 return (tag,)
             raise
         finally:  # also of what an interrupted cascade has deleted
-            await to_the_end(asyncio.to_thread(self._remove_images, before - self._roots()))
+            gone = before - image_roots(self.store)
+            await to_the_end(asyncio.to_thread(self.images.remove, *gone))
         for each in deleted:
             self.events.tell("snapshot_deleted", snapshot=each)
             await self.pool.drop(each)
         return deleted
 
-    def _roots(self) -> set[str]:
-        """What the images of all snapshots may be named after: of memory, and of disks."""
-        manifests = [each.manifest for each in self.store.list() if isinstance(each, Snapshot)]
-        memory = {manifest.memory_root for manifest in manifests}
-        return memory.union(*map(roots_of, manifests))
-
-    def _remove_images(self, roots: Iterable[str]) -> None:
-        for root in roots:
-            self.images.remove(root)
-
     def evict_image(self, tag: str) -> None:
         """Remove a snapshot's image; its next fork is a first fork, and an image is made again."""
         manifest = self.store.get(tag).manifest
-        self._remove_images((manifest.memory_root, manifest.disk_root))
+        self.images.remove(manifest.memory_root, manifest.disk_root)
         self._heads.forget(manifest.memory_root)
-        self._disks.forget(manifest.disk_root)
 
     # Forks ----------------------------------------------------------------------------------------
 
@@ -267,7 +257,7 @@ class Engine:
                 return await self._fork_many(source, n, options or sandbox.options)
             finally:
                 await self._heads.settle()
-                if source.manifest.memory_root not in self._roots():
+                if source.manifest.memory_root not in image_roots(self.store):
                     self.images.remove(source.manifest.memory_root)
 
     def _forkable(self, tag: str) -> Snapshot:
@@ -402,9 +392,8 @@ class Engine:
 
     async def settle(self) -> None:
         """Wait until no snapshot and no image is being made in the background."""
-        await self._live.settle()
-        await self._heads.settle()
-        await self._disks.settle()
+        for each in (self._live, self._heads, self._disks):
+            await each.settle()
 
     async def kill_all(self) -> None:
         """Kill every sandbox of this engine."""

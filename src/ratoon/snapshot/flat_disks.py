@@ -14,10 +14,11 @@ from pathlib import Path
 
 from ratoon import files
 from ratoon.disk.flatten import merge
-from ratoon.disk.qcow2 import disk_roots, file_digest
+from ratoon.disk.qcow2 import file_digest
 from ratoon.errors import Corrupt, NotFound
 from ratoon.memory.cache import DISK, ImageCache, OpenImage
 from ratoon.snapshot.manifest import Manifest
+from ratoon.snapshot.roots import roots_of
 from ratoon.snapshot.snapshot import Snapshot
 
 
@@ -86,11 +87,6 @@ class FlatDisks(ImageCache):
         with suppress(FileNotFoundError):
             return self._stamp_file(root).read_text().partition("\n")[2] or None
         return None
-
-
-def roots_of(manifest: Manifest) -> list[str]:
-    """The disk roots of all beginnings of a chain: that of the base first, its own last."""
-    return disk_roots([layer.disk.digest for layer in manifest.layers])
 
 
 def _links(source: Snapshot, room: Path) -> Sequence[Path]:

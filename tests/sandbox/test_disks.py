@@ -1,0 +1,145 @@
+"""Which files a machine opens for its disk, and when a disk is flattened."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ratoon.memory.cache import DISK
+from ratoon.sandbox.disks import FEW, MANY, Disks
+from ratoon.snapshot.roots import roots_of
+from ratoon.snapshot.snapshot import Snapshot
+from ratoon.snapshot.store import Store
+from small_chains import grow
+from sound_snapshots import write_sound
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "home")
+
+
+@pytest.fixture
+async def disks(store: Store) -> AsyncIterator[Disks]:
+    disks = Disks(store)
+    yield disks
+    await disks.settle()
+
+
+def chain(store: Store, files: int) -> list[Snapshot]:
+    """Snapshots, each on the one before: a fork of the last has to open so many disk layers."""
+    snapshots: list[Snapshot] = []
+    for number in range(files):
+        snapshots.append(grow(store, f"s{number}", {number: 1}, snapshots[-1] if number else None))
+    return snapshots
+
+
+async def fork(disks: Disks, snapshot: Snapshot, *, burst: bool = False) -> list[str]:
+    """What a fork opens, by name, once what it has begun in the background is done."""
+    disk = disks.hold(snapshot, burst=burst)
+    paths = [str(path) for path in disk.paths(snapshot)]
+    for fd in disk.descriptors:
+        paths[paths.index(f"/proc/self/fd/{fd}")] = Path(f"/proc/self/fd/{fd}").readlink().name
+    disk.close()
+    await disks.settle()
+    return [path.removeprefix(f"{snapshot.path}/") for path in paths]
+
+
+def layers(first: int, head: Snapshot) -> list[str]:
+    names = [f"ancestry/{number}/disk.qcow2" for number in range(first, head.depth)]
+    return [*names, "disk.qcow2"]
+
+
+def flat(head: Snapshot) -> str:
+    return f"{head.manifest.disk_root}{DISK}"
+
+
+async def test_few_layers_are_opened_as_they_are(store: Store, disks: Disks) -> None:
+    head = chain(store, FEW)[-1]
+    for burst in (False, False, True):
+        assert await fork(disks, head, burst=burst) == layers(0, head)
+    assert not list(store.images.iterdir())
+
+
+async def test_the_second_fork_has_it_made_and_the_third_opens_it(
+    store: Store, disks: Disks
+) -> None:
+    head = chain(store, FEW + 1)[-1]
+    assert await fork(disks, head) == layers(0, head)
+    assert not list(store.images.iterdir())
+    assert await fork(disks, head) == layers(0, head)
+    for burst in (False, True):
+        assert await fork(disks, head, burst=burst) == ["ancestry/0/disk.qcow2", flat(head)]
+
+
+@pytest.mark.parametrize(("files", "burst"), [(FEW + 1, True), (MANY + 1, False)])
+async def test_a_burst_or_many_layers_have_it_made_at_once(
+    store: Store, disks: Disks, files: int, burst: bool
+) -> None:
+    head = chain(store, files)[-1]
+    assert await fork(disks, head, burst=burst) == layers(0, head)
+    assert await fork(disks, head) == ["ancestry/0/disk.qcow2", flat(head)]
+
+
+async def test_a_new_head_opens_that_of_its_beginning(store: Store, disks: Disks) -> None:
+    snapshots = chain(store, MANY + 1 + FEW)
+    await fork(disks, snapshots[MANY])
+    for head in snapshots[MANY:]:
+        expected = ["ancestry/0/disk.qcow2", flat(snapshots[MANY]), *layers(MANY + 1, head)]
+        if head is snapshots[MANY]:
+            expected.pop()
+        assert await fork(disks, head) == expected
+
+
+async def test_nobody_waits_for_one_and_it_is_not_made_of_what_is_deleted(
+    store: Store, disks: Disks, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = chain(store, FEW + 1)[-1]
+    held = [disks.hold(head, burst=True) for _ in range(50)]
+    assert [disk.descriptors for disk in held] == [()] * 50
+    store.delete(head.manifest.tag)
+    with caplog.at_level(logging.INFO):
+        await disks.settle()
+    (message,) = (record.message for record in caplog.records if "flattened" in record.message)
+    gone = f"snapshot {head.manifest.tag} was deleted meanwhile"
+    assert message == f"{gone}, so its disk was not flattened"
+    assert not list(store.images.glob("*.qcow2"))
+    assert not list(store.staging.iterdir())
+
+
+async def test_a_failure_is_told_and_tried_again(
+    store: Store, disks: Disks, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = chain(store, FEW + 1)[-1]
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "/nowhere")
+        await fork(disks, head, burst=True)
+    assert f"the disk of snapshot {head.manifest.tag} was not flattened: " in caplog.text
+    assert not list(store.images.glob("[!.]*"))
+    await fork(disks, head)
+    assert await fork(disks, head) == ["ancestry/0/disk.qcow2", flat(head)]
+
+
+async def test_what_a_sandbox_alone_had_goes_with_it(store: Store, disks: Disks) -> None:
+    published = chain(store, MANY + 1)[-1]
+    own = [published]
+    for number in range(3):
+        with store.stage(f"own{number}") as staging:
+            manifest = write_sound(store, staging, {60 + number: 1}, own[-1], anonymous=True)
+            own.append(staging.publish(manifest))
+    for each in (published, own[1], own[3]):
+        await fork(disks, each, burst=True)
+    roots = roots_of(own[3].manifest)
+    present = {roots[-4], roots[-1]}
+    assert {path.stem for path in store.images.glob("*.qcow2")} == present
+    await disks.release(own[2], own[3])
+    await disks.release(published, own[1])
+    assert {path.stem for path in store.images.glob("*.qcow2")} == present
+    await disks.release(own[3], None)
+    assert {path.stem for path in store.images.glob("*.qcow2")} == {roots[-4]}
+    await disks.release(None, own[3])
+    await disks.release(published, None)
+    assert {path.stem for path in store.images.glob("*.qcow2")} == {roots[-4]}
