@@ -115,14 +115,15 @@ class Layout:
         config: Mapping[str, Any] | None = None,
         *,
         ref: str = "latest",
+        platform: tuple[str, str] = ("amd64", "linux"),
         suffix: str = "+gzip",
         compress: Any = lambda data: gzip.compress(data, 1, mtime=0),
     ) -> dict[str, Any]:
         """Add an image of these layers under the name `ref`; its manifest."""
         described = [self.blob(compress(each), f"{LAYER}{suffix}") for each in layers]
         document = {
-            "architecture": "amd64",
-            "os": "linux",
+            "architecture": platform[0],
+            "os": platform[1],
             "config": dict(config or {}),
             "rootfs": {"type": "layers", "diff_ids": [digest(each) for each in layers]},
             "history": [{"created_by": f"layer {number}"} for number in range(len(layers))],

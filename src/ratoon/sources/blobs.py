@@ -47,6 +47,16 @@ def read_document(digest: Any) -> dict[str, Any]:
     return parse(data, str(digest))
 
 
+def is_whole(manifest: str) -> bool:
+    """Whether an image is here with its configuration and its layers."""
+    try:
+        document = read_document(manifest)
+        parts = [document["config"], *document["layers"]]
+        return all(blob_path(part["digest"]).exists() for part in parts)
+    except (FileNotFoundError, Corrupt, InvalidInput, KeyError, TypeError):
+        return False
+
+
 def parse(data: bytes, name: str) -> dict[str, Any]:
     """A JSON object; InvalidInput, calling it `name`, if it is none."""
     try:

@@ -24,14 +24,19 @@ else:
     from backports import zstd
 
 PLAIN = "application/vnd.oci.image.layer.v1.tar"
-ZSTD = f"{PLAIN}+zstd"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-CONFIG = "application/vnd.oci.image.config.v1+json"
 CHUNK = 1024 * 1024
 
 _Open = Callable[[BinaryIO], AbstractContextManager[Any]]
+
+
+def _as_it_is(file: BinaryIO) -> AbstractContextManager[Any]:
+    return file
+
+
+GZIP = b"\x1f\x8b"
 _OPENERS: dict[bytes, _Open] = {
-    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    GZIP: lambda file: gzip.GzipFile(fileobj=file),
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\0": lzma.LZMAFile,
     b"\x5d\0\0": lzma.LZMAFile,
@@ -42,7 +47,8 @@ _OPENERS: dict[bytes, _Open] = {
 def lay_out(manifest_digest: str, layout: Path, limit: int, name: str) -> list[str]:
     """Make an OCI layout of an image in the cache; the digests of its layers in the cache.
 
-    Layers with zstd are unpacked, up to `limit` bytes of all. InvalidInput: too large, or no image.
+    Layers of other compressions are unpacked, up to `limit` bytes of all. What a layer is, its
+    first bytes tell: manifests may be wrong. InvalidInput: too large, or no image. Corrupt.
     """
     manifest = blobs.read_document(manifest_digest)
     layers = manifest.get("layers")
@@ -55,82 +61,62 @@ def lay_out(manifest_digest: str, layout: Path, limit: int, name: str) -> list[s
     for layer in layers:
         path = blobs.blob_path(layer.get("digest") if isinstance(layer, dict) else None)
         digests.append(layer["digest"])
-        if layer.get("mediaType") == ZSTD:
-            with path.open("rb") as source:
-                taken.append(_plain_blob(source, ours, limit, name))
-            limit -= taken[-1]["size"]
-        else:
-            taken.append(layer)
-            _link(ours, path)
-    _link(ours, blobs.blob_path(config["digest"]))
-    _finish(layout, config, taken)
+        with path.open("rb") as source:
+            magic = _magic(source)
+            if magic in (None, GZIP):
+                _link(ours, path)
+                taken.append({**layer, "mediaType": f"{PLAIN}+gzip" if magic else PLAIN})
+                continue
+            digest, size = write_plain(source, ours / "new", limit, name)
+        (ours / "new").rename(ours / digest)
+        taken.append({"mediaType": PLAIN, "digest": f"sha256:{digest}", "size": size})
+        limit -= size
+    _link(ours, blobs.blob_path(config.get("digest")))
+    document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": taken}
+    data = json.dumps(document).encode()
+    digest = hashlib.sha256(data).hexdigest()
+    (ours / digest).write_bytes(data)
+    described = {
+        "mediaType": MANIFEST,
+        "digest": f"sha256:{digest}",
+        "size": len(data),
+        "annotations": {"org.opencontainers.image.ref.name": "image"},
+    }
+    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [described]}))
     return digests
 
 
-def lay_out_tarball(source: BinaryIO, layout: Path, limit: int, name: str) -> None:
-    """Make an OCI layout of one layer: a tarball, as it is or with one of the usual compressions.
+def write_plain(source: BinaryIO, target: Path, limit: int, name: str) -> tuple[str, int]:
+    """Write what `source` is without its compression; the SHA-256, hex, and size of that.
 
-    InvalidInput: it is larger than `limit` bytes, or cannot be read.
+    InvalidInput: it is larger than `limit` bytes. Corrupt: it cannot be unpacked.
     """
-    ours = layout / "blobs/sha256"
-    ours.mkdir(parents=True)
-    layer = _plain_blob(source, ours, limit, name)
-    document = {
-        "architecture": "amd64",
-        "os": "linux",
-        "config": {},
-        "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
-        "history": [{"created_by": name}],
-    }
-    _finish(layout, _write(ours, document, CONFIG), [layer])
-
-
-def _finish(layout: Path, config: dict[str, Any], layers: list[dict[str, Any]]) -> None:
-    """Write the manifest, and what a layout has besides blobs."""
-    manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers}
-    described = _write(layout / "blobs/sha256", manifest, MANIFEST)
-    described["annotations"] = {"org.opencontainers.image.ref.name": "image"}
-    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [described]}))
-
-
-def _plain_blob(source: BinaryIO, directory: Path, limit: int, name: str) -> dict[str, Any]:
-    """The descriptor of a new blob, with what `source` is without its compression."""
-    new = directory / "new"
+    opener = _OPENERS.get(_magic(source) or b"", _as_it_is)
     digest, size = hashlib.sha256(), 0
     try:
-        with _opened(source) as plain, new.open("xb") as target:
+        with opener(source) as plain, target.open("wb") as file:
             while data := plain.read(CHUNK):
                 size += len(data)
                 if size > limit:
                     raise too_large(name, limit)
                 digest.update(data)
-                target.write(data)
+                file.write(data)
     except (EOFError, OSError, zlib.error, lzma.LZMAError, zstd.ZstdError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
         raise Corrupt(f"image {name}: a layer cannot be unpacked: {error}") from None
-    new.rename(directory / digest.hexdigest())
-    return {"mediaType": PLAIN, "digest": f"sha256:{digest.hexdigest()}", "size": size}
+    return digest.hexdigest(), size
 
 
-def _opened(source: BinaryIO) -> AbstractContextManager[Any]:
+def _magic(source: BinaryIO) -> bytes | None:
+    """What the compression of a file begins with; None: it has none."""
     beginning = source.read(8)
     source.seek(0)
-    for magic, opener in _OPENERS.items():
-        if beginning.startswith(magic):
-            return opener(source)
-    return source
+    return next((magic for magic in _OPENERS if beginning.startswith(magic)), None)
 
 
 def _link(directory: Path, blob: Path) -> None:
     link = directory / blob.name
     if not link.is_symlink():  # an image may have a layer twice
         link.symlink_to(blob)
-
-
-def _write(directory: Path, document: dict[str, Any], media_type: str) -> dict[str, Any]:
-    data = json.dumps(document).encode()
-    digest = hashlib.sha256(data).hexdigest()
-    (directory / digest).write_bytes(data)
-    return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data)}

@@ -71,7 +71,7 @@ class OciImage:
                 str(files.Stamp.of(path / LOCAL[self.transport], with_ctime=True)) if path else ""
             )
             found = None if refresh else recall(self.name, stamp)
-            if found and blobs.blob_path(found.digest).exists():
+            if found and blobs.is_whole(found.digest):
                 return found
             progress(f"fetching {self.name}")
             digest = self._fetch(path, blobs.directory() / f".{key}.tmp")
@@ -147,7 +147,7 @@ class OciImage:
                 if damaged := blobs.remove_damaged(layers):
                     raise Corrupt(
                         f"image {self.name}: {', '.join(damaged)} was damaged in the cache, "
-                        "and is removed; refresh the image"
+                        "and is removed; try again"
                     ) from error
                 raise
 

@@ -17,10 +17,15 @@ from ratoon.errors import Conflict, InvalidInput
 from ratoon.sources.disk import FILE_SYSTEM, fill_disk
 from ratoon.sources.given import held
 from ratoon.sources.image import Image, ImageConfig
-from ratoon.sources.layers import lay_out_tarball
+from ratoon.sources.layers import write_plain
 from ratoon.sources.mounted import TEXTS
-from ratoon.sources.oci import UNPACK
 from ratoon.sources.remembered import recall, remember
+
+#: All that a tarball says, and what would lead elsewhere last of all.
+UNPACK = (
+    *("tar", "--extract", "--file=tar", "--directory=root", "--preserve-permissions"),
+    *("--numeric-owner", "--acls", "--xattrs", "--xattrs-include=*"),
+)
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,9 @@ class Tree:
             with self._held(roots) as path:
                 if self.kind == "tar":
                     with path.open("rb") as source:
-                        lay_out_tarball(source, room / "layout", disk_bytes, self.name)
+                        write_plain(source, room / "tar", disk_bytes, self.name)
                     fill_disk(room, disk_bytes, self.name, UNPACK)
+                    (room / "tar").unlink()
                     found = _digest(path)
                 else:
                     copy = ["cp", "-ax", f"{path}/.", "root"]

@@ -1,0 +1,36 @@
+"""Looking into the root disks of images, without a machine."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ratoon.sources.resolve import resolve, root_disk
+
+MIB = 1024 * 1024
+DISK = 64 * MIB
+
+#: Makes the root disk of an image, and mounts it until the test is over: its root.
+Look = Callable[[str], Path]
+
+
+@contextmanager
+def mounted(reference: str, place: Path) -> Iterator[Path]:
+    """The root of a disk, mounted in the directory `place`, after a check of its file system."""
+    image = resolve(reference)
+    disk = root_disk(image, DISK)
+    name = image.digest.partition(":")[2][:12]
+    raw, root = place / f"{name}.raw", place / f"{name}.root"
+    convert = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw"]
+    subprocess.run([*convert, disk, raw], check=True)
+    subprocess.run(["e2fsck", "-fn", raw], check=True, capture_output=True)
+    root.mkdir()
+    options = "loop,ro,nodev,nosuid,noexec"
+    subprocess.run(["mount", "-t", "ext4", "-o", options, raw, root], check=True)
+    try:
+        yield root
+    finally:
+        subprocess.run(["umount", root], check=True)
+        raw.unlink()

@@ -1,0 +1,47 @@
+"""A registry, a cache of its own, and a look into disks, for the tests of image sources."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from disk_looks import Look, mounted
+
+from registry_server import Registry, program, serving
+
+
+@pytest.fixture(scope="session")
+def registry_program() -> Path:
+    return program()
+
+
+@pytest.fixture(scope="module")
+def registry(
+    registry_program: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Registry]:
+    with serving(registry_program, tmp_path_factory.mktemp("registry")) as registry:
+        yield registry
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache; at its end nothing is left in it that was half made."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("RATOON_CACHE", str(cache))
+    return cache
+
+
+@pytest.fixture
+def look(cache: Path, tmp_path: Path) -> Iterator[Look]:
+    """Makes the root disk of an image, and mounts it for the test: its root."""
+    with ExitStack() as stack:
+        yield lambda reference: stack.enter_context(mounted(reference, tmp_path))
+    left = [path.name for path in cache.rglob("*.tmp")]
+    assert left == []
+    mounts = Path("/proc/self/mountinfo").read_text()
+    assert str(tmp_path) not in mounts
+    loops = subprocess.run(["losetup", "--list"], capture_output=True, text=True, check=True)
+    assert str(tmp_path) not in loops.stdout
