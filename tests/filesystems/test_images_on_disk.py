@@ -11,8 +11,8 @@ import pytest
 from volumes import Volume
 
 from memory_helpers import RAM, flatten, guest_on, ram_of, write_chain
-from ratoon.bench.filesystems import CHAINS, RAM_PAGES
-from ratoon.bench.filesystems import write_chain as write_guest_chain
+from ratoon.bench.images import CHAINS, RAM_PAGES
+from ratoon.bench.images import write_chain as write_guest_chain
 from ratoon.bench.loop_mounts import used_bytes
 from ratoon.errors import Corrupt
 from ratoon.files import copy_sparse

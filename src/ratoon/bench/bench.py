@@ -67,14 +67,18 @@ class Workshop:
 
     async def base(self, ram_bytes: int = RAM_BYTES) -> str:
         """The tag of a base with so much RAM: built, or as the settings say."""
+        tag = self.base_tag(ram_bytes)
+        if tag != self.settings.base_tag and not self.is_there(tag):
+            await self.engine.from_image("debian", tag, ram_bytes=ram_bytes, progress=self.say)
+        return tag
+
+    def base_tag(self, ram_bytes: int = RAM_BYTES) -> str:
+        """What `base` is, or will be, called."""
         if (given := self.settings.base_tag) is not None:
             snapshot = self.engine.store.get(given)
             if snapshot.manifest.machine.ram_bytes == ram_bytes:
                 return given
-        tag = f"{PREFIX}base-{ram_bytes // MIB}"
-        if not self.is_there(tag):
-            await self.engine.from_image("debian", tag, ram_bytes=ram_bytes, progress=self.say)
-        return tag
+        return f"{PREFIX}base-{ram_bytes // MIB}"
 
     async def link(self, parent: str, tag: str, argv: list[str]) -> Built | None:
         """Snapshot `tag`, `argv` having run on `parent`; None if it was built before."""

@@ -1,41 +1,32 @@
 """What an image adds to the disk, on file systems that can share extents and one that cannot.
 
-::
-
-    python -m ratoon.bench.filesystems [--csv FILE]
-
-Makes ext4, xfs and btrfs in sparse files, mounts them (as root), writes a chain of layers on each,
-and makes the head's image from it: by copying, and by sharing extents where that works.
+A part of the bench `disk`: writes a chain of layers, and makes the head's image, by copying,
+and by sharing extents where that works.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
-from ratoon.bench.loop_mounts import KINDS, mounted, used_bytes
-from ratoon.errors import RatoonError
+from ratoon.bench.loop_mounts import mounted, used_bytes
+from ratoon.bench.samples import MIB
+from ratoon.bench.tables import Table, spread
 from ratoon.memory.chain import Link, overlay
 from ratoon.memory.digests import PAGE_SIZE, hash_pages, memory_root, zero_array
 from ratoon.memory.image import ImageStore
 from ratoon.memory.pageset import write_page_set
 from ratoon.memory.runs import run_bounds
 
-MIB = 1 << 20
 DISK_BYTES = 2 << 30
 RAM_PAGES = 512 * MIB // PAGE_SIZE
-ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -62,28 +53,26 @@ CHAINS = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """One way of making one image on one file system."""
+class Made:
+    """One image, made one way on one file system.
+
+    `image_bytes`: holes left out. `added_bytes`: what the file system has less of after the first
+    one, its own records included; 0 for the others.
+    """
 
     filesystem: str
     chain: str
     how: str
-    #: Of the image, holes left out.
+    round: int
     image_bytes: int
     runs: int
-    #: What the file system has less of after the first one, its records included.
     added_bytes: int
-    #: The median.
-    seconds: float
-
-    @property
-    def added_percent(self) -> float:
-        return 100 * self.added_bytes / self.image_bytes
+    ms: float
 
 
-def measure(kind: str, rounds: int = ROUNDS) -> list[Row]:
-    """The rows of one kind of file system. HostError: it cannot be mounted here."""
-    rows = []
+def measure(kind: str, rounds: int) -> list[Made]:
+    """The images of one kind of file system; blocks. HostError: it cannot be mounted here."""
+    rows: list[Made] = []
     for chain, shapes in CHAINS.items():
         for how in ("copy", "reflink"):
             with mounted(kind, DISK_BYTES) as root:
@@ -92,7 +81,7 @@ def measure(kind: str, rounds: int = ROUNDS) -> list[Row]:
                 if how == "reflink" and not store.reflinks:
                     continue
                 store.reflinks = how == "reflink"
-                rows.append(_measure(store, links, rounds, kind, chain, how))
+                rows += _measure(store, links, rounds, kind, chain, how)
     return rows
 
 
@@ -127,20 +116,18 @@ def _page_numbers(rng: np.random.Generator, shape: LayerShape) -> NDArray[np.uin
 
 def _measure(
     store: ImageStore, links: list[Link], rounds: int, kind: str, chain: str, how: str
-) -> Row:
-    seconds = []
+) -> list[Made]:
+    rows: list[Made] = []
     before = used_bytes(store.directory)
-    added = None
-    for _ in range(rounds):
+    for number in range(rounds):
         store.remove(links[-1].root)  # xfs frees it at leisure: it would disturb what is added
         start = time.perf_counter()
         image = store.make(links, RAM_PAGES)
-        seconds.append(time.perf_counter() - start)
-        if added is None:
-            added = used_bytes(store.directory) - before
-    assert added is not None
-    runs, data = _data_of(image)
-    return Row(kind, chain, how, data, runs, added, median(seconds))
+        ms = round((time.perf_counter() - start) * 1e3, 3)
+        added = used_bytes(store.directory) - before if number == 0 else 0
+        runs, data = _data_of(image)
+        rows.append(Made(kind, chain, how, number, data, runs, added, ms))
+    return rows
 
 
 def _data_of(image: Path) -> tuple[int, int]:
@@ -150,54 +137,28 @@ def _data_of(image: Path) -> tuple[int, int]:
     return len(run_bounds(numbers)) - 1, len(numbers) * PAGE_SIZE
 
 
-def show(console: Console, rows: list[Row]) -> None:
-    """Print the table."""
-    table = Table(box=None, pad_edge=False)
-    names = ("file system", "chain", "how", "image MiB", "runs", "added MiB", "added %", "ms")
-    for name in (*names, "time/copy"):
-        table.add_column(name, justify="right" if name not in names[:3] else "left")
-    copies = {(row.filesystem, row.chain): row.seconds for row in rows if row.how == "copy"}
-    for row in rows:
-        table.add_row(
-            *(row.filesystem, row.chain, row.how),
-            f"{row.image_bytes / MIB:.1f}",
-            f"{row.runs}",
-            f"{row.added_bytes / MIB:.2f}",
-            f"{row.added_percent:.2f}",
-            f"{row.seconds * 1000:.0f}",
-            f"{row.seconds / copies[row.filesystem, row.chain]:.2f}",
+def table(rows: Sequence[Made]) -> Table:
+    """Medians of the times; what is added is that of the first image."""
+    cells = []
+    for key in dict.fromkeys((row.filesystem, row.chain, row.how) for row in rows):
+        found = [row for row in rows if (row.filesystem, row.chain, row.how) == key]
+        first = found[0]
+        times = [row.ms for row in found]
+        copies = (*key[:2], "copy")
+        copied = median(row.ms for row in rows if (row.filesystem, row.chain, row.how) == copies)
+        cells.append(
+            (
+                *key,
+                f"{first.image_bytes / MIB:.1f}",
+                f"{first.runs:,}",
+                f"{first.added_bytes / MIB:.2f}",
+                f"{100 * first.added_bytes / first.image_bytes:.2f}",
+                spread(times, 0),
+                f"{median(times) / copied:.2f}",
+            )
         )
-    console.print(table, highlight=False)
-
-
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """One line a row; the columns are the fields of `Row`."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-
-
-def main() -> int:
-    """Measure all kinds of file systems; the exit code is 1 if one could not be mounted."""
-    parser = argparse.ArgumentParser(prog="python -m ratoon.bench.filesystems")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="images made each way")
-    parser.add_argument("--csv", type=Path, help="also write the rows as CSV to this file")
-    options = parser.parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    rows: list[Row] = []
-    failed = False
-    for kind in KINDS:
-        try:
-            rows += measure(kind, options.rounds)
-        except RatoonError as error:
-            failed = True
-            console.print(f"{kind}: {error}", style="red", highlight=False, markup=False)
-    show(console, rows)
-    if options.csv:
-        write_csv(options.csv, rows)
-    return int(failed)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    columns = (
+        *("file system", "chain", "how", "image MiB", "runs"),
+        *("added MiB", "added %", "ms", "÷ copy"),
+    )
+    return Table("Images made from layers", columns, tuple(cells), ("disk-images",), 3)

@@ -1,0 +1,31 @@
+"""Having a guest write to its memory what nothing compresses, and nothing else."""
+
+from __future__ import annotations
+
+from ratoon.errors import RatoonError
+from ratoon.sandbox.sandbox import Sandbox
+
+_CHUNK = 64 << 10
+
+
+def program(mib: int, name: str = "written") -> str:
+    """Python that puts so much into a file of /dev/shm; each page of it is unlike any other."""
+    return f"""
+import os, subprocess
+if {mib} > 128:
+    subprocess.run(["mount", "-o", "remount,size=90%", "/dev/shm"], check=True)
+block = bytearray(os.urandom({_CHUNK}))
+with open("/dev/shm/{name}", "wb", buffering=0) as file:
+    for number in range({mib} * {(1 << 20) // _CHUNK}):
+        for page in range(0, {_CHUNK}, 4096):
+            block[page:page + 8] = (number << 16 | page >> 12).to_bytes(8, "big")
+        file.write(block)
+del block, file
+"""
+
+
+async def dirty(sandbox: Sandbox, mib: int, name: str = "written") -> None:
+    """By the warm interpreter, which is there already: so hardly anything else is dirtied."""
+    result = await sandbox.eval(program(mib, name), timeout=600)
+    if result.error:
+        raise RatoonError(f"sandbox {sandbox.id} did not write {mib} MiB: {result.error}")

@@ -1,0 +1,186 @@
+"""From a snapshot to the first output: by depth, by what is cached, by RAM; and QEMU's own ways.
+
+A restore ends when `echo` has printed, so what is put off until the guest runs is counted as well.
+Half of the RAM is in use, with bytes that nothing compresses, in all guests whose RAM is compared.
+The ways take turns within each round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Protocol
+
+from ratoon.bench.bench import PREFIX, Bench, Workshop
+from ratoon.bench.dirtying import program
+from ratoon.bench.peers import Peers
+from ratoon.bench.restore_report import Restore, Saved, plots, tables, targets
+from ratoon.bench.samples import MIB, Samples, forget_files
+from ratoon.guest.build import build_guest
+from ratoon.sandbox.accelerator import choose_accelerator
+from ratoon.sandbox.engine import DISK_BYTES
+from ratoon.sources.resolve import resolve, root_disk
+
+#: Of a guest of 512 MiB, of which little is in use.
+DEPTHS = (0, 3, 16)
+#: MiB; half of it in use.
+SIZES = (512, 1024, 2048, 4096)
+#: Peers with nothing cached, and heads whose image is to be made first, have so many rounds.
+SLOW_ROUNDS = 3
+ECHO = ["echo", "ok"]
+
+
+class Guest(Protocol):
+    """A sandbox or a peer."""
+
+    async def exec(self, argv: list[str]) -> object: ...
+
+
+async def measure(shop: Workshop) -> Samples:
+    await _build_chain(shop)
+    for size in SIZES:
+        await _build_filled(shop, size)
+    restores, saved = [], []
+    accelerator = (await choose_accelerator(build_guest())).accelerator
+    disk = await asyncio.to_thread(lambda: root_disk(resolve("debian"), DISK_BYTES))
+    peers = {}
+    for size in SIZES:
+        directory = shop.room / f"peer-{size}"
+        directory.mkdir()
+        peers[size] = Peers(directory, size * MIB, accelerator, disk)
+        saved.append(await _save(shop, peers[size], size))
+    for number in range(shop.iterations):
+        shop.say(f"round {number + 1} of {shop.iterations}")
+        for depth in DEPTHS:
+            restores += await _forks(shop, _tag(shop, depth), 512, depth, number)
+        for size in SIZES:
+            restores += await _forks(shop, f"{PREFIX}filled-{size}", size, 1, number, filled=True)
+            restores += await _peers(peers[size], size, number)
+    return {"restore": restores, "restore-saves": saved}
+
+
+def _tag(shop: Workshop, depth: int) -> str:
+    return f"{PREFIX}restore-{depth}" if depth else shop.base_tag()
+
+
+async def _build_chain(shop: Workshop) -> None:
+    await shop.base()
+    for depth in range(1, max(DEPTHS) + 1):
+        argv = ["sh", "-c", f"echo {depth} >/root/depth"]
+        await shop.link(_tag(shop, depth - 1), _tag(shop, depth), argv)
+
+
+async def _build_filled(shop: Workshop, size: int) -> None:
+    base = await shop.base(size * MIB)
+    argv = ["python3", "-c", program(size // 2)]
+    await shop.link(base, f"{PREFIX}filled-{size}", argv)
+
+
+async def _save(shop: Workshop, peers: Peers, size: int) -> Saved:
+    """Boot a guest, fill it, and save it both ways."""
+    shop.say(f"a guest of {size} MiB: savevm, and migration to a file")
+    async with peers.booted(peers.own_disk) as peer:
+        await peer.exec(["python3", "-c", program(size // 2)])
+        began = time.perf_counter()
+        await peer.save_inside()
+        inside = time.perf_counter()
+        await peer.save_to(peers.state)
+        done = time.perf_counter()
+    return Saved(
+        ram_mib=size,
+        savevm_ms=_ms(inside - began),
+        migrate_ms=_ms(done - inside),
+        state_bytes=peers.state.stat().st_size,
+    )
+
+
+async def _forks(
+    shop: Workshop, tag: str, size: int, depth: int, number: int, *, filled: bool = False
+) -> list[Restore]:
+    """A fork of `tag` with all in place, with nothing in the page cache, and without its image."""
+    engine, rows = shop.engine, []
+    await (await engine.fork_one(tag)).kill()
+    await (await engine.fork_one(tag)).kill()
+    await engine.settle()
+    caches = ["warm", "dropped", *(["evicted"] if depth and number < SLOW_ROUNDS else [])]
+    for cache in caches:
+        if cache == "evicted":
+            engine.evict_image(tag)
+        if cache != "warm":
+            await asyncio.to_thread(forget_files, shop.home)
+        began = time.perf_counter()
+        async with await engine.fork_one(tag) as sandbox:
+            forked = time.perf_counter()
+            await sandbox.exec(ECHO, timeout=60)
+            done = time.perf_counter()
+            stages = " ".join(f"{name}={ms}" for name, ms in sandbox.stages.items())
+        rows.append(
+            Restore(
+                "ratoon",
+                size,
+                depth,
+                filled,
+                cache,
+                number,
+                _ms(done - began),
+                _ms(forked - began),
+                stages,
+            )
+        )
+    return rows
+
+
+async def _peers(peers: Peers, size: int, number: int) -> list[Restore]:
+    rows = []
+    ways: dict[str, Callable[[], AbstractAsyncContextManager[Guest]]] = {
+        "loadvm": peers.loaded,
+        "migrate": peers.migrated,
+        "boot": lambda: peers.booted(peers.directory / "booted.qcow2"),
+    }
+    for way, start in ways.items():
+        for cache in ("warm", "dropped"):
+            if number >= SLOW_ROUNDS and (cache == "dropped" or way == "boot"):
+                continue
+            if cache == "dropped":
+                if way == "boot":
+                    continue
+                await asyncio.to_thread(forget_files, peers.directory)
+            began = time.perf_counter()
+            async with start() as peer:
+                ready = time.perf_counter()
+                await peer.exec(ECHO)
+                done = time.perf_counter()
+            rows.append(
+                Restore(
+                    way,
+                    size,
+                    0,
+                    way != "boot",
+                    cache,
+                    number,
+                    _ms(done - began),
+                    _ms(ready - began),
+                    "",
+                )
+            )
+    with suppress(FileNotFoundError):
+        (peers.directory / "booted.qcow2").unlink()
+    return rows
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
+
+
+BENCH = Bench(
+    name="restore",
+    title="Until the first output",
+    iterations=6,
+    rows={"restore": Restore, "restore-saves": Saved},
+    measure=measure,
+    tables=tables,
+    targets=targets,
+    plots=plots,
+)
