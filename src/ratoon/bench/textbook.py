@@ -140,7 +140,7 @@ def sha256(path: Path) -> str:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         at, size = 0, os.fstat(fd).st_size
-        for start, end in _data(fd, size):
+        for start, end in data_of(fd, size):
             _hash_zeros(state, start - at)
             for offset in range(start, end, _CHUNK):
                 view = memoryview(buffer)[: min(_CHUNK, end - offset)]
@@ -171,7 +171,7 @@ def _hash_zeros(state: hashlib._Hash, count: int) -> None:
     state.update(_ZEROS[: count % _CHUNK])
 
 
-def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """Where a file has data, as byte ranges; between them are holes (lseek(2))."""
     at = 0
     while at < size:
@@ -186,7 +186,7 @@ def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
 def _copy_data(source: Path, target: int) -> None:
     fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for start, end in _data(fd, os.fstat(fd).st_size):
+        for start, end in data_of(fd, os.fstat(fd).st_size):
             at = start
             while at < end:
                 at += os.copy_file_range(fd, target, end - at, at, at)
