@@ -16,6 +16,8 @@ from ratoon.snapshot.store import Store
 from small_chains import grow
 from sound_snapshots import write_sound
 
+DESCRIPTORS = Path("/proc/self/fd")
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
@@ -40,12 +42,12 @@ def chain(store: Store, files: int) -> list[Snapshot]:
 async def fork(disks: Disks, snapshot: Snapshot, *, burst: bool = False) -> list[str]:
     """What a fork opens, by name, once what it has begun in the background is done."""
     disk = disks.hold(snapshot, burst=burst)
-    paths = [str(path) for path in disk.paths(snapshot)]
-    for fd in disk.descriptors:
-        paths[paths.index(f"/proc/self/fd/{fd}")] = Path(f"/proc/self/fd/{fd}").readlink().name
+    paths = disk.paths(snapshot)
+    assert disk.is_whole(snapshot) == all(path.parent == DESCRIPTORS for path in paths)
+    paths = tuple(path.readlink() if path.parent == DESCRIPTORS else path for path in paths)
     disk.close()
     await disks.settle()
-    return [path.removeprefix(f"{snapshot.path}/") for path in paths]
+    return [str(path).removeprefix(f"{snapshot.path}/").rpartition("images/")[2] for path in paths]
 
 
 def layers(first: int, head: Snapshot) -> list[str]:

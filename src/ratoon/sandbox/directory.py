@@ -92,6 +92,10 @@ class SandboxDirectory:
         shutil.rmtree(new, ignore_errors=True)
         link_snapshot(snapshot, new)
         self._replace_parent(new)
+        return self.twin_of(snapshot)
+
+    def twin_of(self, snapshot: Snapshot) -> Snapshot:
+        """What `stand_on` makes of `snapshot`, whether it has or not."""
         return Snapshot(self.path / PARENT, snapshot.manifest)
 
     @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,27 +33,36 @@ MANY = 6
 class HeldDisk:
     """What a machine's disk consists of; what of it could go is held open until `close`."""
 
-    covering: Covering | None
+    #: How many of the lowest layers are held: the base, and what a flattened disk has.
+    covered: int = 0
+    #: What the machine's process must inherit: the base and the flattened disk, or nothing.
+    descriptors: tuple[int, ...] = ()
 
-    @property
-    def covered(self) -> int:
-        """How many of the lowest layers need not be opened, but for the base."""
-        return self.covering.covered if self.covering else 1
+    @classmethod
+    def of(cls, source: Snapshot, covering: Covering | None) -> HeldDisk:
+        """The disk of `source`; takes over what is open of `covering`."""
+        if covering is None:
+            return cls()
+        try:
+            base = os.open(source.disk_path(0), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # whoever verifies the layers says so
+            covering.image.close()
+            return cls()
+        return cls(covering.covered, (base, covering.image.fd))
 
-    @property
-    def descriptors(self) -> tuple[int, ...]:
-        """What the machine's process must inherit."""
-        return (self.covering.image.fd,) if self.covering else ()
+    def is_whole(self, twin: Snapshot) -> bool:
+        """Whether all that is to be opened is held, and nothing of the sandbox's own `twin` is."""
+        return self.covered > twin.depth
 
     def paths(self, twin: Snapshot) -> tuple[Path, ...]:
         """The files to be opened, lowest first; layers are those of the sandbox's own `twin`."""
-        flat = [Path(f"/proc/self/fd/{fd}") for fd in self.descriptors]
+        held = [Path(f"/proc/self/fd/{fd}") for fd in self.descriptors]
         above = [twin.disk_path(number) for number in range(self.covered, twin.depth + 1)]
-        return (twin.disk_path(0), *flat, *above)
+        return (*held, *above)
 
     def close(self) -> None:
-        if self.covering:
-            self.covering.image.close()
+        for fd in self.descriptors:
+            os.close(fd)
 
 
 class Disks:
@@ -68,8 +78,8 @@ class Disks:
     def hold(self, source: Snapshot, *, burst: bool) -> HeldDisk:
         """What a fork of `source` opens; `burst`: it is one of many."""
         root = source.manifest.disk_root
-        disk = HeldDisk(self._flats.nearest(source.manifest))
-        files = 1 + len(disk.descriptors) + source.depth + 1 - disk.covered
+        disk = HeldDisk.of(source, self._flats.nearest(source.manifest))
+        files = len(disk.paths(source))
         again = burst or root in self._forked
         if files > (FEW if again else MANY) and root not in self._making:
             task = asyncio.create_task(self._make(source))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from contextlib import closing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
+from ratoon.concurrency import to_the_end
 from ratoon.errors import Corrupt, Incompatible, MachineDied, NotFound
 from ratoon.guest.agent import wire
 from ratoon.network.policy import NetworkPolicy
@@ -106,11 +108,18 @@ class Forker:
                     ) from None
                 raise
             with closing(verified.disk):
-                with stages("resolve"):
-                    twin = directory.stand_on(source)
-                prepared = await self._starter.prepare(
-                    directory, twin, verified, options, stages, published=source, burst=burst
-                )
+                twin = directory.twin_of(source)
+                async with _standing(directory, source) as stands:
+                    prepared = await self._starter.prepare(
+                        directory,
+                        twin,
+                        verified,
+                        options,
+                        stages,
+                        stands=stands,
+                        published=source,
+                        burst=burst,
+                    )
         except BaseException:
             await loosen(directory.path)
             directory.remove()
@@ -140,6 +149,28 @@ class Forker:
         sandbox.mounts = mounts
         sandbox.stages, sandbox.fork_ms = dict(stages.ms), stages.total_ms
         return sandbox
+
+
+@asynccontextmanager
+async def _standing(
+    directory: SandboxDirectory, source: Snapshot
+) -> AsyncIterator[Callable[[], Awaitable[object]]]:
+    """Have the sandbox stand on `source`, and give what waits for that; it ends with the block.
+
+    Each layer is a directory and two links: of a deep chain they are made while QEMU starts.
+    Errors: as `SandboxDirectory.stand_on`.
+    """
+    linking = asyncio.create_task(asyncio.to_thread(directory.stand_on, source))
+
+    async def stands() -> None:
+        await asyncio.wait((linking,))
+        linking.result()
+
+    try:
+        yield stands
+    finally:
+        with suppress(Exception):  # raised by `stands`, unless something else was before
+            await to_the_end(linking)
 
 
 def check_compatible(snapshot: Snapshot, accelerators: frozenset[Accelerator]) -> None:

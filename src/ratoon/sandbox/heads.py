@@ -122,6 +122,12 @@ class Heads:
             self.remember(root, resolve(links, ram_pages))
         return self._arrays[root]
 
+    def open(self, snapshot: Snapshot) -> OpenImage | None:
+        """The image of a head, to be closed, if it has one; none of its own files is touched."""
+        image = self._images.open(snapshot.manifest.memory_root, ram_pages(snapshot))
+        self._images.hits += image is not None
+        return image
+
     async def choose(
         self, twin: Snapshot, published: Snapshot, *, burst: bool
     ) -> tuple[OpenImage, Patch | None]:
@@ -133,8 +139,7 @@ class Heads:
         """
         root = twin.manifest.memory_root
         pages = ram_pages(twin)
-        if image := self._images.open(root, pages):
-            self._images.hits += 1
+        if image := self.open(twin):
             return image, None
         self._images.misses += 1
         links = await asyncio.to_thread(read_links, twin)

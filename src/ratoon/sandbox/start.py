@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +66,10 @@ class Verified:
     disk: HeldDisk
 
 
+async def _stands() -> None:
+    """The twin is there already."""
+
+
 class Starter:
     """Starts machines for the directories of sandboxes."""
 
@@ -107,18 +111,22 @@ class Starter:
         options: SandboxOptions,
         stages: Stages,
         *,
+        stands: Callable[[], Awaitable[object]] = _stands,
         published: Snapshot | None = None,
         burst: bool = False,
     ) -> Prepared:
         """Start a machine on `twin`, the directory's own links to a snapshot.
 
-        `published`: where an image is made from, if that is not the twin; `burst`: see
-        `Heads.choose`. Corrupt names the page that is damaged. If this fails, the process is gone,
-        and what it had to itself.
+        `stands` waits until the twin is there; until then it is not touched. `published`: where an
+        image is made from, if that is not the twin; `burst`: see `Heads.choose`. Corrupt names the
+        page that is damaged. If this fails, the process is gone, and what it had to itself.
         """
         assert options.network is not None
         with stages("image"):
-            image, patch = await self._heads.choose(twin, published or twin, burst=burst)
+            image, patch = self._heads.open(twin) if verified.disk.is_whole(twin) else None, None
+            if image is None:
+                await stands()
+                image, patch = await self._heads.choose(twin, published or twin, burst=burst)
         confine = self._confiner.confine(directory.path, options.network, options.limits)
         with image, _own_files(directory) as (overlay, runtime):
             memory = MappedMemory.of_image(image)
@@ -143,6 +151,11 @@ class Starter:
                     survives=self._survives,
                 )
                 machine = await self._start(launch, memory, patch, stages)
+                try:
+                    await stands()
+                except BaseException:
+                    await machine.kill()
+                    raise
         return Prepared(
             twin.manifest.id,
             machine,

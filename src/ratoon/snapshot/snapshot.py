@@ -112,8 +112,9 @@ def link_snapshot(source: Snapshot, target: Path) -> Snapshot:
 def link_layer(source: Snapshot, layer: int, directory: Path) -> None:
     """Make `directory` and hard-link the memory and the disk file of one layer into it."""
     directory.mkdir(mode=0o700)
-    link_file(source, source.memory_path(layer), directory / MEMORY)
-    link_file(source, source.disk_path(layer), directory / DISK)
+    found = source.memory_path(layer).parent
+    for name in (MEMORY, DISK):
+        link_file(source, found / name, directory / name)
 
 
 def link_file(source: Snapshot, path: Path, target: Path) -> None:

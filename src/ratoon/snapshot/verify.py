@@ -26,7 +26,7 @@ Stamps = dict[str, Stamp]
 _STAMPS = TypeAdapter(Stamps)
 
 
-def verify_disks(snapshot: Snapshot, covered: int = 1) -> None:
+def verify_disks(snapshot: Snapshot, covered: int = 0) -> None:
     """Check every disk layer: by its stamp if it is unchanged, else by reading and hashing it.
 
     Not those between the base and the lowest `covered`, which a flattened disk stands for. Corrupt
