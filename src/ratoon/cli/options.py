@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _MIB = {"": 1, "m": 1, "g": 1024, "t": 1024 * 1024}
+_BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def seconds(text: str) -> float:
@@ -23,6 +24,11 @@ def seconds(text: str) -> float:
 def mebibytes(text: str) -> int:
     """`512`, `512m`, `2g`."""
     return round(_scaled(text, _MIB, "write MiB, or 512m, 2g"))
+
+
+def byte_count(text: str) -> int:
+    """`4096`, `64k`, `512m`, `2g`: bytes."""
+    return round(_scaled(text, _BYTES, "write bytes, or 64k, 512m, 2g"))
 
 
 def published(text: str) -> tuple[int, int | None]:

@@ -51,10 +51,15 @@ SUBJECTS: dict[str, dict[str, Verb]] = {
             "Show what differs between two snapshots, in memory, on the disk and of files.",
         ),
         "rmi": Verb("snapshots", "Delete snapshots and their images."),
+        "prune": Verb("upkeep", "Delete the snapshots that no rule keeps."),
         "pool": Verb("pool", "Show or set how many machines wait for forks of a snapshot."),
     },
     "Store and host": {
         "du": Verb("chains", "Show what snapshots, images and sandboxes take on the disk."),
+        "compress": Verb(
+            "upkeep",
+            "Compress the memory layers of snapshots where they lie; everything works as before.",
+        ),
         "check": Verb("check", "Check the store; exit code 0 if it is sound."),
         "pack": Verb(
             "packs", "Write a snapshot and its whole chain into one file, for another store."

@@ -23,6 +23,7 @@ from ratoon.daemon import (
     store,
     streams,
     system,
+    upkeep,
     workspaces,
 )
 from ratoon.daemon.audit import AuditLog, Watch
@@ -33,7 +34,7 @@ from ratoon.daemon.settings import Settings
 from ratoon.sandbox.engine import Engine
 
 _SUBJECTS = (
-    *(system, store, snapshots, packs, sandboxes, runs, branches),
+    *(system, store, upkeep, snapshots, packs, sandboxes, runs, branches),
     *(commands, files, ports, streams, workspaces, events),
 )
 

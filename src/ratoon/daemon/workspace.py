@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -119,6 +120,19 @@ class Workspaces:
             with suppress(NotFound):  # deleted meanwhile
                 found.append(await self.get(name))
         return found
+
+    def snapshots(self) -> Mapping[str, str]:
+        """The snapshots that workspaces need, by tag, and in words which. Corrupt: a record is.
+
+        That is what they resume from, and what they were made from.
+        """
+        needed = {}
+        for path in sorted(self._directory.glob("*.json")):
+            with suppress(NotFound):  # deleted meanwhile
+                record = self._read(path.stem)
+                for tag in filter(None, (record.source_tag, record.state_tag, record.next_tag)):
+                    needed[tag] = f"workspace {record.name}"
+        return needed
 
     def _changing(self, name: str) -> asyncio.Lock:
         """Held by whoever works on this one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ratoon.errors import InFlight, NotFound, RatoonError
 from ratoon.sandbox.engine import Engine
@@ -19,7 +19,7 @@ class Pruned:
 
     plan: Plan
     deleted: tuple[str, ...] = ()
-    failed: Mapping[str, str] | None = None
+    failed: Mapping[str, str] = field(default_factory=dict)
 
 
 async def prune(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ratoon.client.aio.connection import AsyncConnection, segment
 from ratoon.client.answers import (
     Differences,
@@ -11,6 +13,7 @@ from ratoon.client.answers import (
     differences,
     read,
 )
+from ratoon.client.upkeep import CompressReport, PruneReport, compress_report, prune_report
 
 SnapshotInfos = list[SnapshotInfo]
 Lineage = list[LineageNode]
@@ -66,6 +69,56 @@ class AsyncSnapshots:
         """
         query = {"cascade": cascade, "force": force}
         await self._connection.ask("DELETE", _path(tag), query=query)
+
+    async def prune(
+        self,
+        *,
+        keep_last: int | None = None,
+        keep_within: float | None = None,
+        max_bytes: int | None = None,
+        keep: Sequence[str] = (),
+        lineage: str | None = None,
+        dry_run: bool = False,
+    ) -> PruneReport:
+        """Delete what no rule keeps of each lineage, a base and all that descends from it.
+
+        Kept are the `keep_last` newest, what was made within `keep_within` seconds, what `keep`
+        names (tags or patterns), what sandboxes and workspaces need, and what any of those was made
+        from. With `max_bytes` the rest goes only until a lineage holds no more than that, the
+        oldest first, and its newest snapshot stays. `lineage`: that of this tag alone.
+        """
+        body = {
+            "keep_last": keep_last,
+            "keep_within_seconds": keep_within,
+            "max_bytes": max_bytes,
+            "keep": [*keep],
+            "lineage": lineage,
+            "dry_run": dry_run,
+        }
+        return prune_report(await self._connection.ask("POST", "/v1/prune", body=body))
+
+    async def compress(
+        self,
+        *tags: str,
+        older_than: float | None = None,
+        level: int | None = None,
+        undo: bool = False,
+        dry_run: bool = False,
+    ) -> CompressReport:
+        """Compress the memory layers in the chains of `tags`, or of all snapshots; all works on.
+
+        `older_than`: of those alone that were made so many seconds ago, or earlier. `level` is
+        zstd's, from 1 to 19. `undo`: have them plain again.
+        """
+        body: dict[str, object] = {
+            "tags": [*tags],
+            "older_than_seconds": older_than,
+            "undo": undo,
+            "dry_run": dry_run,
+        }
+        if level is not None:
+            body["level"] = level
+        return compress_report(await self._connection.ask("POST", "/v1/compress", body=body))
 
     async def lineage(self) -> Lineage:
         """All snapshots, each followed by those that were made on it."""
