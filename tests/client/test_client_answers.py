@@ -11,7 +11,10 @@ from pydantic import BaseModel
 from ratoon.client import answers
 from ratoon.client.answers import Limits, differences, read, sandbox_info
 from ratoon.client.options import Options, request_for
+from ratoon.client.volumes import Volume, VolumeInfo
 from ratoon.daemon.models import commands, files, sandboxes, snapshots, store
+from ratoon.daemon.models import volumes as models_of_volumes
+from ratoon.errors import InvalidInput
 
 PAIRS: list[tuple[type[Any], type[BaseModel]]] = [
     (answers.SnapshotInfo, snapshots.SnapshotInfo),
@@ -25,6 +28,8 @@ PAIRS: list[tuple[type[Any], type[BaseModel]]] = [
     (answers.PublishedPort, sandboxes.PublishedPort),
     (answers.Limits, sandboxes.LimitsOfSandbox),
     (answers.SandboxInfo, sandboxes.SandboxInfo),
+    (Volume, sandboxes.VolumeOfSandbox),
+    (VolumeInfo, models_of_volumes.VolumeInfo),
     (answers.ProcessInfo, commands.ProcessInfo),
     (answers.EvalResult, commands.EvalAnswer),
     (answers.FileInfo, files.FileInfo),
@@ -49,9 +54,11 @@ def test_what_a_newer_daemon_tells_is_passed_over() -> None:
 def test_what_is_within_an_answer_is_read_too() -> None:
     told = {each.name: None for each in fields(answers.SandboxInfo)}
     limits = {"memory_mib": 1, "cpus": None, "pids": None, "disk_mib": None}
-    info = sandbox_info({**told, "limits": limits, "ports": [{"guest_port": 1, "host_port": 2}]})
+    ports, mounts = [{"guest_port": 1, "host_port": 2}], [{"source": "a", "target": "/a"}]
+    info = sandbox_info({**told, "limits": limits, "ports": ports, "volumes": mounts})
     assert info.limits == Limits(memory_mib=1)
     assert info.ports == [answers.PublishedPort(1, 2)]
+    assert info.volumes == [Volume("a", "/a")]
     told = {each.name: None for each in fields(answers.Differences)}
     assert differences(told).files is None
     changed = [{"path": "/a", "what": ["mode"]}]
@@ -71,6 +78,7 @@ EVERYTHING: Options = {
     "disk_mib": 1024,
     "publish": {80: 8080, 443: None},
     "spare": True,
+    "volumes": ["/data:/mnt:ro", "cache:/root/.cache"],
 }
 
 
@@ -85,6 +93,10 @@ def test_each_option_is_one_that_the_daemon_takes() -> None:
         "ttl_seconds": 60,
         "idle_seconds": 1.5,
         "spare": True,
+        "volumes": [
+            {"source": "/data", "target": "/mnt", "read_only": True},
+            {"source": "cache", "target": "/root/.cache", "read_only": False},
+        ],
         "metadata": {"who": "me"},
         "publish": [
             {"guest_port": 80, "host_port": 8080},
@@ -101,6 +113,12 @@ def test_what_is_not_given_is_not_said() -> None:
 def test_a_limit_is_added_to_those_there_are() -> None:
     sent = request_for({"cpus": 2}, Limits(memory_mib=512, cpus=1))
     assert sent == {"limits": {"memory_mib": 512, "cpus": 2, "pids": None, "disk_mib": None}}
+
+
+@pytest.mark.parametrize("text", ["", "a", "a:", ":/b", "/a:/b:rx", "/a:/b:ro:ro"])
+def test_what_is_no_volume(text: str) -> None:
+    with pytest.raises(InvalidInput, match="SOURCE:TARGET"):
+        request_for({"volumes": [text]})
 
 
 def test_an_option_that_does_not_exist() -> None:

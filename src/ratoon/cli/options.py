@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,6 +46,12 @@ def pair(text: str) -> tuple[str, str]:
     if not name or not equals:
         raise ValueError(f"{text!r}: write NAME=VALUE")
     return name, value
+
+
+def volume(text: str) -> str:
+    """`SOURCE:TARGET[:ro]`; a SOURCE with a slash is a directory here, by its real path then."""
+    source, colon, rest = text.partition(":")
+    return (str(Path(source).resolve()) if "/" in source else source) + colon + rest
 
 
 def variable(text: str) -> tuple[str, str]:
@@ -101,6 +108,16 @@ Publish = Annotated[
         "--publish", "-p", parser=published, metavar="[HOST:]GUEST", help="Publish a port."
     ),
 ]
+Volumes = Annotated[
+    list[Any] | None,
+    typer.Option(
+        "--volume",
+        "-v",
+        parser=volume,
+        metavar="SOURCE:TARGET[:ro]",
+        help="Mount a directory of this host, or a named volume.",
+    ),
+]
 Label = Annotated[
     list[Any] | None,
     typer.Option(
@@ -118,6 +135,7 @@ def fork_options(
     ttl: Ttl = None,
     idle: Idle = None,
     publish: Publish = None,
+    volumes: Volumes = None,
     label: Label = None,
 ) -> Options:
     """Those that were given, as the library knows them."""
@@ -130,6 +148,7 @@ def fork_options(
         "timeout": ttl,
         "idle": idle,
         "publish": dict(publish or []) or None,
+        "volumes": volumes or None,
         "metadata": dict(label or []) or None,
     }
     options: Any = {name: value for name, value in given.items() if value is not None}

@@ -32,6 +32,10 @@ def serve(
         list[Path] | None,
         typer.Option(help="Bases may be made of kernels and disks below this directory."),
     ] = None,
+    volume_root: Annotated[
+        list[Path] | None,
+        typer.Option(help="Who asks over TCP may have volumes of directories below this one."),
+    ] = None,
     text_log: Annotated[
         bool, typer.Option("--text-log", help="Log for people; else a JSON object in each line.")
     ] = False,
@@ -60,6 +64,7 @@ def serve(
             token=read_token(token_file) if token_file else None,
             branch_cap=branch_cap,
             image_roots=tuple(image_root or ()),
+            volume_roots=tuple(volume_root or ()),
         ),
         stop_sandboxes=stop_sandboxes,
     )

@@ -18,7 +18,7 @@ class Verb(NamedTuple):
 SUBJECTS: dict[str, dict[str, Verb]] = {
     "Sandboxes": {
         "run": Verb(
-            "run", "Fork a snapshot, run a command in the fork, and end with its exit code."
+            "run", "Run a command in a fork of a snapshot or an image; end with its exit code."
         ),
         "exec": Verb("run", "Run a command in a sandbox, and end with its exit code."),
         "attach": Verb("attach", "Go on with a command that runs in a sandbox."),
@@ -51,6 +51,9 @@ SUBJECTS: dict[str, dict[str, Verb]] = {
             "Show what differs between two snapshots, in memory, on the disk and of files.",
         ),
         "rmi": Verb("snapshots", "Delete snapshots and their images."),
+        "cache": Verb(
+            "cache", "Show or remove what is kept of images that were run, or explain a miss."
+        ),
         "prune": Verb("upkeep", "Delete the snapshots that no rule keeps."),
         "pool": Verb("pool", "Show or set how many machines wait for forks of a snapshot."),
     },
@@ -65,6 +68,9 @@ SUBJECTS: dict[str, dict[str, Verb]] = {
             "packs", "Write a snapshot and its whole chain into one file, for another store."
         ),
         "unpack": Verb("packs", "Verify a pack, and make the snapshot in it one of the store."),
+        "volume": Verb(
+            "volume", "List named volumes, make them, or remove them with all their files."
+        ),
         "events": Verb("events", "Show what happens to sandboxes and snapshots."),
         "serve": Verb("serve", "Serve the store over HTTP until interrupted."),
         "bench": Verb(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
+from ratoon.client.volumes import Volume
+
 T = TypeVar("T")
 
 
@@ -177,6 +179,7 @@ class SandboxInfo:
     idle_seconds: float | None
     idle_for_seconds: float
     spare: bool
+    volumes: list[Volume]
     metadata: dict[str, str]
     ports: list[PublishedPort]
     has_branched: bool
@@ -188,7 +191,9 @@ class SandboxInfo:
 
 def sandbox_info(answer: dict[str, Any]) -> SandboxInfo:
     ports = [read(PublishedPort, each) for each in answer["ports"]]
-    return read(SandboxInfo, {**answer, "limits": read(Limits, answer["limits"]), "ports": ports})
+    volumes = [read(Volume, each) for each in answer["volumes"]]
+    limits = read(Limits, answer["limits"])
+    return read(SandboxInfo, {**answer, "limits": limits, "ports": ports, "volumes": volumes})
 
 
 def differences(answer: dict[str, Any]) -> Differences:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypedDict
 
 from ratoon.client.answers import Limits
+from ratoon.client.volumes import volume_request
 
 
 class Options(TypedDict, total=False):
@@ -19,7 +20,8 @@ class Options(TypedDict, total=False):
     `memory_mib`, `cpus` (1.5 is one and a half), `pids` and `disk_mib`: what it may use of its
     host. `publish`: ports of the guest, and for each a port of the loopback of the daemon's host
     that leads there, or None for any that is free. `spare`: a machine is kept started for its next
-    reset.
+    reset. `volumes`: each as `SOURCE:TARGET[:ro]`, where SOURCE is the real path of a directory of
+    the daemon's host or the name of a volume, and TARGET where it is mounted in the guest.
     """
 
     timeout: float | None
@@ -32,6 +34,7 @@ class Options(TypedDict, total=False):
     disk_mib: int | None
     publish: Mapping[int, int | None]
     spare: bool
+    volumes: Sequence[str]
 
 
 _LIMITS = ("memory_mib", "cpus", "pids", "disk_mib")
@@ -51,4 +54,6 @@ def request_for(options: Options, limits: Limits | None = None) -> dict[str, Any
     if "publish" in given:
         ports = given["publish"].items()
         body["publish"] = [{"guest_port": guest, "host_port": host} for guest, host in ports]
+    if "volumes" in given:
+        body["volumes"] = [volume_request(each) for each in given["volumes"]]
     return body

@@ -24,6 +24,7 @@ from ratoon.daemon import (
     streams,
     system,
     upkeep,
+    volumes,
     workspaces,
 )
 from ratoon.daemon.audit import AuditLog, Watch
@@ -35,7 +36,7 @@ from ratoon.sandbox.engine import Engine
 
 _SUBJECTS = (
     *(system, store, upkeep, snapshots, packs, sandboxes, runs, branches),
-    *(commands, files, ports, streams, workspaces, events),
+    *(commands, files, ports, streams, workspaces, events, volumes),
 )
 
 

@@ -21,6 +21,7 @@ from ratoon.daemon.models.runs import (
 from ratoon.daemon.problems import answers
 from ratoon.daemon.sandboxes import options_of, summarise
 from ratoon.daemon.snapshots import telling
+from ratoon.daemon.volumes import require_allowed
 from ratoon.errors import NotFound, RatoonError
 from ratoon.sandbox.engine import MIB
 from ratoon.startup.cache import Damaged, Entry, StartCache, tag_of
@@ -51,9 +52,11 @@ async def run_image(body: RunRequest, daemon: TheDaemon, request: Request) -> Ru
         disk_bytes=body.disk_mib * MIB,
         health=body.health,
     )
+    options = options_of(body)
+    require_allowed(daemon, request, options)
     work = daemon.runner.run(
         spec,
-        options_of(body),
+        options,
         start=body.start,
         cache=body.cache,
         refresh=body.refresh,

@@ -23,14 +23,16 @@ from ratoon.daemon.models.sandboxes import (
     Pong,
     PublishedPort,
     SandboxInfo,
+    VolumeOfSandbox,
 )
 from ratoon.daemon.problems import answers, error_answer
+from ratoon.daemon.volumes import require_allowed
 from ratoon.daemon.workspace import MARK
 from ratoon.errors import GuestError, InvalidInput, RatoonError
 from ratoon.host.limits import Limits
 from ratoon.network.policy import NetworkPolicy
 from ratoon.sandbox.engine import MIB
-from ratoon.sandbox.options import SandboxOptions
+from ratoon.sandbox.options import SandboxOptions, Volume
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.snapshot.manifest import first_error
 
@@ -53,6 +55,7 @@ async def fork(
     """
     _check_ports(body)
     options = options_of(body, body.memory_limit_mib)
+    require_allowed(daemon, request, options)
     work = daemon.engine.fork(body.snapshot_tag, body.n, options)
     return await _forked(daemon, request, response, work, body, body.snapshot_tag)
 
@@ -131,6 +134,7 @@ async def fork_sandbox(
     own = {name: getattr(options_of(body), name) for name in given}
     inherited = {key: value for key, value in sandbox.options.metadata.items() if key != MARK}
     options = sandbox.options.model_copy(update={"metadata": inherited, **own})
+    require_allowed(daemon, request, options)
     work = daemon.engine.fork_sandbox(sandbox, body.n, options)
     return await _forked(daemon, request, response, work, body, sandbox.snapshot_tag)
 
@@ -205,6 +209,7 @@ def options_of(body: ForkOptions, memory_limit_mib: int | None = None) -> Sandbo
             ttl_seconds=body.ttl_seconds,
             idle_seconds=body.idle_seconds,
             spare=body.spare,
+            volumes=tuple(Volume(**each.model_dump()) for each in body.volumes),
             metadata=body.metadata,
         )
     except ValidationError as error:
@@ -254,6 +259,7 @@ def summarise(sandbox: Sandbox) -> SandboxInfo:
         idle_seconds=options.idle_seconds,
         idle_for_seconds=sandbox.idle_seconds,
         spare=options.spare,
+        volumes=[VolumeOfSandbox(**each.model_dump()) for each in options.volumes],
         metadata=options.metadata,
         ports=[
             PublishedPort(guest_port=each.guest_port, host_port=each.host_port)

@@ -21,5 +21,7 @@ class Settings:
     request_seconds: float = 3600.0
     #: Where the kernels and disks lie that a base may be made of.
     image_roots: tuple[Path, ...] = ()
+    #: Where the directories lie that requests over TCP may have as volumes.
+    volume_roots: tuple[Path, ...] = ()
     #: Where requests are written down, if anywhere.
     audit_log: Path | None = None

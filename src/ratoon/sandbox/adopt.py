@@ -20,6 +20,7 @@ from ratoon.network.policy import NONE
 from ratoon.sandbox.capture import thaw
 from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.incarnation import Incarnation
+from ratoon.sandbox.mounts import Mounts
 from ratoon.sandbox.record import Record, RunRecord, is_alive, read_record
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.sandbox.sweep import kill_strays
@@ -46,6 +47,7 @@ async def adopt(store: Store, namespaces: Namespaces, directory: SandboxDirector
         kill_strays(directory.path)
         stood_by = directory.has_standby()
         parent = directory.parent()
+        mounts = await _hold(store, record)
         if record.run and not stood_by:
             death = MachineDied(
                 f"sandbox {record.id} died while nobody looked after it (process {record.run.pid})",
@@ -55,18 +57,20 @@ async def adopt(store: Store, namespaces: Namespaces, directory: SandboxDirector
         kill_strays(directory.path, keep=record.run.pid)
         directory.discard_standby()
         parent = directory.parent()
+        mounts = await _hold(store, record)
         try:
             namespace = await namespaces.adopt(
                 record.options.network or NONE, record.run.pid, record.run.uplink
             )
             run, parent = await _attach(
-                store, directory, record.run, namespace, record.options.limits, parent
+                store, directory, record.run, namespace, record.options.limits, parent, mounts
             )
         except (HostError, MachineError, GuestError) as error:
             kill_strays(directory.path)
             death = MachineDied(f"sandbox {record.id} could not be taken over: {error}")
     sandbox = Sandbox(directory, run, parent, record.machine_id, record.options)
     _recall(sandbox, record)
+    sandbox.mounts = mounts
     sandbox.cause_of_death = death
     if run is None and death is None:
         directory.forget_overlays()
@@ -96,6 +100,7 @@ async def _attach(
     namespace: Namespace,
     limits: Limits,
     parent: Snapshot,
+    mounts: Mounts,
 ) -> tuple[Incarnation, Snapshot]:
     name = directory.id
     try:
@@ -103,34 +108,51 @@ async def _attach(
     except BaseException:
         await namespace.release()
         raise
-    channel = None
+    channel, volumes = None, None
     try:
+        # Before the agent is asked anything: it may be waiting for a file of theirs.
+        volumes = mounts.serve(name, machine)
         await machine.confine(find(directory.path, limits), limits.disk_bytes)
         overlay = await machine.active_overlay()
         channel = await Channel.connect(machine.agent_socket, name)
-        run = Incarnation(machine, channel, record.memory, overlay, record.runtime, namespace)
+        run = Incarnation(
+            machine, channel, record.memory, overlay, record.runtime, namespace, volumes
+        )
         if not await machine.is_running():
             log.info("sandbox %s was left paused", name)
             await machine.resume()
-        await _greet(name, run)
+        await _greet(name, run, mounts)
         if overlay != record.overlay:
             parent = await _end_branch(store, directory, run, record.overlay, parent)
         directory.forget_overlays(run.overlay, run.frozen)
     except BaseException:
         if channel:
             channel.close()
+        if volumes:
+            await asyncio.to_thread(volumes.close)
         await machine.let_go()
         await namespace.release()
         raise
     return run, parent
 
 
-async def _greet(name: str, run: Incarnation) -> None:
+async def _hold(store: Store, record: Record) -> Mounts:
+    """The sandbox's volumes; without those that are gone, or somebody else's by now."""
+    try:
+        return await asyncio.to_thread(Mounts.hold, store.home, record.id, record.options.volumes)
+    except RatoonError as error:
+        log.warning("sandbox %s has lost its volumes: %s", record.id, error)
+        return Mounts.none()
+
+
+async def _greet(name: str, run: Incarnation, mounts: Mounts) -> None:
     """Begin a session with the agent, unless the guest stands still; then there is no hurry."""
     run.channel.begin()
     try:
         async with run.machine.while_moving():
-            await run.channel.request("hello", timeout=HELLO_TIMEOUT)
+            reply = await run.channel.request("hello", timeout=HELLO_TIMEOUT)
+            if reply.get("volumes") is True and run.volumes is None:
+                run.volumes = mounts.serve(name, run.machine, inherits=True)
             await thaw(name, run)
     except OutOfDisk as error:
         log.warning("%s", error)

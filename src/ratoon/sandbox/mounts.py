@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ratoon.errors import GuestError, InvalidInput
 from ratoon.guest.channel import Channel
 from ratoon.sandbox.options import Volume
 from ratoon.vmm.driver import Machine
@@ -39,8 +40,8 @@ class Mounts:
     def hold(cls, home: Path, sandbox_id: str, volumes: Sequence[Volume]) -> Mounts:
         """Open the volumes for a sandbox of the store `home`; blocks.
 
-        Conflict: another sandbox has one of them to write to. NotFound, InvalidInput, HostError: it
-        can be no volume.
+        Conflict: another sandbox has one of them to write to. NotFound, InvalidInput: it can be no
+        volume.
         """
         exports: list[Export] = []
         try:
@@ -74,7 +75,10 @@ class Mounts:
         return VolumeServer(name, machine.volumes_socket, exports)
 
     async def arrange(self, channel: Channel) -> None:
-        """Have the guest mount its volumes, and no others; served meanwhile. GuestError."""
+        """Have the guest mount its volumes, and no others; served meanwhile.
+
+        InvalidInput: one cannot be mounted where it is to be. GuestError.
+        """
         volumes = [
             {
                 "target": volume.target,
@@ -83,8 +87,10 @@ class Mounts:
             }
             for volume, export in zip(self._volumes, self._exports, strict=True)
         ]
-        await channel.request(
-            "volumes",
-            timeout=MOUNT_TIMEOUT,
-            volumes=sorted(volumes, key=lambda each: str(each["target"])),
-        )
+        ordered = sorted(volumes, key=lambda each: str(each["target"]))
+        try:
+            await channel.request("volumes", timeout=MOUNT_TIMEOUT, volumes=ordered)
+        except GuestError as error:
+            if error.kind != "target":
+                raise
+            raise InvalidInput(f"a volume cannot be mounted: {error}") from None

@@ -24,7 +24,9 @@ def cpu_model(hardware: Hardware) -> str:
     return "host" if hardware.accelerator == "kvm" else "max,+arat"
 
 
-def arguments(launch: Launch, *, qmp_fd: int, agent_fd: int, volumes_fd: int) -> list[str]:
+def arguments(
+    launch: Launch, *, qmp_fd: int, agent_fd: int, volumes_fd: int | None = None
+) -> list[str]:
     """The arguments after the program's name; the descriptors are listening unix sockets."""
     hardware = launch.hardware
     lines: list[tuple[str, ...]] = [
@@ -53,7 +55,7 @@ def arguments(launch: Launch, *, qmp_fd: int, agent_fd: int, volumes_fd: int) ->
         ("-chardev", f"socket,id=agent,fd={agent_fd},server=on,wait=off"),
         ("-device", "virtio-serial-device"),
         ("-device", f"virtserialport,chardev=agent,name={PORTS[0]}"),
-        ("-chardev", f"socket,id=volumes,fd={volumes_fd},server=on,wait=off"),
+        ("-chardev", _volumes(volumes_fd)),
         ("-device", f"virtserialport,chardev=volumes,name={PORTS[1]}"),
         ("-device", "virtio-rng-device"),
         # No IPv6: no policy has a rule for it.
@@ -107,6 +109,11 @@ def _disk_nodes(launch: Launch) -> list[tuple[str, ...]]:
     top = {**overlay_node(launch.overlay, FIRST_OVERLAY), "backing": backing}
     lines.append(("-blockdev", json.dumps(top)))
     return lines
+
+
+def _volumes(fd: int | None) -> str:
+    """Who is at the other end of the volumes' port; None: nobody ever is."""
+    return "null,id=volumes" if fd is None else f"socket,id=volumes,fd={fd},server=on,wait=off"
 
 
 def _escape(path: Path) -> str:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ratoon.errors import HostError, InvalidInput, NotFound
+from ratoon.errors import InvalidInput, NotFound
 from ratoon.volumes.handles import Handles, volume_id
 
 READ, LOOKUP, MODIFY, EXTEND, DELETE, EXECUTE = 1, 2, 4, 8, 16, 32
@@ -67,7 +67,7 @@ class Export:
     """One directory, `source`, open until `close`. All of its methods raise OSError."""
 
     def __init__(self, source: Path, key: bytes, *, read_only: bool) -> None:
-        """InvalidInput, NotFound, HostError: it cannot be a volume."""
+        """InvalidInput, NotFound: it cannot be a volume."""
         self.source = source
         self.read_only = read_only
         try:
@@ -90,7 +90,7 @@ class Export:
             os.close(self.handles.open(self.handles.of(self._root)))
         except OSError as error:
             os.close(self._root)
-            raise HostError(
+            raise InvalidInput(
                 f"{source} can be no volume: its file system has no handles that last "
                 f"({error.strerror}), as overlayfs has none; use a directory on ext4, xfs, btrfs "
                 "or tmpfs, and be root"

@@ -73,6 +73,7 @@ def remove(home: Path, name: str, hold: Callable[[Path], AbstractContextManager[
         raise NotFound(f"no volume {name}")
     with hold(path):
         gone = path.with_name(f".{name}.removed")
+        shutil.rmtree(gone, ignore_errors=True)  # of one who was interrupted
         path.rename(gone)
         shutil.rmtree(gone)
 

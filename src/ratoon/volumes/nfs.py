@@ -14,8 +14,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from ratoon.volumes import formats
 from ratoon.volumes.export import Caller, Changes, Export
-from ratoon.volumes.handles import ID_BYTES, MAC_BYTES, MAX_BYTES, ForeignHandle
+from ratoon.volumes.handles import ID_BYTES, ForeignHandle
 from ratoon.volumes.rpc import Call
 from ratoon.volumes.xdr import Garbage, Reader, Writer
 
@@ -35,46 +36,6 @@ ONCE = frozenset(
     _NAMES.index(name)
     for name in ("setattr", "create", "mkdir", "symlink", "remove", "rmdir", "rename", "link")
 )
-
-OK, STALE, SERVERFAULT, BADHANDLE, NOT_SYNC, TOOSMALL = 0, 70, 10006, 10001, 10002, 10005
-_IO = 5
-#: Most of nfsstat3 are Linux's own numbers.
-_SAME = frozenset(
-    {
-        *(errno.EPERM, errno.ENOENT, errno.EIO, errno.ENXIO, errno.EACCES, errno.EEXIST),
-        *(errno.EXDEV, errno.ENODEV, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EFBIG),
-        *(errno.ENOSPC, errno.EROFS, errno.EMLINK),
-    }
-)
-_STATUS = {
-    errno.ENAMETOOLONG: 63,
-    errno.ENOTEMPTY: 66,
-    errno.EDQUOT: 69,
-    errno.ESTALE: STALE,
-    errno.ELOOP: errno.EACCES,
-    errno.ETXTBSY: errno.EACCES,
-    errno.EOPNOTSUPP: 10004,
-}
-_TYPES = {
-    stat.S_IFREG: 1,
-    stat.S_IFDIR: 2,
-    stat.S_IFBLK: 3,
-    stat.S_IFCHR: 4,
-    stat.S_IFLNK: 5,
-    stat.S_IFSOCK: 6,
-    stat.S_IFIFO: 7,
-}
-_UNCHECKED, _GUARDED, _EXCLUSIVE = 0, 1, 2
-_UNSTABLE = 0
-_FILE_SYNC = 2
-
-
-class _Failed(Exception):
-    """A status that is not OK."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
 
 
 class Nfs:
@@ -98,40 +59,40 @@ class Nfs:
     # Of one file ----------------------------------------------------------------------------------
 
     def _getattr(self, arguments: Reader, caller: Caller) -> Writer:
-        handle = _handle(arguments)
+        handle = formats.handle(arguments)
         try:
             export = self._export(handle)
             with export.at(handle) as fd:
-                return _attributes(Writer().u32(OK), export, os.fstat(fd))
-        except (OSError, ForeignHandle, _Failed) as error:
-            return Writer().u32(_status(error))
+                return formats.attributes(Writer().u32(formats.OK), export, os.fstat(fd))
+        except (OSError, ForeignHandle, formats.Failed) as error:
+            return Writer().u32(formats.status_of(error))
 
     def _setattr(self, arguments: Reader, caller: Caller) -> Writer:
-        handle = _handle(arguments)
-        changes = _changes(arguments)
+        handle = formats.handle(arguments)
+        changes = formats.changes(arguments)
         guard = (arguments.u32(), arguments.u32()) if arguments.boolean() else None
 
         def work(export: Export, fd: int) -> Writer:
             export.require_writable()
             if guard is not None and guard != divmod(os.fstat(fd).st_ctime_ns, 10**9):
-                raise _Failed(NOT_SYNC)
+                raise formats.Failed(formats.NOT_SYNC)
             export.change(fd, changes)
             return Writer()
 
         return self._changing(handle, work)
 
     def _access(self, arguments: Reader, caller: Caller) -> Writer:
-        handle, wanted = _handle(arguments), arguments.u32()
+        handle, wanted = formats.handle(arguments), arguments.u32()
         return self._reading(
             handle, lambda export, fd: Writer().u32(export.allowed(fd, caller, wanted))
         )
 
     def _readlink(self, arguments: Reader, caller: Caller) -> Writer:
-        handle = _handle(arguments)
+        handle = formats.handle(arguments)
         return self._reading(handle, lambda export, fd: Writer().opaque(export.link_text(fd)))
 
     def _read(self, arguments: Reader, caller: Caller) -> Writer:
-        handle, offset, count = _handle(arguments), arguments.u64(), arguments.u32()
+        handle, offset, count = formats.handle(arguments), arguments.u64(), arguments.u32()
 
         def work(export: Export, fd: int) -> Writer:
             data, last = export.read(fd, offset, min(count, TRANSFER))
@@ -140,22 +101,22 @@ class Nfs:
         return self._reading(handle, work)
 
     def _write(self, arguments: Reader, caller: Caller) -> Writer:
-        handle, offset = _handle(arguments), arguments.u64()
+        handle, offset = formats.handle(arguments), arguments.u64()
         count, stable = arguments.u32(), arguments.u32()
         data = arguments.opaque(TRANSFER)
-        if count != len(data) or stable > _FILE_SYNC:
+        if count != len(data) or stable > formats.FILE_SYNC:
             raise Garbage("not what it says it is")
 
         def work(export: Export, fd: int) -> Writer:
             export.require_writable()
-            export.write(fd, offset, data, sync=stable != _UNSTABLE)
-            how = _UNSTABLE if stable == _UNSTABLE else _FILE_SYNC
+            export.write(fd, offset, data, sync=stable != formats.UNSTABLE)
+            how = formats.UNSTABLE if stable == formats.UNSTABLE else formats.FILE_SYNC
             return Writer().u32(len(data), how).raw(self._verifier)
 
         return self._changing(handle, work)
 
     def _commit(self, arguments: Reader, caller: Caller) -> Writer:
-        handle = _handle(arguments)
+        handle = formats.handle(arguments)
         arguments.u64()
         arguments.u32()
 
@@ -169,22 +130,25 @@ class Nfs:
     # Of names -------------------------------------------------------------------------------------
 
     def _lookup(self, arguments: Reader, caller: Caller) -> Writer:
-        handle, name = _handle(arguments), _name(arguments)
+        handle, name = formats.handle(arguments), formats.name_of(arguments)
 
         def work(export: Export, directory: int) -> Writer:
             if name == b".":
-                return _found(Writer(), export, directory)
+                return formats.found(Writer(), export, directory)
             with export.child(directory, name) as fd:
-                return _found(Writer(), export, fd)
+                return formats.found(Writer(), export, fd)
 
         # Here alone what was asked for comes before the directory it was asked of.
         return self._reading(handle, work, first=True)
 
     def _create(self, arguments: Reader, caller: Caller) -> Writer:
-        handle, name, how = _handle(arguments), _name(arguments), arguments.u32()
-        if how > _EXCLUSIVE:
+        handle, name = formats.handle(arguments), formats.name_of(arguments)
+        how = arguments.u32()
+        if how > formats.EXCLUSIVE:
             raise Garbage("no way of making a file")
-        changes = _changes(arguments) if how != _EXCLUSIVE else _marks(arguments)
+        changes = (
+            formats.changes(arguments) if how != formats.EXCLUSIVE else formats.marks(arguments)
+        )
 
         def work(export: Export, directory: int) -> Writer:
             export.require_writable()
@@ -194,39 +158,50 @@ class Nfs:
                 with export.child(directory, name) as fd:
                     known = os.fstat(fd)
                     mine = changes.atime, changes.mtime
-                    again = how == _EXCLUSIVE and mine == (known.st_atime_ns, known.st_mtime_ns)
-                    if not stat.S_ISREG(known.st_mode) or not (how == _UNCHECKED or again):
+                    again = how == formats.EXCLUSIVE and mine == (
+                        known.st_atime_ns,
+                        known.st_mtime_ns,
+                    )
+                    if not stat.S_ISREG(known.st_mode) or not (how == formats.UNCHECKED or again):
                         raise
-                    if how == _UNCHECKED and changes.size is not None:
+                    if how == formats.UNCHECKED and changes.size is not None:
                         export.change(fd, Changes(size=changes.size))
-            return _new(export, directory, name)
+            return formats.new(export, directory, name)
 
         return self._changing(handle, work)
 
     def _mkdir(self, arguments: Reader, caller: Caller) -> Writer:
-        handle, name, changes = _handle(arguments), _name(arguments), _changes(arguments)
+        handle, name, changes = (
+            formats.handle(arguments),
+            formats.name_of(arguments),
+            formats.changes(arguments),
+        )
 
         def work(export: Export, directory: int) -> Writer:
             export.require_writable()
             export.make_directory(directory, name, changes, caller)
-            return _new(export, directory, name)
+            return formats.new(export, directory, name)
 
         return self._changing(handle, work)
 
     def _symlink(self, arguments: Reader, caller: Caller) -> Writer:
-        handle, name, changes = _handle(arguments), _name(arguments), _changes(arguments)
+        handle, name, changes = (
+            formats.handle(arguments),
+            formats.name_of(arguments),
+            formats.changes(arguments),
+        )
         text = bytes(arguments.opaque(_LONGEST_LINK))
 
         def work(export: Export, directory: int) -> Writer:
             export.require_writable()
             export.make_link(directory, name, text, changes, caller)
-            return _new(export, directory, name)
+            return formats.new(export, directory, name)
 
         return self._changing(handle, work)
 
     def _mknod(self, arguments: Reader, caller: Caller) -> Writer:
         """Neither devices nor pipes nor sockets."""
-        handle = _handle(arguments)
+        handle = formats.handle(arguments)
 
         def work(export: Export, directory: int) -> Writer:
             raise PermissionError(errno.EPERM, "no special files")
@@ -234,7 +209,7 @@ class Nfs:
         return self._changing(handle, work)
 
     def _remove(self, arguments: Reader, caller: Caller) -> Writer:
-        handle, name = _handle(arguments), _name(arguments)
+        handle, name = formats.handle(arguments), formats.name_of(arguments)
 
         def work(export: Export, directory: int) -> Writer:
             export.require_writable()
@@ -244,7 +219,7 @@ class Nfs:
         return self._changing(handle, work)
 
     def _rmdir(self, arguments: Reader, caller: Caller) -> Writer:
-        handle, name = _handle(arguments), _name(arguments)
+        handle, name = formats.handle(arguments), formats.name_of(arguments)
 
         def work(export: Export, directory: int) -> Writer:
             export.require_writable()
@@ -254,9 +229,9 @@ class Nfs:
         return self._changing(handle, work)
 
     def _rename(self, arguments: Reader, caller: Caller) -> Writer:
-        source, old = _handle(arguments), _name(arguments)
-        target, new = _handle(arguments), _name(arguments)
-        status, before, after = OK, b"", b""
+        source, old = formats.handle(arguments), formats.name_of(arguments)
+        target, new = formats.handle(arguments), formats.name_of(arguments)
+        status, before, after = formats.OK, b"", b""
         export = None
         try:
             export = self._export(source)
@@ -266,44 +241,52 @@ class Nfs:
                     export.require_writable()
                     export.rename(one, old, other, new)
                 except OSError as error:
-                    status = _status(error)
-                before = _wcc(Writer(), export, befores[0], os.fstat(one)).done()
-                after = _wcc(Writer(), export, befores[1], os.fstat(other)).done()
-        except (OSError, ForeignHandle, _Failed) as error:
-            before = after = _NO_WCC
-            status = _status(error)
+                    status = formats.status_of(error)
+                before = formats.wcc(Writer(), export, befores[0], os.fstat(one)).done()
+                after = formats.wcc(Writer(), export, befores[1], os.fstat(other)).done()
+        except (OSError, ForeignHandle, formats.Failed) as error:
+            before = after = formats.NO_WCC
+            status = formats.status_of(error)
         return Writer().u32(status).raw(before).raw(after)
 
     def _link(self, arguments: Reader, caller: Caller) -> Writer:
-        handle, target, name = _handle(arguments), _handle(arguments), _name(arguments)
+        handle, target, name = (
+            formats.handle(arguments),
+            formats.handle(arguments),
+            formats.name_of(arguments),
+        )
         try:
             export = self._export(handle)
             with export.at(handle) as fd, export.at(target) as directory:
-                before, status = os.fstat(directory), OK
+                before, status = os.fstat(directory), formats.OK
                 try:
                     export.require_writable()
                     export.add_name(fd, directory, name)
                 except OSError as error:
-                    status = _status(error)
-                writer = _optional(Writer().u32(status), export, os.fstat(fd))
-                return _wcc(writer, export, before, os.fstat(directory))
-        except (OSError, ForeignHandle, _Failed) as error:
-            return Writer().u32(_status(error), 0).raw(_NO_WCC)
+                    status = formats.status_of(error)
+                writer = formats.optional(Writer().u32(status), export, os.fstat(fd))
+                return formats.wcc(writer, export, before, os.fstat(directory))
+        except (OSError, ForeignHandle, formats.Failed) as error:
+            return Writer().u32(formats.status_of(error), 0).raw(formats.NO_WCC)
 
     # Of directories -------------------------------------------------------------------------------
 
     def _readdir(self, arguments: Reader, caller: Caller) -> Writer:
-        handle, cookie = _handle(arguments), arguments.u64()
+        handle, cookie = formats.handle(arguments), arguments.u64()
         arguments.fixed(8)
         room = min(arguments.u32(), LISTING)
-        return self._reading(handle, lambda export, fd: _listing(export, fd, cookie, room, False))
+        return self._reading(
+            handle, lambda export, fd: formats.listing(export, fd, cookie, room, False)
+        )
 
     def _readdirplus(self, arguments: Reader, caller: Caller) -> Writer:
-        handle, cookie = _handle(arguments), arguments.u64()
+        handle, cookie = formats.handle(arguments), arguments.u64()
         arguments.fixed(8)
         arguments.u32()
         room = min(arguments.u32(), LISTING)
-        return self._reading(handle, lambda export, fd: _listing(export, fd, cookie, room, True))
+        return self._reading(
+            handle, lambda export, fd: formats.listing(export, fd, cookie, room, True)
+        )
 
     # Of the file system ---------------------------------------------------------------------------
 
@@ -318,7 +301,7 @@ class Nfs:
                 .u32(0)
             )
 
-        return self._reading(_handle(arguments), work)
+        return self._reading(formats.handle(arguments), work)
 
     def _fsinfo(self, arguments: Reader, caller: Caller) -> Writer:
         def work(export: Export, fd: int) -> Writer:
@@ -326,11 +309,11 @@ class Nfs:
             # Links of both kinds, the same limits everywhere, and times can be set.
             return Writer().u32(*transfer, *transfer, LISTING).u64((1 << 63) - 1).u32(0, 1, 0x1B)
 
-        return self._reading(_handle(arguments), work)
+        return self._reading(formats.handle(arguments), work)
 
     def _pathconf(self, arguments: Reader, caller: Caller) -> Writer:
         return self._reading(
-            _handle(arguments), lambda export, fd: Writer().u32(32000, 255, 1, 1, 0, 1)
+            formats.handle(arguments), lambda export, fd: Writer().u32(32000, 255, 1, 1, 0, 1)
         )
 
     # What all have in common ----------------------------------------------------------------------
@@ -338,7 +321,7 @@ class Nfs:
     def _export(self, handle: bytes) -> Export:
         export = self._exports.get(handle[:ID_BYTES])
         if export is None:
-            raise _Failed(STALE)
+            raise formats.Failed(formats.STALE)
         return export
 
     def _reading(
@@ -350,15 +333,17 @@ class Nfs:
             with export.at(handle) as fd:
                 try:
                     results = work(export, fd)
-                except (OSError, _Failed) as error:
-                    return _optional(Writer().u32(_status(error)), export, os.fstat(fd))
-                seen = _optional(Writer(), export, os.fstat(fd)).done()
-                head = Writer().u32(OK)
+                except (OSError, formats.Failed) as error:
+                    return formats.optional(
+                        Writer().u32(formats.status_of(error)), export, os.fstat(fd)
+                    )
+                seen = formats.optional(Writer(), export, os.fstat(fd)).done()
+                head = Writer().u32(formats.OK)
                 if first:
                     return head.raw(results.done()).raw(seen)
                 return head.raw(seen).raw(results.done())
-        except (OSError, ForeignHandle, _Failed) as error:
-            return Writer().u32(_status(error), 0)
+        except (OSError, ForeignHandle, formats.Failed) as error:
+            return Writer().u32(formats.status_of(error), 0)
 
     def _changing(self, handle: bytes, work: Callable[[Export, int], Writer]) -> Writer:
         """The status, what the file was like before and after, and the work's results.
@@ -371,129 +356,12 @@ class Nfs:
                 before = os.fstat(fd)
                 try:
                     results = work(export, fd)
-                except (OSError, _Failed) as error:
-                    head = Writer().u32(_status(error))
-                    return _wcc(head, export, before, os.fstat(fd))
-                wcc = _wcc(Writer(), export, before, os.fstat(fd)).done()
+                except (OSError, formats.Failed) as error:
+                    head = Writer().u32(formats.status_of(error))
+                    return formats.wcc(head, export, before, os.fstat(fd))
+                wcc = formats.wcc(Writer(), export, before, os.fstat(fd)).done()
                 made = stat.S_ISDIR(before.st_mode)
                 pieces = (results.done(), wcc) if made else (wcc, results.done())
-                return Writer().u32(OK).raw(pieces[0]).raw(pieces[1])
-        except (OSError, ForeignHandle, _Failed) as error:
-            return Writer().u32(_status(error)).raw(_NO_WCC)
-
-
-_NO_WCC = bytes(8)
-
-
-def _status(error: Exception) -> int:
-    if isinstance(error, _Failed):
-        return error.status
-    if isinstance(error, ForeignHandle):
-        return BADHANDLE
-    number = error.errno if isinstance(error, OSError) else None
-    if number in _SAME:
-        assert number is not None
-        return number
-    return _STATUS.get(number or 0, _IO)
-
-
-# Arguments ----------------------------------------------------------------------------------------
-
-
-def _handle(arguments: Reader) -> bytes:
-    handle = bytes(arguments.opaque(MAX_BYTES))
-    kernel = len(handle) - ID_BYTES - MAC_BYTES
-    # Too short to be one: no volume has it.
-    return handle if kernel == 0 or kernel > 4 else bytes(ID_BYTES)
-
-
-def _name(arguments: Reader) -> bytes:
-    """As it was sent; whoever uses it checks it."""
-    return bytes(arguments.opaque(4096))
-
-
-def _changes(arguments: Reader) -> Changes:
-    mode = arguments.u32() if arguments.boolean() else None
-    uid = arguments.u32() if arguments.boolean() else None
-    gid = arguments.u32() if arguments.boolean() else None
-    size = arguments.u64() if arguments.boolean() else None
-    return Changes(mode, uid, gid, size, _time(arguments), _time(arguments))
-
-
-def _time(arguments: Reader) -> int | None:
-    how = arguments.u32()
-    if how > 2:
-        raise Garbage("no way of setting a time")
-    if how == 2:
-        return arguments.u32() * 10**9 + min(arguments.u32(), 10**9 - 1)
-    return -1 if how else None
-
-
-def _marks(arguments: Reader) -> Changes:
-    """Of an exclusive creation: the file is known by its times if the call comes again."""
-    marks = bytes(arguments.fixed(8))
-    atime, mtime = (int.from_bytes(each, "big") & 0x7FFFFFFF for each in (marks[:4], marks[4:]))
-    return Changes(atime=atime * 10**9, mtime=mtime * 10**9)
-
-
-# Results ------------------------------------------------------------------------------------------
-
-
-def _attributes(writer: Writer, export: Export, found: os.stat_result) -> Writer:
-    kind = _TYPES.get(stat.S_IFMT(found.st_mode), 1)
-    writer.u32(kind, found.st_mode & 0o7777, found.st_nlink, found.st_uid, found.st_gid)
-    writer.u64(found.st_size, found.st_blocks * 512).u32(0, 0)
-    writer.raw(export.id).u64(found.st_ino)
-    for when in (found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns):
-        _write_time(writer, when)
-    return writer
-
-
-def _write_time(writer: Writer, nanoseconds: int) -> None:
-    seconds, rest = divmod(nanoseconds, 10**9)
-    writer.u32(seconds & 0xFFFFFFFF, rest)
-
-
-def _optional(writer: Writer, export: Export, found: os.stat_result) -> Writer:
-    return _attributes(writer.u32(1), export, found)
-
-
-def _wcc(writer: Writer, export: Export, before: os.stat_result, after: os.stat_result) -> Writer:
-    writer.u32(1).u64(before.st_size)
-    _write_time(writer, before.st_mtime_ns)
-    _write_time(writer, before.st_ctime_ns)
-    return _optional(writer, export, after)
-
-
-def _found(writer: Writer, export: Export, fd: int) -> Writer:
-    """A handle, and what it is of."""
-    return _optional(writer.opaque(export.handles.of(fd)), export, os.fstat(fd))
-
-
-def _new(export: Export, directory: int, name: bytes) -> Writer:
-    with export.child(directory, name) as fd:
-        handle = export.handles.of(fd)
-        return _optional(Writer().u32(1).opaque(handle), export, os.fstat(fd))
-
-
-def _listing(export: Export, fd: int, cookie: int, room: int, plus: bool) -> Writer:
-    """As many entries as there is room for, in bytes."""
-    writer, last, room = Writer().raw(bytes(8)), True, room - 128
-    for entry in export.entries(fd, cookie):
-        item = Writer().u32(1).u64(entry.inode).opaque(entry.name).u64(entry.cookie)
-        if plus:
-            try:
-                if entry.name in (b".", b".."):
-                    raise FileNotFoundError
-                with export.child(fd, entry.name) as child:
-                    seen = _optional(Writer(), export, os.fstat(child))
-                    item.raw(seen.u32(1).opaque(export.handles.of(child)).done())
-            except OSError:  # gone meanwhile, or not to be reached
-                item.u32(0, 0)
-        if writer.length + item.length > room:
-            last = False
-            if writer.length == 8:
-                raise _Failed(TOOSMALL)
-            break
-        writer.raw(item.done())
-    return writer.u32(0, last)
+                return Writer().u32(formats.OK).raw(pieces[0]).raw(pieces[1])
+        except (OSError, ForeignHandle, formats.Failed) as error:
+            return Writer().u32(formats.status_of(error)).raw(formats.NO_WCC)

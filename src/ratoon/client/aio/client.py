@@ -15,6 +15,7 @@ from ratoon.client.aio.connection import AsyncConnection, segment
 from ratoon.client.aio.sandbox import AsyncSandbox, Forks, State
 from ratoon.client.aio.snapshots import AsyncSnapshots
 from ratoon.client.aio.starts import AsyncStarts
+from ratoon.client.aio.volumes import AsyncVolumes
 from ratoon.client.answers import Event, PoolInfo, RunInfo, SandboxInfo, read, sandbox_info
 from ratoon.client.embedded import Embedded
 from ratoon.client.local import LocalDaemon
@@ -43,6 +44,7 @@ class AsyncClient:
     def _set_up(self, source: Source) -> None:
         self._connection = AsyncConnection(source)
         self.snapshots = AsyncSnapshots(self._connection)
+        self.volumes = AsyncVolumes(self._connection)
         self.starts = AsyncStarts(self._connection)
         #: The sandboxes that use it; None if it is closed by whoever made it.
         self._borrowers: int | None = None

@@ -22,6 +22,7 @@ from ratoon.client.sync.connection import Connection, segment
 from ratoon.client.sync.sandbox import Forks, Sandbox, State
 from ratoon.client.sync.snapshots import Snapshots
 from ratoon.client.sync.starts import Starts
+from ratoon.client.sync.volumes import Volumes
 from ratoon.errors import RatoonError
 
 
@@ -44,6 +45,7 @@ class Client:
     def _set_up(self, source: Source) -> None:
         self._connection = Connection(source)
         self.snapshots = Snapshots(self._connection)
+        self.volumes = Volumes(self._connection)
         self.starts = Starts(self._connection)
         #: The sandboxes that use it; None if it is closed by whoever made it.
         self._borrowers: int | None = None

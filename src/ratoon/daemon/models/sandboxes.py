@@ -32,6 +32,17 @@ class LimitsOfSandbox(Request):
     disk_mib: Annotated[int, Field(gt=0, le=1 << 24)] | None = None
 
 
+class VolumeOfSandbox(Request):
+    """A directory of the daemon's host, or a named volume, that is mounted at `target`.
+
+    `source`: a directory's real path, or a volume's name, which is made where there is none.
+    """
+
+    source: Annotated[str, Field(min_length=1, max_length=4096)]
+    target: Annotated[str, Field(min_length=1, max_length=4096)]
+    read_only: bool = False
+
+
 class ForkOptions(Request):
     """What new sandboxes get besides their snapshot.
 
@@ -45,6 +56,7 @@ class ForkOptions(Request):
     ttl_seconds: Seconds | None = None
     idle_seconds: Seconds | None = None
     spare: bool = False
+    volumes: list[VolumeOfSandbox] = Field(default_factory=list, max_length=32)
     metadata: Metadata = Field(default_factory=dict)
 
 
@@ -108,6 +120,7 @@ class SandboxInfo(Answer):
     idle_seconds: float | None
     idle_for_seconds: float
     spare: bool
+    volumes: list[VolumeOfSandbox]
     metadata: dict[str, str]
     ports: list[PublishedPort]
     fork_ms: float

@@ -71,7 +71,7 @@ class Volumes:
         self._cgroup = os.open(f"{CGROUP}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
 
     def become(self, wanted: dict[str, tuple[bytes, bool]]) -> None:
-        """Have these mounts and no others. OSError: one cannot be made; the others are."""
+        """Have these mounts and no others. Refusal, OSError: one cannot be made, or taken away."""
         gone = [known for known, what in self.mounted.items() if wanted.get(known) != what]
         for target in list(self.mounted):
             if any(target == old or target.startswith(f"{old}/") for old in gone):
@@ -80,7 +80,10 @@ class Volumes:
         for target, what in wanted.items():
             if target not in self.mounted:
                 self._start()
-                self._mount(target, *what)
+                try:
+                    self._mount(target, *what)
+                except OSError as error:
+                    raise Refusal(f"{target}: {error.strerror}", "target") from None
                 self.mounted[target] = what
 
     def sync(self, deadline: float) -> None:
