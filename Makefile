@@ -32,11 +32,8 @@ lint: setup  ## formatter, linter and type checker
 	@.venv/bin/mypy --no-error-summary
 	@MYPYPATH=tests/vm .venv/bin/mypy --no-error-summary tests/vm/conftest.py
 
-bench: setup  ## chains, bursts and pauses; every sample as CSV below build/
-	@mkdir -p build
-	@$(PYTHON_IN_VENV) -m ratoon.bench.demo --rounds 40 --csv build/bench.csv
-	@$(PYTHON_IN_VENV) -m ratoon.bench.fanout --csv build/fanout.csv
-	@$(PYTHON_IN_VENV) -m ratoon.bench.pauses --csv build/pauses.csv
+bench: setup  ## all benches, half an hour; every sample as CSV and JSON in build/bench
+	@.venv/bin/ratoon bench all
 
 clean:  ## remove what was built in the checkout; the cache outside stays
 	rm -rf build dist .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

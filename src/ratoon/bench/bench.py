@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ class Workshop:
     say: Progress
     #: Room for files; goes with the bench.
     room: Path
+    #: The tags of what this run has built.
+    built: set[str] = field(default_factory=set)
 
     @property
     def home(self) -> Path:
@@ -70,6 +72,7 @@ class Workshop:
         tag = self.base_tag(ram_bytes)
         if tag != self.settings.base_tag and not self.is_there(tag):
             await self.engine.from_image("debian", tag, ram_bytes=ram_bytes, progress=self.say)
+            self.built.add(tag)
         return tag
 
     def base_tag(self, ram_bytes: int = RAM_BYTES) -> str:
@@ -85,6 +88,7 @@ class Workshop:
         if self.is_there(tag):
             return None
         self.say(f"building {tag} on {parent}")
+        self.built.add(tag)
         return await self.engine.snapshot_diff(parent, tag, argv)
 
     def is_there(self, tag: str) -> bool:
@@ -98,7 +102,7 @@ class Workshop:
                     "first; what it builds stays then"
                 ) from None
             return False
-        if not self.settings.skip_build:
+        if not self.settings.skip_build and tag not in self.built:
             raise AlreadyExists(
                 f"snapshot {tag} is there from an earlier run: use it with --skip-build, or remove "
                 f"it with `ratoon rmi --cascade`"

@@ -19,6 +19,7 @@ from ratoon.bench.steps import link_command, passed, probe_command
 from ratoon.bench.textbook import Textbook, hashing_speed
 from ratoon.errors import RatoonError
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.snapshot.links import ram_pages, read_links
 
 #: Depths that are forked, of the one chain.
 DEPTHS = (0, 1, 2, 3, 8, 16, 32)
@@ -70,7 +71,8 @@ class _Chain:
         self._shop.say("writing the chain in the textbook's format")
         for head in self._heads:
             snapshot = self._shop.engine.store.get(head.tag)
-            await asyncio.to_thread(self._textbook.write, snapshot)
+            links = await asyncio.to_thread(read_links, snapshot)
+            await asyncio.to_thread(self._textbook.write, links, ram_pages(snapshot))
         file = min(self._textbook.directory.iterdir(), key=lambda path: path.stat().st_ctime)
         return [
             Hashing(number, *await asyncio.to_thread(hashing_speed, file)) for number in range(5)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,12 +22,11 @@ from pathlib import Path
 
 from ratoon.errors import Corrupt
 from ratoon.memory.cache import OpenImage
+from ratoon.memory.chain import Link
 from ratoon.memory.digests import PAGE_SIZE
 from ratoon.memory.pageset import read_pages
 from ratoon.memory.runs import run_bounds
 from ratoon.sandbox.engine import Engine
-from ratoon.snapshot.links import ram_pages, read_links
-from ratoon.snapshot.snapshot import Snapshot
 
 #: What is read and hashed at a time; it stays in the processor's cache.
 _CHUNK = 1 << 20
@@ -35,7 +34,7 @@ _ZEROS = bytes(_CHUNK)
 
 
 @dataclass(frozen=True)
-class _Link:
+class _File:
     """One snapshot: its file, and what its parent's file must hash to."""
 
     path: Path
@@ -56,35 +55,33 @@ class Textbook:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._links: dict[str, _Link] = {}
+        self._links: dict[str, _File] = {}
         self._chains: dict[str, tuple[str, ...]] = {}
         #: What the last fork took to assemble.
         self.last: Assembled | None = None
 
-    def write(self, snapshot: Snapshot) -> None:
-        """Write a snapshot's chain, as far as it is not there; blocks.
+    def write(self, chain: Sequence[Link], ram_pages: int) -> None:
+        """Write a chain, base first, as far as it is not there; blocks.
 
         What has the same memory as one that is there, such as that one compacted, is that one.
         """
-        if snapshot.manifest.memory_root in self._chains:
+        if chain[-1].root in self._chains:
             return
         below: str | None = None
-        roots = []
-        for link in read_links(snapshot):
-            roots.append(link.root)
+        for link in chain:
             if link.root not in self._links:
                 path = self.directory / link.root
                 with path.open("xb") as file:
-                    file.truncate(ram_pages(snapshot) * PAGE_SIZE)
+                    file.truncate(ram_pages * PAGE_SIZE)
                     for numbers, pages in read_pages(link.path, link.index, None, label=link.label):
                         for start, end in pairwise(run_bounds(numbers).tolist()):
                             run = pages[start:end].reshape(-1).data
                             os.pwrite(file.fileno(), run, int(numbers[start]) * PAGE_SIZE)
                     os.fsync(file.fileno())
                 parent = sha256(self._links[below].path) if below else None
-                self._links[link.root] = _Link(path, parent)
+                self._links[link.root] = _File(path, parent)
             below = link.root
-        self._chains[roots[-1]] = tuple(roots)
+        self._chains[chain[-1].root] = tuple(link.root for link in chain)
 
     def assemble(self, root: str) -> OpenImage:
         """The memory of the head with this root, in a new file; `last` tells how long that took.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from ratoon.cli.app import Json, app, complain, print_json, run, say
 from ratoon.cli.screen import answers
@@ -63,7 +64,11 @@ def bench(
             wrong = True
             continue
         if not as_json:
-            show(answers, each.tables(outcome.samples), each.targets(outcome.samples))
+            show(
+                answers if answers.is_terminal else Console(width=200),
+                each.tables(outcome.samples),
+                each.targets(outcome.samples),
+            )
         documents.append(outcome.document)
         if problem := each.wrong(outcome.samples):
             complain(f"{each.name}: {problem}")
