@@ -1,7 +1,7 @@
 """From a snapshot to the first output: by depth, by what is cached, by RAM; and QEMU's own ways.
 
 A restore ends when `echo` has printed, so what is put off until the guest runs is counted as well.
-Half of the RAM is in use, with bytes that nothing compresses, in all guests whose RAM is compared.
+Half of the RAM is in use, with random bytes, in all guests whose RAM is compared.
 The ways take turns within each round.
 """
 
