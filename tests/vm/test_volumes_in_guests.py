@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -249,3 +251,46 @@ async def test_a_named_volume_outlives_its_sandboxes(engine: Engine) -> None:
         await sh(sandbox, "echo kept >/mnt/cache/file")
     async with await engine.fork_one("base", options) as sandbox:
         assert await sh(sandbox, "cat /mnt/cache/file") == "kept\n"
+
+
+#: An engine with a sandbox that writes to a volume; it is killed, and the sandbox lives on.
+OWNER = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from ratoon.sandbox.engine import Engine
+from ratoon.sandbox.options import SandboxOptions, Volume
+
+async def main():
+    home, shared, script = sys.argv[1:]
+    options = SandboxOptions(volumes=(Volume(source=shared, target="/mnt/shared"),))
+    async with Engine.open(Path(home), keep=True) as engine:
+        sandbox = await engine.fork_one("base", options)
+        result = await sandbox.exec(["sh", "-c", script])
+        assert result.exit_code == 0, result
+        while Path(shared, "lines").read_text().count("\\n") < 3:
+            await asyncio.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+async def test_the_next_engine_serves_the_volumes_of_a_sandbox_that_it_takes_over(
+    engine: Engine, tmp_path: Path
+) -> None:
+    home = str(engine.store.home)
+    owner = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", OWNER, home, str(tmp_path), WRITE
+    )
+    assert await owner.wait() == -signal.SIGKILL
+    lines = tmp_path / "lines"
+    before = len(lines.read_text().split())
+    async with Engine.open(engine.store.home, keep=True) as following:
+        (sandbox,) = following.sandboxes
+        async with sandbox:
+            await until_lines(lines, before + 3)
+            assert_counted(lines)
+            with pytest.raises(Conflict, match=f"held by sandbox {sandbox.id}"):
+                await following.fork_one("base", volumes(tmp_path))
+            assert await sh(sandbox, "echo here >/mnt/shared/file; cat /tmp/failed || true") == ""
+    assert (tmp_path / "file").read_text() == "here\n"

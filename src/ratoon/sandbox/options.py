@@ -51,7 +51,8 @@ class Volume(BaseModel):
 
 def _canonical(path: str) -> str:
     path.encode()  # a UnicodeEncodeError is a ValueError
-    if not path.startswith("/") or "\0" in path or os.path.normpath(path) != path:
+    odd = path.startswith("//") or "\0" in path or os.path.normpath(path) != path
+    if odd or not path.startswith("/"):
         raise ValueError(f"{path!r} is no absolute path without . and .. in it")
     return path
 
