@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from ratoon.bench.steps import HEADS, SIGNATURES, STEPS, probe_command
 from ratoon.bench.demo_report import Measured, percentile, write_csv
+from ratoon.bench.steps import HEADS, SIGNATURES, STEPS, probe_command
 
 
 def measured_right() -> Measured:

@@ -6,14 +6,18 @@ from ratoon.errors import RatoonError
 from ratoon.sandbox.sandbox import Sandbox
 
 _CHUNK = 64 << 10
+#: By default /dev/shm takes half of the RAM.
+_RESIZE = """
+import subprocess
+subprocess.run(["mount", "-o", "remount,size=90%", "/dev/shm"], check=True)
+"""
 
 
 def program(mib: int, name: str = "written") -> str:
     """Python that puts so much into a file of /dev/shm, in pieces that each begin differently."""
-    return f"""
-import os, subprocess
-if {mib} > 128:
-    subprocess.run(["mount", "-o", "remount,size=90%", "/dev/shm"], check=True)
+    resize = _RESIZE if mib > 128 else ""
+    return f"""{resize}
+import os
 block = bytearray(os.urandom({_CHUNK}))
 with open("/dev/shm/{name}", "wb", buffering=0) as file:
     for number in range({mib} * {(1 << 20) // _CHUNK}):
