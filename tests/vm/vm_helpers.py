@@ -56,10 +56,10 @@ def tags(engine: Engine) -> set[str]:
 
 
 def forget(engine: Engine, tag: str) -> None:
-    """Delete a snapshot, whatever depends on it, and its image."""
-    root = engine.store.get(tag).manifest.memory_root
+    """Delete a snapshot, whatever depends on it, and its images."""
+    manifest = engine.store.get(tag).manifest
     engine.store.delete(tag, force=True)
-    engine.images.remove(root)
+    engine.images.remove(manifest.memory_root, manifest.disk_root)
 
 
 def ram_pages(snapshot: Snapshot) -> int:

@@ -370,7 +370,7 @@ class Sandbox:
                 await self._incarnation.end()
             await self.spare.drop()
             await loosen(self._directory.path)
-            self._directory.remove()
+            await asyncio.to_thread(self._directory.remove)  # a deep chain has many links
         self.mounts.let_go()
         await self.on_killed(self)
         self.events.tell("killed", sandbox=self.id)
