@@ -8,10 +8,21 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Entry = tuple[tarfile.TarInfo, bytes]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A layer that is compressed already, and the digest of what it was before."""
+
+    data: bytes
+    diff_id: str
+
+
 Descriptor = dict[str, Any]
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -73,17 +84,6 @@ def layer(entries: Iterable[Entry]) -> bytes:
     return buffer.getvalue()
 
 
-def tree(root: Path, names: Iterable[str]) -> list[Entry]:
-    """Entries of the files `names` below `root`, links followed, with their directories."""
-    entries: dict[str, Entry] = {}
-    for name in names:
-        for above in reversed(Path(name).parents[:-1]):
-            entries.setdefault(str(above), directory(str(above)))
-        path = root / name
-        entries[name] = file(name, path.read_bytes(), path.stat().st_mode & 0o7777)
-    return list(entries.values())
-
-
 # The image ----------------------------------------------------------------------------------------
 
 
@@ -111,7 +111,7 @@ class Layout:
 
     def add(
         self,
-        layers: Sequence[bytes],
+        layers: Sequence[bytes | Packed],
         config: Mapping[str, Any] | None = None,
         *,
         ref: str = "latest",
@@ -120,12 +120,16 @@ class Layout:
         compress: Any = lambda data: gzip.compress(data, 1, mtime=0),
     ) -> dict[str, Any]:
         """Add an image of these layers under the name `ref`; its manifest."""
-        described = [self.blob(compress(each), f"{LAYER}{suffix}") for each in layers]
+        packed = [
+            each if isinstance(each, Packed) else Packed(compress(each), digest(each))
+            for each in layers
+        ]
+        described = [self.blob(each.data, f"{LAYER}{suffix}") for each in packed]
         document = {
             "architecture": platform[0],
             "os": platform[1],
             "config": dict(config or {}),
-            "rootfs": {"type": "layers", "diff_ids": [digest(each) for each in layers]},
+            "rootfs": {"type": "layers", "diff_ids": [each.diff_id for each in packed]},
             "history": [{"created_by": f"layer {number}"} for number in range(len(layers))],
         }
         manifest = {

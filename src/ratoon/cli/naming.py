@@ -1,8 +1,9 @@
-"""Sandboxes as people name them: by id, or by the name that `run --name` gave."""
+"""Sandboxes and images as people name them."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,13 @@ NAME = "name"
 
 _ID = re.compile(r"sb-[0-9a-f]{8}-[0-9a-f]{4}")
 
+#: What an image can be.
+IMAGE = (
+    "debian[:SUITE][+PACKAGE…], a name in a registry such as python:3.12-slim, "
+    "oci:DIRECTORY[:REF], oci-archive:FILE, docker-archive:FILE, tar:FILE or dir:DIRECTORY."
+)
+_IMAGE_ON_HOST = re.compile(r"(oci|oci-archive|docker-archive|tar|dir):(.+)", re.DOTALL)
+
 Sandbox = Annotated[
     str,
     typer.Argument(metavar="SANDBOX", help="Its id or its name.", autocompletion=sandboxes),
@@ -27,6 +35,12 @@ Sandboxes = Annotated[
     list[str],
     typer.Argument(metavar="SANDBOX", help="Their ids or names.", autocompletion=sandboxes),
 ]
+
+
+def located(image: str) -> str:
+    """An image's name for a daemon, which is in another directory than this."""
+    match = _IMAGE_ON_HOST.fullmatch(image)
+    return f"{match[1]}:{Path(match[2]).absolute()}" if match else image
 
 
 async def find(client: AsyncClient, name: str) -> AsyncSandbox:

@@ -13,7 +13,7 @@ import typer
 from ratoon.cli.app import Json, print_json, say
 from ratoon.cli.completion import snapshots as tags_there_are
 from ratoon.cli.connect import Asked, talks
-from ratoon.cli.naming import find
+from ratoon.cli.naming import IMAGE, find, located
 from ratoon.cli.showing import MIB
 from ratoon.concurrency import beside
 from ratoon.errors import AlreadyExists, CommandFailed, InvalidInput, NotFound
@@ -28,13 +28,16 @@ Tag = Annotated[str, typer.Option("--tag", help="The new snapshot's name.")]
 @talks("from-image", start=False)
 async def from_image(
     client: AsyncClient,
-    image: Annotated[str, typer.Argument(help="The root image: debian.")],
+    image: Annotated[str, typer.Argument(help=IMAGE)],
     tag: Tag,
     mem_size_mib: Annotated[int | None, typer.Option(help="RAM in MiB; 512 if not said.")] = None,
     vcpus: Annotated[int | None, typer.Option(help="Virtual CPUs; 1 if not said.")] = None,
     disk_size_mib: Annotated[
         int | None, typer.Option(help="Disk in MiB; 8192 if not said.")
     ] = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Look the image up again, or build it anew.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Boot an image cold and publish it as a base snapshot."""
@@ -42,7 +45,12 @@ async def from_image(
 
     def make() -> Asked[SnapshotInfo]:
         return client.snapshots.from_image(
-            image, tag, ram_mib=mem_size_mib, vcpus=vcpus, disk_mib=disk_size_mib
+            located(image),
+            tag,
+            ram_mib=mem_size_mib,
+            vcpus=vcpus,
+            disk_mib=disk_size_mib,
+            refresh=refresh,
         )
 
     made = await _with_progress(client, tag, make)

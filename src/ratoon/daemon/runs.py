@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request
 
 from ratoon.daemon.connection import while_connected
 from ratoon.daemon.context import Daemon, TheDaemon
+from ratoon.daemon.images import roots_for
 from ratoon.daemon.models.runs import (
     DifferenceInfo,
     Explanation,
@@ -60,6 +61,7 @@ async def run_image(body: RunRequest, daemon: TheDaemon, request: Request) -> Ru
         start=body.start,
         cache=body.cache,
         refresh=body.refresh,
+        roots=roots_for(daemon, request),
         progress=telling(daemon, body.image),
     )
     run = await while_connected(request, work)

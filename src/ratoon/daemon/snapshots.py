@@ -15,6 +15,7 @@ from pydantic import BeforeValidator
 from ratoon.artifacts import Progress
 from ratoon.daemon.connection import while_connected
 from ratoon.daemon.context import Daemon, TheDaemon
+from ratoon.daemon.images import roots_for
 from ratoon.daemon.models.snapshots import (
     CompactRequest,
     SnapshotDetail,
@@ -85,6 +86,8 @@ async def make_snapshot(
             vcpus=body.vcpus,
             disk_bytes=body.disk_mib * MIB,
             network=network,
+            refresh=body.refresh,
+            roots=roots_for(daemon, request),
             progress=progress,
         )
     else:

@@ -46,14 +46,18 @@ class AsyncSnapshots:
         ram_mib: int | None = None,
         vcpus: int | None = None,
         disk_mib: int | None = None,
+        refresh: bool = False,
     ) -> SnapshotInfo:
-        """Boot `image` (`debian`) cold and publish it as the base snapshot `tag`.
+        """Boot `image` cold and publish it as the base snapshot `tag`.
 
-        The first time an image is used it is built, which takes minutes. AlreadyExists.
+        It is `debian[:SUITE][+PACKAGE…]`, a name in a registry such as `python:3.12-slim`, or of
+        the daemon's host `oci:…`, `oci-archive:…`, `docker-archive:…`, `tar:…` or `dir:…`. The
+        first time it is fetched or built, which may take minutes; `refresh`: do so again.
+        AlreadyExists; NotFound.
         """
         sizes = {"ram_mib": ram_mib, "vcpus": vcpus, "disk_mib": disk_mib}
         given = {name: size for name, size in sizes.items() if size is not None}
-        body = {"image": image, "tag": tag, **given}
+        body = {"image": image, "tag": tag, "refresh": refresh, **given}
         return read(SnapshotInfo, await self._connection.ask("POST", "/v1/snapshots", body=body))
 
     async def compact(self, tag: str, to: str) -> SnapshotInfo:

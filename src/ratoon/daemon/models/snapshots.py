@@ -70,6 +70,10 @@ class SnapshotRequest(Request):
     """What is booted cold: an `image`, or a `kernel` and a `rootfs` (raw, with ext4), files of the
     host where the daemon lets them lie.
 
+    An image is `debian[:SUITE][+PACKAGE…]`, a name in a registry, or of the daemon's host, where it
+    lets them lie, `oci:DIRECTORY[:REF]`, `oci-archive:FILE`, `docker-archive:FILE`, `tar:FILE` or
+    `dir:DIRECTORY`. It is remembered what a name was found to be, until `refresh`.
+
     It gets so much RAM, so many virtual CPUs and, of an image, a disk of that size. `network`: what
     forks may reach unless they are given something else. The rest is there for clients of another
     runtime, and changes nothing: every fork may write, and the boot is awaited until it is done.
@@ -83,6 +87,7 @@ class SnapshotRequest(Request):
     vcpus: Annotated[int, Field(ge=1, le=64)] = 1
     disk_mib: Annotated[int, Field(ge=256, le=1 << 24)] = DISK_BYTES // MIB
     network: str = "none"
+    refresh: bool = False
     rw: bool = False
     tap: Any = None
     boot_wait_secs: Annotated[int, Field(ge=0, le=60)] = 10
