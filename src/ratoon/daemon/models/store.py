@@ -55,7 +55,7 @@ class DiskUsage(Answer):
 
 
 class StoreUsage(Answer):
-    """What everything takes on the disk; `images` are by memory root."""
+    """What everything takes on the disk; `images` are by memory root or disk root."""
 
     total_bytes: int
     snapshots: dict[str, DiskUsage]
