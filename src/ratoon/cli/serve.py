@@ -30,7 +30,7 @@ def serve(
     branch_cap: Annotated[int, typer.Option(min=1, help="Branches at a time.")] = 4,
     image_root: Annotated[
         list[Path] | None,
-        typer.Option(help="Bases may be made of kernels and disks below this directory."),
+        typer.Option(help="Images, kernels and disks may be taken from below this directory."),
     ] = None,
     volume_root: Annotated[
         list[Path] | None,
