@@ -163,7 +163,7 @@ def plots(samples: Samples) -> Sequence[Plot]:
         )
         series.append(Series(name, tuple(points)))
     title = f"What one more snapshot takes, {DIRTIED_MIB} MiB having been dirtied"
-    return [Plot("disk", title, "file system", "MiB (log)", tuple(series), log=True)]
+    return [Plot("disk", title, "file system", "MiB (log)", tuple(series), True, False)]
 
 
 def wrong(samples: Samples) -> str | None:

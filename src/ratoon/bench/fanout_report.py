@@ -10,6 +10,8 @@ from ratoon.bench.plots import Plot, Series
 from ratoon.bench.samples import MIB, Samples
 from ratoon.bench.tables import Table, Target, spread
 
+_INODES = "25 forks on xfs, until all have answered"
+
 
 @dataclass(frozen=True)
 class Burst:
@@ -103,7 +105,7 @@ def plots(samples: Samples) -> Sequence[Plot]:
         Plot(
             "fanout", "Forks at once, until all have answered", "forks", "ms (log)", (forks,), True
         ),
-        Plot("fanout-inodes", "25 forks on xfs", "each fork maps", "ms a fork", tuple(inodes)),
+        Plot("fanout-inodes", _INODES, "each fork maps", "ms a fork", tuple(inodes), linked=False),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Plots as SVG, drawn by hand: every sample is a dot, the medians are linked."""
+"""Plots as SVG, drawn by hand: every sample is a dot, every median a bar."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class Plot:
     y_label: str
     series: tuple[Series, ...]
     log: bool = False
+    #: Whether the places follow each other, so that lines between them mean something.
+    linked: bool = True
 
 
 def svg(plot: Plot) -> str:
@@ -63,7 +65,7 @@ def svg(plot: Plot) -> str:
     for number, series in enumerate(plot.series):
         shift = (number - (len(plot.series) - 1) / 2) * min(14.0, step / (len(plot.series) + 1))
         at = {place: LEFT + (i + 0.5) * step + shift for i, place in enumerate(places)}
-        lines += _drawn(series, COLOURS[number % len(COLOURS)], at, scale)
+        lines += _drawn(series, COLOURS[number % len(COLOURS)], at, scale, linked=plot.linked)
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
@@ -100,10 +102,13 @@ def _legend(series: tuple[Series, ...]) -> Iterator[str]:
         x += 14 + 6.6 * len(each.name) + 18
 
 
-def _drawn(series: Series, colour: str, at: dict[str, float], scale: _Scale) -> Iterator[str]:
+def _drawn(
+    series: Series, colour: str, at: dict[str, float], scale: _Scale, *, linked: bool
+) -> Iterator[str]:
     medians = [(at[place], scale.y(median(found))) for place, found in series.points]
-    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in medians)
-    yield f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.2" opacity="0.6"/>'
+    if linked:
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in medians)
+        yield f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.2" opacity="0.6"/>'
     for place, found in series.points:
         for value in found:
             dot = f'cx="{at[place]:.1f}" cy="{scale.y(value):.1f}" r="2.5"'
