@@ -70,6 +70,7 @@ async def test_over_tcp_only_what_lies_below_a_root(
 @pytest.mark.parametrize(
     ("source", "target"),
     [
+        ("/", "/mnt"),
         ("/a/../b", "/mnt"),
         ("relative/path", "/mnt"),
         ("Name", "/mnt"),

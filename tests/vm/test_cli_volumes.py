@@ -19,7 +19,8 @@ PROGRAM = Path(sys.executable).with_name("ratoon")
 async def ratoon(served: Served, *arguments: str) -> tuple[int, str]:
     """The exit code, and all that was printed."""
     process = await asyncio.create_subprocess_exec(
-        *(PROGRAM, *arguments),
+        str(PROGRAM),
+        *arguments,
         stdout=PIPE,
         stderr=PIPE,
         env={**os.environ, "RATOON_URL": f"unix://{served.socket}"},

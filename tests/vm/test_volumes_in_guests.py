@@ -267,7 +267,8 @@ async def main():
         sandbox = await engine.fork_one("base", options)
         result = await sandbox.exec(["sh", "-c", script])
         assert result.exit_code == 0, result
-        while Path(shared, "lines").read_text().count("\\n") < 3:
+        lines = Path(shared, "lines")
+        while not lines.exists() or len(lines.read_text().split()) < 3:
             await asyncio.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -272,6 +272,17 @@ def test_absurd_sizes_and_places(guest: Guest, root: bytes, export: Export) -> N
     assert guest.status("lookup", long) not in (OK, NOENT)
 
 
+def test_what_goes_wrong_in_a_call_is_an_answer(guest: Guest, root: bytes, export: Export) -> None:
+    def broken() -> None:
+        raise ValueError("a mistake of ours")
+
+    export.space = broken  # type: ignore[method-assign, assignment]
+    reply = guest.dispatcher.answer(guest.record("fsstat", Writer().opaque(root).done()))
+    assert reply[-4:] == (5).to_bytes(4, "big")  # SYSTEM_ERR
+    none = guest.record("null", b"")[:20] + (22).to_bytes(4, "big") + guest.record("null", b"")[24:]
+    assert guest.dispatcher.answer(none)[-4:] == (3).to_bytes(4, "big")  # PROC_UNAVAIL
+
+
 # Hostile bytes ------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,8 @@ class Volume(BaseModel):
     @field_validator("source")
     @classmethod
     def _is_source(cls, source: str) -> str:
+        if source == "/":
+            raise ValueError("the root of the host can be no volume")
         if source.startswith("/"):
             return _canonical(source)
         check_name(source)

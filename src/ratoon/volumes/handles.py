@@ -43,7 +43,6 @@ def key_of(directory: Path) -> bytes:
         except FileNotFoundError:
             key = secrets.token_bytes(32)
             write_durable(path, key)
-            path.chmod(0o600)
             return key
 
 

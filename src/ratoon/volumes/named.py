@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,5 +87,9 @@ def _make(path: Path) -> None:
 
 def _look(path: Path) -> NamedVolume:
     found = path.stat()
-    size = sum(each.lstat().st_blocks * 512 for each in path.rglob("*") if not each.is_dir())
+    size = 0
+    for directory, _, names in os.walk(path):
+        for name in names:
+            with suppress(FileNotFoundError):  # it is in use
+                size += os.lstat(f"{directory}/{name}").st_blocks * 512
     return NamedVolume(path.name, path, size, found.st_ctime)

@@ -17,7 +17,7 @@ from blake3 import blake3
 from ratoon.volumes import formats
 from ratoon.volumes.export import Caller, Changes, Export
 from ratoon.volumes.handles import ID_BYTES, ForeignHandle
-from ratoon.volumes.rpc import Call
+from ratoon.volumes.rpc import Call, NoProcedure
 from ratoon.volumes.xdr import Garbage, Reader, Writer
 
 PROGRAM, VERSION = 100003, 3
@@ -49,7 +49,7 @@ class Nfs:
 
     def __call__(self, call: Call) -> bytes:
         if not 0 <= call.procedure < len(_NAMES):
-            raise LookupError(call.procedure)
+            raise NoProcedure
         answer: Callable[[Reader, Caller], Writer] = getattr(self, f"_{_NAMES[call.procedure]}")
         return answer(call.arguments, call.caller).done()
 

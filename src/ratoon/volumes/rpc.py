@@ -5,12 +5,17 @@ All of it was written by a guest: a record is bounded, and what is no call close
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from blake3 import blake3
+
 from ratoon.volumes.export import Caller
 from ratoon.volumes.xdr import Garbage, Reader, Writer
+
+log = logging.getLogger(__name__)
 
 #: A write's data, and room for what is around it.
 MAX_RECORD = 1024 * 1024 + 4096
@@ -66,7 +71,11 @@ class Call:
     arguments: Reader
 
 
-#: Answers a call with the results. Garbage: the arguments are none. LookupError: no such procedure.
+class NoProcedure(Exception):
+    """The program has none of that number."""
+
+
+#: Answers a call with the results. Garbage: the arguments are none. NoProcedure.
 Program = Callable[[Call], bytes]
 
 
@@ -97,18 +106,21 @@ class Dispatcher:
             return _accepted(xid, PROG_UNAVAIL)
         if version != self._version:
             return _accepted(xid, PROG_MISMATCH, Writer().u32(self._version, self._version).done())
-        known = procedure in self._once and self._answers.get(record)
-        if known:
+        digest = blake3(record).digest()
+        if procedure in self._once and (known := self._answers.get(digest)):
             return known
         try:
             results = self._program(Call(procedure, caller, reader))
         except Garbage:
             return _accepted(xid, GARBAGE_ARGS)
-        except LookupError:
+        except NoProcedure:
             return _accepted(xid, PROC_UNAVAIL)
+        except Exception:
+            log.exception("a call for procedure %d failed", procedure)
+            return _accepted(xid, SYSTEM_ERR)
         reply = _accepted(xid, SUCCESS, results)
         if procedure in self._once:
-            self._answers[record] = reply
+            self._answers[digest] = reply
             if len(self._answers) > REMEMBERED:
                 self._answers.popitem(last=False)
         return reply
