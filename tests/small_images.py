@@ -19,6 +19,8 @@ from ratoon.guest.build import PYTHON_PACKAGES
 
 MIB = 1024 * 1024
 APPLETS = ("sh", "cat", "id", "env", "sleep", "stat", "pwd", "tail", "ls", "true", "touch", "chmod")
+#: A mebibyte that compresses well.
+PIECE = (b"ratoon " * MIB)[: MIB - 1] + b"\n"
 #: What nobody runs.
 _IDLE = ("usr/share", "bin/busybox", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/python3.11/test")
 
@@ -53,10 +55,9 @@ def musl() -> list[Entry]:
 
 def repeated(name: str, size: int) -> Packed:
     """A layer with one file of `size` bytes, a multiple of MiB, which hardly grows it."""
-    piece = (b"ratoon " * MIB)[: MIB - 1] + b"\n"
     info = tarfile.TarInfo(name)
     info.size = size
-    pieces = [info.tobuf(tarfile.PAX_FORMAT), *[piece] * (size // MIB), bytes(1024)]
+    pieces = [info.tobuf(tarfile.PAX_FORMAT), *[PIECE] * (size // MIB), bytes(1024)]
     digest, packed = hashlib.sha256(), io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=1, mtime=0) as compressor:
         for each in pieces:
