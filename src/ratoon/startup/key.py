@@ -118,7 +118,7 @@ def started(below: Booted, image: Image, spec: RunSpec, options: SandboxOptions)
         user=spec.user or image.config.user,
         workdir=spec.workdir or image.config.workdir,
         network=str(options.network or "none"),
-        mounts=(),
+        mounts=tuple(volume.model_dump() for volume in options.volumes),
         health=spec.health.checked,
     )
 
