@@ -5,6 +5,8 @@
 .DEFAULT_GOAL := help
 
 PYTHON_IN_VENV := .venv/bin/python
+# As many tests at once as there are processors; those of one module one after another.
+AT_ONCE := -n auto --maxprocesses 4 --dist loadfile
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -16,15 +18,16 @@ demo: setup  ## build a chain of snapshots, fork from each, probe and measure
 	@$(PYTHON_IN_VENV) -m ratoon.bench.demo
 
 test: setup lint  ## everything: style, types, fast tests, real virtual machines
-	@$(PYTHON_IN_VENV) -m pytest
+	@$(PYTHON_IN_VENV) -m pytest $(AT_ONCE)
 
 test-fast: setup  ## the tests without virtual machines
-	@$(PYTHON_IN_VENV) -m pytest -m 'not vm'
+	@$(PYTHON_IN_VENV) -m pytest -m 'not vm' $(AT_ONCE)
 
 soak: setup  ## the long runs, of which `make test` takes a seeded slice
 	@$(PYTHON_IN_VENV) -m pytest --soak tests/faults tests/model tests/vm/test_random_lives.py \
 		tests/vm/test_streams_across_branches.py tests/vm/test_taken_over.py \
-		tests/vm/test_daemon_fuzz.py tests/vm/test_daemon_load.py tests/vm/test_daemon_kills.py
+		tests/vm/test_daemon_fuzz.py tests/vm/test_daemon_load.py tests/vm/test_daemon_kills.py \
+		tests/vm/test_images_in_guests.py
 
 lint: setup  ## formatter, linter and type checker
 	@.venv/bin/ruff format --check --quiet .

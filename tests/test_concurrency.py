@@ -65,6 +65,7 @@ async def test_an_error_of_the_other_after_it_was_awaited_is_not_lost() -> None:
 
 @pytest.mark.parametrize("other_after", [0, 60])
 async def test_who_cancels_it_cancels_both(other_after: float) -> None:
+    before = asyncio.all_tasks()
     main, other = Actor(), Actor()
     waiting = asyncio.create_task(beside(main.play(after=60), other.play(after=other_after)))
     await asyncio.sleep(0.01)
@@ -73,7 +74,7 @@ async def test_who_cancels_it_cancels_both(other_after: float) -> None:
         await waiting
     assert main.ended == "cancelled"
     assert other.ended == ("cancelled" if other_after else "done")
-    assert len(asyncio.all_tasks()) == 1
+    assert asyncio.all_tasks() == before
 
 
 async def test_they_have_ended_when_it_returns() -> None:

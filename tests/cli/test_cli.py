@@ -25,7 +25,7 @@ def home(tmp_path: Path) -> Path:
 
 def ratoon(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("ratoon")
-    environment = {**os.environ, "RATOON_HOME": str(home), "RATOON_RUNTIME": str(home / "run")}
+    environment = {**os.environ, "RATOON_HOME": str(home), "RATOON_RUNTIME": str(home.parent / "r")}
     return subprocess.run(
         [program, *arguments], env=environment, capture_output=True, text=True, check=False
     )

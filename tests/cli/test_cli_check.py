@@ -27,7 +27,7 @@ def home(tmp_path: Path) -> Path:
 
 def command(home: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
     program = Path(sys.executable).with_name("ratoon")
-    environment = {**os.environ, "RATOON_HOME": str(home), "RATOON_RUNTIME": str(home / "run")}
+    environment = {**os.environ, "RATOON_HOME": str(home), "RATOON_RUNTIME": str(home.parent / "r")}
     return [str(program), "check", *arguments], environment
 
 

@@ -33,7 +33,7 @@ def other(tmp_path: Path) -> Store:
 def ratoon(store: Store, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("ratoon")
     home = store.home
-    environment = {**os.environ, "RATOON_HOME": str(home), "RATOON_RUNTIME": str(home / "run")}
+    environment = {**os.environ, "RATOON_HOME": str(home), "RATOON_RUNTIME": str(home.parent / "r")}
     return subprocess.run(
         [program, *arguments], env=environment, capture_output=True, text=True, check=False
     )

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from volumes import Mount, Volume
+from loop_volumes import Mount, Volume
 
 from ratoon.bench.loop_mounts import KINDS, mounted, what_is_missing
 from ratoon.errors import HostError

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from volumes import Mount, Volume
+from loop_volumes import Mount, Volume
 
 from fake_snapshots import publish
 from memory_helpers import RAM, ram_of, write_chain, write_layer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from volumes import Volume
+from loop_volumes import Volume
 
 from memory_helpers import RAM, flatten, guest_on, ram_of, write_chain
 from ratoon.bench.images import CHAINS, RAM_PAGES

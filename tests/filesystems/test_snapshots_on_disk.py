@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from volumes import Mount, Volume
+from loop_volumes import Mount, Volume
 
 from fake_snapshots import publish
 from ratoon.bench.loop_mounts import KINDS, used_bytes

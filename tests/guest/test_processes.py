@@ -16,7 +16,7 @@ from ratoon.errors import Conflict, GuestError, InvalidInput, NotFound
 from ratoon.guest import commands
 from ratoon.guest.agent import wire
 from ratoon.guest.agent.processes import LISTED, REMEMBERED
-from ratoon.guest.agent.tail import LIMIT
+from ratoon.guest.agent.tail import LIMIT, PIECE_COST, SMALL
 from ratoon.guest.commands import Ended, ProcessInfo
 
 MIB = 1024 * 1024
@@ -224,7 +224,8 @@ async def test_nobody_listens_and_its_pipes_do_not_fill_up(guest: Guest) -> None
     async with commands.attach(guest.channel, pid) as command:
         data = await read_all(command)
     assert data.endswith(b"x\n\nlast\n")
-    assert LIMIT <= len(data) < 2 * LIMIT
+    # Any two pieces are SMALL together, and each costs PIECE_COST, which counts for the limit.
+    assert LIMIT * SMALL // (SMALL + 2 * PIECE_COST) <= len(data) < 2 * LIMIT
 
 
 async def test_of_many_that_have_ended_the_last_are_remembered(guest: Guest) -> None:

@@ -191,8 +191,9 @@ async def test_sandboxes_that_share_a_policy_do_not_meet(engine: Engine, lab: La
             with entered(namespace):
                 nft("delete table inet ratoon")
                 ip("link set lo up")
-        await probe(other, ways, patience=1)
-        await sh(one, "until grep -qx hello /tmp/said; do sleep 0.1; done")
+        async with asyncio.timeout(FOR_EVER):
+            while "hello\n" not in await sh(one, "cat /tmp/said"):
+                await probe(other, ways, patience=1)
 
 
 def namespace_id(sandbox: Sandbox) -> int:
