@@ -34,14 +34,16 @@ def busybox() -> list[Entry]:
 def python() -> bytes:
     """Debian's libc and Python; no shell."""
     root = packages.unpacked(packages.resolve(PYTHON_PACKAGES))
-    return _packed(root, lambda name: not name.startswith(_IDLE)) + layer(
-        [symlink("usr/bin/python3", "python3.11")]
-    )
+    return _packed(root, _is_used) + layer([symlink("usr/bin/python3", "python3.11")])
 
 
 def bash() -> bytes:
     """Debian's libc and bash; neither Python nor any other program."""
-    return _packed(packages.unpacked(packages.resolve(["bash", "libtinfo6", "libc6"])), _is_used)
+    return _packed(_bash(), _is_used)
+
+
+def bash_program() -> bytes:
+    return (_bash() / "bin/bash").read_bytes()
 
 
 def musl() -> list[Entry]:
@@ -64,6 +66,10 @@ def repeated(name: str, size: int) -> Packed:
             digest.update(each)
             compressor.write(each)
     return Packed(packed.getvalue(), f"sha256:{digest.hexdigest()}")
+
+
+def _bash() -> Path:
+    return packages.unpacked(packages.resolve(["bash", "libtinfo6", "libc6"]))
 
 
 def _is_used(name: str) -> bool:

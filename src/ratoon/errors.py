@@ -14,7 +14,8 @@
     │   └── ChainMismatch                             a link names another parent than it has
     ├── CannotRestore              exit 1, HTTP 500   nothing is left to repair a file from
     ├── HostError                  exit 1, HTTP 500   the host lacks something: a program, space
-    │   └── UnreadableDisk                            no ext4 file system, or a damaged one
+    │   ├── UnreadableDisk                            no ext4 file system, or a damaged one
+    │   └── RegistryError          exit 1, HTTP 502   a registry of images does not do as it should
     ├── Overloaded                 exit 1, HTTP 503   no room for more sandboxes; try again later
     ├── Unreachable                exit 1, HTTP 502   no daemon answers, or no longer
     ├── Unauthorized               exit 1, HTTP 401   the daemon wants another token
@@ -119,6 +120,12 @@ class HostError(RatoonError):
 
 class UnreadableDisk(HostError):
     """What the guest made of its disk: the disk itself is what its digest says."""
+
+
+class RegistryError(HostError):
+    """It cannot be reached, refuses, or sends what it may not."""
+
+    http_status = 502
 
 
 class Overloaded(RatoonError):

@@ -21,8 +21,9 @@ async def test_images_of_the_host(route: str, bare_engine: Engine, tmp_path: Pat
     allowed = tmp_path / "allowed"
     allowed.mkdir()
 
+    choices: list[tuple[Path, ...]] = [(), (allowed,)]
     applications = {
-        roots: create_app(bare_engine, Settings(image_roots=roots)) for roots in ((), (allowed,))
+        roots: create_app(bare_engine, Settings(image_roots=roots)) for roots in choices
     }
 
     async def refused(base: str, image: str, *roots: Path) -> str:

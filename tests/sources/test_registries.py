@@ -10,7 +10,7 @@ import pytest
 from disk_looks import DISK, Look
 
 from oci_images import Layout, file, layer
-from ratoon.errors import Corrupt, HostError, InvalidInput, NotFound
+from ratoon.errors import Corrupt, HostError, InvalidInput, NotFound, RegistryError
 from ratoon.sources import blobs
 from ratoon.sources.image import ImageConfig
 from ratoon.sources.registry import RegistryName
@@ -154,7 +154,9 @@ def test_an_image_for_another_machine_is_refused(
 def test_what_is_not_there_is_named(registry: Registry, cache: Path) -> None:
     with pytest.raises(NotFound, match=rf"no image {registry.host}/absent:latest"):
         resolve(f"{registry.host}/absent")
-    with pytest.raises(HostError, match=r"127\.0\.0\.1:1/x:latest cannot be fetched: .*refused"):
+    with pytest.raises(
+        RegistryError, match=r"127\.0\.0\.1:1/x:latest cannot be fetched: .*refused"
+    ):
         resolve("127.0.0.1:1/x")
     assert not list((cache / "oci").glob(".*.tmp"))
 
@@ -171,7 +173,7 @@ def test_credentials_are_those_of_the_usual_file(
         secret = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
         auth.write_text("{}")
         name = f"{private.host}/hidden:latest"
-        with pytest.raises(HostError, match="authentication required"):
+        with pytest.raises(RegistryError, match="authentication required"):
             resolve(name)
         auth.write_text(json.dumps({"auths": {private.host: {"auth": secret}}}))
         private.push(layout.reference(), "hidden:latest")

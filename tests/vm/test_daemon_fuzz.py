@@ -45,6 +45,8 @@ PATHS = [
     *("/dev/null", "/dev/vport0p1", "/proc/self/mem", "/proc/sysrq-trigger/x"),
     *("/sys/kernel", "/etc/hostname/below", "/root/" + "x" * 300, "/x" * 3000, "/root/\n\u20ac"),
 ]
+#: Images that are not to be had; others would be asked of registries of the world.
+IMAGES = ["debian:potato", "dir:/etc", "tar:/etc/passwd", "oci:", "oci:/x", "No:Such", "-", "\n"]
 #: Requests of each kind for a route. A slice takes one route in so many of each kind, because what
 #: costs most is to find out what can be asked of one.
 EXAMPLES, SOAK_EXAMPLES, SLICE = 3, 60, 3
@@ -97,6 +99,8 @@ class Fuzzer:
             body["tag"] = "scratch"
         if "name" in body and self._random.random() < 0.7:
             body["name"] = "w"
+        if isinstance(body.get("image"), str) and body["image"]:
+            body["image"] = self._random.choice(IMAGES)
         if "to" in body and self._random.random() < 0.5:
             body["to"] = "scratch"
 

@@ -38,7 +38,10 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
         if "State:\\tZ" in open(f"/proc/{pid}/status").read(): print(pid)
     except OSError: pass
 """
+#: `cap_net_bind_service=ep`, linux/capability.h: version 2, little-endian.
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000").decode("latin-1")
+ABLE = {"security.capability": CAPABILITY}
+CAPABILITIES = "while read k v; do case $k in CapEff:) echo $v;; esac; done </proc/self/status"
 
 
 @dataclass(frozen=True)
@@ -295,18 +298,17 @@ async def test_many_small_layers(engine: Engine, registry: Registry, tmp_path: P
 async def test_layers_with_all_that_layers_can_have(engine: Engine, tmp_path: Path) -> None:
     """Whiteouts, links, owners, setuid, capabilities, devices: they are there, and they work."""
     layout = Layout(tmp_path)
-    root_program = Path("/bin/busybox").read_bytes()
     below = [
         *(directory("gone"), file("gone/x"), directory("opaque"), file("opaque/old")),
         *(file("owned", b"x", 0o640, uid=1234, gid=4321), hard_link("linked", "owned")),
         *(symlink("absolute", "/owned"), symlink("up", "../../../owned")),
-        file("sbin/asroot", root_program, 0o4755),
-        file("sbin/able", root_program, 0o755, xattrs={"security.capability": CAPABILITY}),
+        file("sbin/asroot", small_images.bash_program(), 0o4755),
+        file("sbin/able", small_images.bash_program(), 0o755, xattrs=ABLE),
         *(symlink("tmp", "/etc"), symlink("etc/resolv.conf", "/run/nowhere")),
         entry("null", tarfile.CHRTYPE, mode=0o666, device=(1, 3)),
     ]
     above = [file(".wh.gone"), file("opaque/.wh..wh..opq"), file("opaque/new")]
-    layout.add([layer([*small_images.busybox(), *below]), layer(above)])
+    layout.add([small_images.bash(), layer([*small_images.busybox(), *below]), layer(above)])
     async with running(engine, layout.reference()) as sandbox:
         await check(sandbox, Shell())
         assert await output(sandbox, "ls", "/opaque") == "new"
@@ -316,17 +318,9 @@ async def test_layers_with_all_that_layers_can_have(engine: Engine, tmp_path: Pa
                 await output(sandbox, "stat", "-L", "-c", "%u:%g %h", f"/{name}") == "1234:4321 2"
             )
         assert (await sandbox.exec(["sh", "-c", "echo x >/null && ls /null"])).exit_code == 0
-        as_root = await sandbox.exec(["/sbin/asroot", "id", "-u"], user="1000")
-        assert as_root.stdout == b"0\n"
-        capabilities = await sandbox.exec(
-            [
-                "/sbin/able",
-                "sh",
-                "-c",
-                "while read k v; do case $k in CapEff:) echo $v;; esac; done </proc/self/status",
-            ],
-            user="1000",
-        )
+        as_root = await sandbox.exec(["/sbin/asroot", "-p", "-c", "echo $UID $EUID"], user="1000")
+        assert as_root.stdout == b"1000 0\n"
+        capabilities = await sandbox.exec(["/sbin/able", "-c", CAPABILITIES], user="1000")
         assert int(capabilities.stdout, 16) == 1 << 10  # CAP_NET_BIND_SERVICE
         assert await output(sandbox, "cat", "/etc/resolv.conf") == "nameserver 10.0.2.3"
 
@@ -334,13 +328,13 @@ async def test_layers_with_all_that_layers_can_have(engine: Engine, tmp_path: Pa
 async def test_a_tree_of_this_host(engine: Engine, tmp_path: Path) -> None:
     """As a tarball, of a directory that has a program alone, and no shell."""
     (tmp_path / "tree").mkdir()
-    (tmp_path / "tree/only").write_bytes(Path("/bin/busybox").read_bytes())
-    (tmp_path / "tree/only").chmod(0o755)
+    (tmp_path / "tree/busybox").write_bytes(Path("/bin/busybox").read_bytes())
+    (tmp_path / "tree/busybox").chmod(0o755)
     packed = tmp_path / "root.tar.zst"
     pack(tmp_path / "tree", packed)
     async with running(engine, f"tar:{packed}") as sandbox:
         await check(
-            sandbox, Shell(run=("/only", "sh", "-c"), orphan="/only sh -c 'exit 3' & exit 0")
+            sandbox, Shell(run=("/busybox", "sh", "-c"), orphan="/busybox sh -c 'exit 3' & exit 0")
         )
         await no_python(sandbox)
 

@@ -42,6 +42,7 @@ _MEANINGS = {
     413: "The body is too large.",
     422: "A field has the wrong type, or is missing.",
     500: "It failed; the text says why.",
+    502: "A registry of images does not do as it should.",
     503: "Not now; the text has the figures.",
     504: "It took too long.",
     507: "There is no room on a disk.",

@@ -35,7 +35,7 @@ router = APIRouter(tags=["runs"])
 Name = Annotated[str, Query(max_length=100, description="The first digits of its key, or its tag.")]
 
 
-@router.post("/v1/runs", status_code=201, responses=answers(400, 404, 409, 503, 507))
+@router.post("/v1/runs", status_code=201, responses=answers(400, 404, 409, 502, 503, 507))
 async def run_image(body: RunRequest, daemon: TheDaemon, request: Request) -> RunInfo:
     """Run an image in a sandbox: forked from what was kept of an equal run, or booted now.
 

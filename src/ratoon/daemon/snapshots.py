@@ -66,7 +66,7 @@ async def list_snapshots(daemon: TheDaemon) -> list[SnapshotInfo]:
     "/v1/snapshots",
     status_code=201,
     response_model=SnapshotInfo,
-    responses=answers(400, 404),
+    responses=answers(400, 404, 409, 502),
     response_model_exclude_none=True,
 )
 async def make_snapshot(

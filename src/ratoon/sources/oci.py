@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from ratoon import files
 from ratoon.artifacts import Progress, build_once, run
-from ratoon.errors import Corrupt, HostError, InvalidInput, NotFound
+from ratoon.errors import Corrupt, HostError, InvalidInput, NotFound, RegistryError
 from ratoon.sources import blobs
 from ratoon.sources.config import read_config
 from ratoon.sources.disk import FILE_SYSTEM, fill_disk
@@ -124,7 +124,8 @@ class OciImage:
             return Corrupt(f"image {self.name} is not what its digests say: {reason}")
         if any(word in low for word in ("manifest unknown", "name unknown", "not found")):
             return NotFound(f"no image {self.name}: {reason}")
-        return HostError(f"image {self.name} cannot be fetched: {reason}")
+        kind = HostError if self.path else RegistryError
+        return kind(f"image {self.name} cannot be fetched: {reason}")
 
     def root_disk(
         self, image: Image, disk_bytes: int, roots: Sequence[Path] | None, progress: Progress
