@@ -14,6 +14,7 @@ from pathlib import Path
 from ratoon.host.hierarchies import hierarchies
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.snapshot.roots import image_roots
 from ratoon.snapshot.snapshot import Snapshot
 
 #: Seconds after which something has hung; nothing here takes nearly that long.
@@ -57,9 +58,9 @@ def tags(engine: Engine) -> set[str]:
 
 def forget(engine: Engine, tag: str) -> None:
     """Delete a snapshot, whatever depends on it, and its images."""
-    manifest = engine.store.get(tag).manifest
+    before = image_roots(engine.store)
     engine.store.delete(tag, force=True)
-    engine.images.remove(manifest.memory_root, manifest.disk_root)
+    engine.images.remove(*(before - image_roots(engine.store)))
 
 
 def ram_pages(snapshot: Snapshot) -> int:
