@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from ratoon.cli.app import app, complain, explain, run, say
+from ratoon.cli.image_options import image_options
 from ratoon.cli.options import fork_options
 from ratoon.errors import RatoonError
 
@@ -31,7 +32,7 @@ Asked = Coroutine[Any, Any, T]
 Main = Callable[..., Asked[None]]
 
 #: Parameters that stand for several options, and what makes their value of those.
-_GROUPS: dict[str, Callable[..., Any]] = {"options": fork_options}
+_GROUPS: dict[str, Callable[..., Any]] = {"options": fork_options, "image": image_options}
 
 
 async def _with_daemon(daemon_url: Url = None, daemon_token: Token = None) -> None:
@@ -41,7 +42,9 @@ async def _with_daemon(daemon_url: Url = None, daemon_token: Token = None) -> No
 def talks(
     name: str, *, start: bool = True, failure: int | None = None, takes_all: bool = False
 ) -> Callable[[Main], Main]:
-    """Make `function(client, …)` the verb `name`. A parameter `options` is all that forks may have.
+    """Make `function(client, …)` the verb `name`.
+
+    A parameter `options` is all that forks may have, and `image` what is for images alone.
 
     If no daemon is named and this host's own is not running, it is started, or without `start` an
     engine in this process takes its place. `failure` is the exit code of Ratoon's own failures,
@@ -129,7 +132,9 @@ async def _client(url: str | None, token: str | None, *, start: bool) -> AsyncIt
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """With annotations that are no text any more."""
     hints = get_type_hints(
-        function, localns={"AsyncClient": Any, "Options": Any}, include_extras=True
+        function,
+        localns={"AsyncClient": Any, "Options": Any, "ImageWish": Any},
+        include_extras=True,
     )
     return {
         name: each.replace(annotation=hints[name], kind=each.KEYWORD_ONLY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -18,6 +18,7 @@ from ratoon.cli.options import Env, Timeout, User, Workdir
 from ratoon.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from ratoon.cli.image_options import ImageWish
     from ratoon.client.aio.client import AsyncClient
     from ratoon.client.aio.commands import AsyncCommand
     from ratoon.client.aio.sandbox import AsyncSandbox
@@ -48,8 +49,14 @@ class Wish:
 @talks("run", failure=OWN_FAILURE, takes_all=True)
 async def run_in_fork(
     client: AsyncClient,
-    tag: Annotated[str, typer.Argument(help="The snapshot to fork.", autocompletion=snapshots)],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SNAPSHOT|IMAGE", help="What to fork, or to run.", autocompletion=snapshots
+        ),
+    ],
     options: Options,
+    image: ImageWish,
     command: Command = None,
     interactive: Interactive = False,
     tty: Tty = False,
@@ -63,7 +70,11 @@ async def run_in_fork(
     timeout_secs: Timeout = None,
     as_json: Json = False,
 ) -> None:
-    """Fork a snapshot, run a command in the fork, and end with its exit code.
+    """Run a command in a fork of a snapshot or an image; end with its exit code.
+
+    What is no snapshot's tag is an image. It is booted, and kept as it is before COMMAND starts;
+    with a health check also as it is once COMMAND is up. The next equal run is a fork of that.
+    COMMAND takes the place of the image's own.
 
     The fork is killed afterwards, and when this is interrupted. With -t, Ctrl-P Ctrl-Q leaves both
     running; without a COMMAND it is a shell then. With -d, COMMAND runs in the background: `ratoon
@@ -73,24 +84,37 @@ async def run_in_fork(
     was not found.
     """
     wish = _wish(command, interactive, tty, env, workdir, user, timeout_secs)
-    _check(wish, detach=detach, as_json=as_json)
+    from ratoon.cli import images_run
+
+    is_image = not await images_run.is_snapshot(client, source)
+    if image.options and not is_image:
+        raise InvalidInput(f"{source} is a snapshot: {', '.join(image.options)} is for images")
+    _check(wish, detach=detach, as_json=as_json, may_be_bare=is_image)
     if name is not None:
         await require_free(client, name)
         options["metadata"] = {**options.get("metadata", {}), NAME: name}
     from ratoon.client.aio.sandbox import AsyncSandbox
 
     async with AsyncExitStack() as held:
-        sandbox = await AsyncSandbox.create(tag, client=client, **options)
+        if is_image:
+            sandbox = await images_run.started(client, source, wish, image, options, detach=detach)
+            wish = replace(wish, argv=images_run.argv_of(sandbox))
+        else:
+            sandbox = await AsyncSandbox.create(source, client=client, **options)
         await held.enter_async_context(sandbox)
         if detach:
-            if wish.argv is not None:
+            if wish.argv is not None and not is_image:
                 await _left_running(sandbox, wish)
             held.pop_all()
             if as_json:
-                print_json(asdict(sandbox.info))
+                print_json({**asdict(sandbox.info), **images_run.told(sandbox)})
             else:
                 print(sandbox.id)
             return
+        if image.waits:
+            raise typer.Exit(await images_run.followed(sandbox, as_json=as_json))
+        if is_image:
+            _check(wish, detach=False, as_json=as_json)
         if as_json:
             await _collected(sandbox, wish)
         code = await _followed(sandbox, wish)
@@ -151,10 +175,11 @@ def _wish(
     return Wish(argv or None, interactive, tty, dict(env or []), workdir, user, timeout)
 
 
-def _check(wish: Wish, *, detach: bool, as_json: bool) -> None:
+def _check(wish: Wish, *, detach: bool, as_json: bool, may_be_bare: bool = False) -> None:
+    """InvalidInput: it makes no sense so. `may_be_bare`: there may be a command all the same."""
     from ratoon.cli.session import require_terminal
 
-    if wish.argv is None and not wish.tty and not detach:
+    if wish.argv is None and not wish.tty and not detach and not may_be_bare:
         raise InvalidInput("say which command is to run, or give -it for a shell")
     if wish.tty and (as_json or detach):
         raise InvalidInput("-t is for somebody who sits here: leave -d and --json out")
@@ -192,6 +217,8 @@ async def _left_running(sandbox: AsyncSandbox, wish: Wish) -> int:
 
 async def _collected(sandbox: AsyncSandbox, wish: Wish) -> NoReturn:
     """Print all about the command as JSON, once it has ended; Exit with its exit code."""
+    from ratoon.cli import images_run
+
     assert wish.argv is not None
     result = await sandbox.commands.run(
         wish.argv,
@@ -213,6 +240,7 @@ async def _collected(sandbox: AsyncSandbox, wish: Wish) -> NoReturn:
             "error": result.reason,
             "truncated": result.truncated,
             "stages_ms": {**info.stages_ms, "fork": info.fork_ms},
+            **images_run.told(sandbox),
         }
     )
     raise typer.Exit(result.exit_code)

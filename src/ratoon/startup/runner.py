@@ -102,9 +102,9 @@ class Runner:
     ) -> Run:
         """Have an image's command run in a sandbox of its own, which has passed its health check.
 
-        `start`: False leaves the command to the caller, which only one without a health check may
-        be. `cache`: False uses nothing that was kept, and keeps nothing. `refresh`: the image is
-        looked up again, and what was kept of this run is made anew. `roots`: see `resolve`.
+        `start`: False leaves the command, which has no health check then, to the caller. `cache`:
+        False uses nothing that was kept, and keeps nothing. `refresh`: the image is looked up
+        again, and what was kept of this run is made anew. `roots`: see `resolve`.
 
         If it fails, or is cancelled, there is no sandbox. NotHealthy; InvalidInput: there is no
         command, or it cannot be executed; what `resolve`, `from_image` and `fork_one` raise.
@@ -117,7 +117,7 @@ class Runner:
             )
             guest, accelerator = await self._guest(refresh, progress)
         argv = image.config.argv(spec.command)
-        if start and not argv:
+        if spec.health and not argv:
             raise InvalidInput(f"{image.name} has no command of its own: say which is to run")
         if spec.health and not start:
             raise InvalidInput("a command with a health check is started here, and waited for")
@@ -136,7 +136,7 @@ class Runner:
             return await self._from_started(wish)
         sandbox, tier = await (self._from_booted(wish) if cache else self._aside(wish))
         try:
-            pid = await self._begin(sandbox, wish) if start else None
+            pid = await self._begin(sandbox, wish) if start and argv else None
         except BaseException:
             await sandbox.kill()
             raise

@@ -1,0 +1,72 @@
+"""The options of `ratoon run` that are for images alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ratoon.cli.options import seconds
+
+if TYPE_CHECKING:
+    from ratoon.client.runs import RunOptions
+
+
+@dataclass(frozen=True)
+class ImageWish:
+    """Those that were given, by the library's names; `waits`: there is a health check."""
+
+    options: RunOptions
+    waits: bool
+
+
+def image_options(
+    health: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="It is up when http://:PORT/PATH in it answers well."),
+    ] = None,
+    health_cmd: Annotated[
+        str | None,
+        typer.Option(metavar="CMD", help="It is up when this, by sh -c in it, exits with 0."),
+    ] = None,
+    health_log: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="It is up when this is in a line that it writes."),
+    ] = None,
+    health_interval: Annotated[
+        float | None,
+        typer.Option(parser=seconds, metavar="TIME", help="Between two health checks."),
+    ] = None,
+    health_timeout: Annotated[
+        float | None, typer.Option(parser=seconds, metavar="TIME", help="For one health check.")
+    ] = None,
+    health_within: Annotated[
+        float | None, typer.Option(parser=seconds, metavar="TIME", help="Until it must be up.")
+    ] = None,
+    mem_size_mib: Annotated[int | None, typer.Option(help="An image's RAM in MiB.")] = None,
+    vcpus: Annotated[int | None, typer.Option(help="An image's virtual CPUs.")] = None,
+    disk_size_mib: Annotated[int | None, typer.Option(help="An image's disk in MiB.")] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Use nothing kept of an image, and keep nothing.")
+    ] = False,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Look an image up again; make anew what was kept.")
+    ] = False,
+) -> ImageWish:
+    """Those that were given."""
+    given = {
+        "health": health,
+        "health_cmd": health_cmd,
+        "health_log": health_log,
+        "health_interval": health_interval,
+        "health_timeout": health_timeout,
+        "health_within": health_within,
+        "ram_mib": mem_size_mib,
+        "vcpus": vcpus,
+        "disk_size_mib": disk_size_mib,
+        "cache": False if no_cache else None,
+        "refresh": True if refresh else None,
+    }
+    options: Any = {name: value for name, value in given.items() if value is not None}
+    return ImageWish(options, waits=any((health, health_cmd, health_log)))
