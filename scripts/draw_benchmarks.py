@@ -113,8 +113,15 @@ def _conditions(name: str) -> str:
         f"Linux {machine['kernel']}, QEMU {machine['qemu']} ({document['accelerator']}), Python "
         f"{machine['python']}; {document['iterations']} rounds in {document['seconds']} s; load "
         f"average {before:.1f} before and {after:.1f} after "
-        f"([{name}.json](data/{name}.json)).\n"
+        f"([{name}.json](data/{name}.json)).{_warning(before, machine['cpu'])}\n"
     )
+
+
+def _warning(load: float, cpu: str) -> str:
+    """What a reader should know of figures from a machine that had other things to do."""
+    if load <= int(cpu.partition(" ")[0]):
+        return ""
+    return " **The machine was busy with other things: times are too long, and ratios uncertain.**"
 
 
 def take_over(directory: Path) -> None:
