@@ -16,6 +16,18 @@ DISK = 64 * MIB
 Look = Callable[[str], Path]
 
 
+def loop_devices_of(place: Path) -> list[str]:
+    """Those of files below a directory."""
+    found = []
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            if path.read_text().startswith(f"{place}/"):
+                found.append(str(path))
+        except OSError:  # it goes at this moment
+            continue
+    return found
+
+
 @contextmanager
 def mounted(reference: str, place: Path) -> Iterator[Path]:
     """The root of a disk, mounted in the directory `place`, after a check of its file system."""

@@ -64,7 +64,7 @@ TRAVERSALS: dict[str, list[Entry]] = {
 @pytest.mark.parametrize("kind", ["oci", "tar"])
 def test_nothing_is_written_elsewhere(name: str, kind: str, look: Look, tmp_path: Path) -> None:
     """It is refused, or lands in the image: its links lead to places there, as in the guest."""
-    bystander = Path("/tmp") / f"{MARK}-bystander"
+    bystander = Path("/tmp") / f"{MARK}-bystander-{os.getpid()}"
     bystander.touch()
     try:
         if kind == "oci":
@@ -283,3 +283,8 @@ def test_a_layout_that_is_none(text: str, cache: Path, tmp_path: Path) -> None:
     (layout.path / "index.json").write_text(text)
     with pytest.raises(RatoonError, match=str(layout.path)):
         resolve(f"oci:{layout.path}")
+
+
+def test_a_directory_that_is_no_layout(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="is no OCI layout: No such file"):
+        resolve(f"oci:{tmp_path}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import stat
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,17 @@ def test_no_layer_is_moved_twice(
     sent = registry.sent_blobs()[before:]
     assert sent.count(shared_layer) == sent.count(own_layer) == 1
     assert sent.count(two["layers"][1]["digest"]) == 1
+
+
+def test_what_is_fetched_is_for_its_owner_alone(
+    registry: Registry, cache: Path, tmp_path: Path
+) -> None:
+    """Not everybody on this host may have had what the registry gave."""
+    layout = Layout(tmp_path / "layout")
+    layout.add([layer([file("secret")])])
+    disk = root_disk(resolve(registry.push(layout.reference(), "secret:v1")), DISK)
+    assert stat.S_IMODE(disk.stat().st_mode) == 0o600
+    assert stat.S_IMODE((cache / "oci").stat().st_mode) == 0o700
 
 
 def test_a_tag_is_what_it_was_until_it_is_refreshed(

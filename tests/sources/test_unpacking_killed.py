@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from disk_looks import loop_devices_of
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -27,13 +29,7 @@ def traces(room: Path) -> list[str]:
                 found.append(path.read_text())
         except (FileNotFoundError, ProcessLookupError):
             continue
-    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
-        try:
-            if str(room) in path.read_text():
-                found.append(str(path))
-        except OSError:  # it goes at this moment
-            continue
-    return found
+    return found + loop_devices_of(room)
 
 
 def wait_until(met: Callable[[], bool], what: str) -> None:

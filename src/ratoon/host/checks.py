@@ -24,6 +24,7 @@ State = Literal["ok", "warn", "bad"]
 
 PROGRAMS = (
     *(command.BINARY, "qemu-img", "mmdebstrap", "mke2fs", "e2fsck", "cpio"),
+    *("skopeo", "umoci", "tar"),
     *("apt-get", "dpkg-deb", "setpriv"),
 )
 #: QEMU's first version with `readonly=on,rom=off`: it need not open an image for writing.

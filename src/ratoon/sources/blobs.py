@@ -21,8 +21,9 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def directory() -> Path:
-    """Where blobs and what fetches them lie; it is made."""
+    """Where blobs and what fetches them lie; it is made. Images may be private."""
     place = paths.cache() / "oci"
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
     (place / "blobs/sha256").mkdir(parents=True, exist_ok=True)
     return place
 

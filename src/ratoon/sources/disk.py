@@ -16,8 +16,11 @@ from ratoon.sources import mounted
 FILE_SYSTEM = ("-t", "ext4", "-L", "ratoon", "-E", "lazy_itable_init=0,lazy_journal_init=0")
 MIB = 1024 * 1024
 #: Killed together with the thread that waits for it; the namespaces, and with them the mount and
-#: its loop device, end with the last process in them.
-_ALONE = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child")
+#: its loop device, end with the last process in them. What the host unmounts goes in them too.
+_ALONE = (
+    *("setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--propagation=slave"),
+    *("--pid", "--fork", "--kill-child"),
+)
 
 
 def fill_disk(room: Path, disk_bytes: int, name: str, command: Sequence[str | Path]) -> Path:
@@ -27,7 +30,7 @@ def fill_disk(room: Path, disk_bytes: int, name: str, command: Sequence[str | Pa
     disk is too small for image `name`. HostError: the command failed, or the disk's mount.
     """
     raw, root, disk = room / "disk.raw", room / "root", room / "disk.qcow2"
-    raw.touch()
+    raw.touch(mode=0o600)
     os.truncate(raw, disk_bytes)
     run(["mke2fs", "-q", "-F", *FILE_SYSTEM, raw])
     root.mkdir()
@@ -40,6 +43,7 @@ def fill_disk(room: Path, disk_bytes: int, name: str, command: Sequence[str | Pa
         _, _, reason = str(error).partition("\n")
         raise HostError(f"image {name} was not unpacked: {reason or error}") from None
     run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, disk])
+    disk.chmod(0o600)  # the image may be private
     raw.unlink()
     root.rmdir()
     shutil.rmtree(room / "layout", ignore_errors=True)

@@ -67,9 +67,7 @@ class OciImage:
         """The image, fetched into the cache; see `resolve.resolve`."""
         key = blake3(self.name.encode()).hexdigest()[:24]
         with files.locked(blobs.directory() / f".{key}.lock"), self._held(roots) as path:
-            stamp = (
-                str(files.Stamp.of(path / LOCAL[self.transport], with_ctime=True)) if path else ""
-            )
+            stamp = self._stamp(path) if path else ""
             found = None if refresh else recall(self.name, stamp)
             if found and blobs.is_whole(found.digest):
                 return found
@@ -78,6 +76,12 @@ class OciImage:
             image = Image(self.name, digest, read_config(self.name, digest))
             remember(image, stamp)
         return image
+
+    def _stamp(self, path: Path) -> str:
+        try:
+            return str(files.Stamp.of(path / LOCAL[self.transport], with_ctime=True))
+        except OSError as error:
+            raise InvalidInput(f"{self.path} is no OCI layout: {error.strerror}") from None
 
     @contextmanager
     def _held(self, roots: Sequence[Path] | None) -> Iterator[Path | None]:
@@ -103,8 +107,10 @@ class OciImage:
 
     def _copy(self, source: str, layout: Path, room: Path) -> None:
         free = os.statvfs(room).f_bavail * os.statvfs(room).f_frsize
-        # So that a blob without end does not fill the disk.
-        limit = ["prlimit", f"--fsize={max(free - RESERVE, MIB)}"]
+        if not shutil.which("skopeo"):
+            raise HostError("skopeo is not installed; `make setup` installs it")
+        # So that a blob without end does not fill the disk; and nothing goes on alone.
+        limit = ["setpriv", "--pdeathsig=KILL", "prlimit", f"--fsize={max(free - RESERVE, MIB)}"]
         options = ["--tmpdir", str(room), "--override-os", "linux", "--override-arch", "amd64"]
         insecure = ["--src-tls-verify=false"] if self.plain_http else []
         copy = ["copy", "--quiet", "--dest-oci-accept-uncompressed-layers", *insecure]
