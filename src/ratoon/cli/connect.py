@@ -32,7 +32,7 @@ Asked = Coroutine[Any, Any, T]
 Main = Callable[..., Asked[None]]
 
 #: Parameters that stand for several options, and what makes their value of those.
-_GROUPS: dict[str, Callable[..., Any]] = {"options": fork_options, "image": image_options}
+_GROUPS: dict[str, Callable[..., Any]] = {"options": fork_options, "of_image": image_options}
 
 
 async def _with_daemon(daemon_url: Url = None, daemon_token: Token = None) -> None:
@@ -44,7 +44,7 @@ def talks(
 ) -> Callable[[Main], Main]:
     """Make `function(client, …)` the verb `name`.
 
-    A parameter `options` is all that forks may have, and `image` what is for images alone.
+    A parameter `options` is all that forks may have, and `of_image` what is for images alone.
 
     If no daemon is named and this host's own is not running, it is started, or without `start` an
     engine in this process takes its place. `failure` is the exit code of Ratoon's own failures,

@@ -56,7 +56,7 @@ async def run_in_fork(
         ),
     ],
     options: Options,
-    image: ImageWish,
+    of_image: ImageWish,
     command: Command = None,
     interactive: Interactive = False,
     tty: Tty = False,
@@ -87,8 +87,8 @@ async def run_in_fork(
     from ratoon.cli import images_run
 
     is_image = not await images_run.is_snapshot(client, source)
-    if image.options and not is_image:
-        raise InvalidInput(f"{source} is a snapshot: {', '.join(image.options)} is for images")
+    if of_image.options and not is_image:
+        raise InvalidInput(f"{source} is a snapshot: {', '.join(of_image.options)} is for images")
     _check(wish, detach=detach, as_json=as_json, may_be_bare=is_image)
     if name is not None:
         await require_free(client, name)
@@ -97,7 +97,9 @@ async def run_in_fork(
 
     async with AsyncExitStack() as held:
         if is_image:
-            sandbox = await images_run.started(client, source, wish, image, options, detach=detach)
+            sandbox = await images_run.started(
+                client, source, wish, of_image, options, detach=detach
+            )
             wish = replace(wish, argv=images_run.argv_of(sandbox))
         else:
             sandbox = await AsyncSandbox.create(source, client=client, **options)
@@ -111,7 +113,7 @@ async def run_in_fork(
             else:
                 print(sandbox.id)
             return
-        if image.waits:
+        if of_image.waits:
             raise typer.Exit(await images_run.followed(sandbox, as_json=as_json))
         if is_image:
             _check(wish, detach=False, as_json=as_json)
