@@ -64,6 +64,8 @@ def _filled(page: Path) -> str:
 
 def _report(name: str) -> str:
     """All of one bench: how it was measured, plots, targets, tables."""
+    if not (DATA / f"{name}.json").exists():
+        return "\nThere are no figures yet.\n\n"
     bench = load(name)
     samples = bench.read(DATA)
     parts = [_conditions(name)]
