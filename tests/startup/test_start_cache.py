@@ -10,11 +10,13 @@ import pytest
 
 from fake_snapshots import publish
 from ratoon.errors import Conflict, InvalidInput, NotFound
+from ratoon.guest.agent import wire
 from ratoon.sandbox.engine import Engine
 from ratoon.startup import key
 from ratoon.startup.cache import Damaged, Entry, StartCache, tag_of
 from ratoon.startup.key import Booted
 from ratoon.startup.prune import prune
+from ratoon.vmm import command
 
 IMAGE = "blake3:1"
 
@@ -37,12 +39,12 @@ def document(image: str = IMAGE, qemu_version: str = "7.2.22") -> Booted:
         image=image,
         kernel="k",
         initramfs="i",
-        agent_protocol=key.wire.VERSION,
+        agent_protocol=wire.VERSION,
         ram_bytes=1 << 20,
         vcpus=1,
         disk_bytes=1 << 20,
-        machine=key.command.MACHINE,
-        devices=key.command.DEVICES,
+        machine=command.MACHINE,
+        devices=command.DEVICES,
         qemu_version=qemu_version,
         accelerator="tcg",
         cpu="max",

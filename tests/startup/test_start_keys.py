@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ratoon.guest.agent import wire
 from ratoon.startup import key
 from ratoon.startup.key import Booted, Started, differences, unfit
+from ratoon.vmm import command
 
 TEXT = st.text(max_size=8)
 NUMBERS = st.integers(1, 1 << 40)
@@ -110,12 +112,12 @@ def test_what_another_qemu_made_does_not_fit(monkeypatch: pytest.MonkeyPatch) ->
         image="sha256:1",
         kernel="k",
         initramfs="i",
-        agent_protocol=key.wire.VERSION,
+        agent_protocol=wire.VERSION,
         ram_bytes=1,
         vcpus=1,
         disk_bytes=1,
-        machine=key.command.MACHINE,
-        devices=key.command.DEVICES,
+        machine=command.MACHINE,
+        devices=command.DEVICES,
         qemu_version="7.2.22",
         accelerator="tcg",
         cpu="max",
