@@ -73,10 +73,10 @@ def test_a_daemon_is_started_and_that_is_said_once(home: Path, ratoon: Ratoon) -
     assert f"process {pid}" in first.stderr
     second = ratoon("ls", "--json")
     assert (second.returncode, second.stdout, second.stderr) == (0, first.stdout, "")
-    absent = ratoon("run", "absent", "true")
+    absent = ratoon("run", "127.0.0.1:1/absent", "true")
     assert (absent.returncode, absent.stdout) == (125, "")
-    assert "no snapshot absent" in absent.stderr
-    assert absent.stderr.rstrip().endswith("(HTTP 404)")
+    assert "127.0.0.1:1/absent" in absent.stderr
+    assert absent.stderr.rstrip().endswith("(HTTP 502)")
     for arguments in (
         ("kill", "sb-00000000-0000"),
         ("kill", "nobody"),
@@ -95,7 +95,7 @@ def test_what_needs_no_daemon_starts_none(home: Path, ratoon: Ratoon) -> None:
     refused = ratoon("rmi", "base")
     assert refused.returncode == 4
     assert "HTTP" not in refused.stderr
-    for arguments in (("rmi", "L1"), ("images",), ("tree",), ("kill",), ("run", "base")):
+    for arguments in (("rmi", "L1"), ("images",), ("tree",), ("kill",)):
         assert "daemon" not in ratoon(*arguments).stderr
     assert not (home / LOCK).exists()
     assert [entry["tag"] for entry in json.loads(ratoon("images", "--json").stdout)] == ["base"]

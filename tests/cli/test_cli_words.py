@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,9 +31,9 @@ def test_times_and_sizes() -> None:
     ]
     assert [mebibytes(text) for text in ("512", "512m", "2g", "0.5G")] == [512, 512, 2048, 512]
     for text in ("", "s", "-1", "1w", "1 2", "0x10", "infinity", "nan"):
-        with pytest.raises(ValueError, match="15m"):
+        with pytest.raises(typer.BadParameter, match="15m"):
             seconds(text)
-        with pytest.raises(ValueError, match="2g"):
+        with pytest.raises(typer.BadParameter, match="2g"):
             mebibytes(text)
 
 
@@ -40,10 +41,10 @@ def test_ports_and_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert published("80") == (80, None)
     assert published("8080:80") == (80, 8080)
     for text in ("", "a", "80:", ":80", "1:2:3"):
-        with pytest.raises(ValueError, match="HOSTPORT:GUESTPORT"):
+        with pytest.raises(typer.BadParameter, match="HOSTPORT:GUESTPORT"):
             published(text)
     assert pair("a=b=c") == ("a", "b=c")
-    with pytest.raises(ValueError, match="NAME=VALUE"):
+    with pytest.raises(typer.BadParameter, match="NAME=VALUE"):
         pair("=b")
     monkeypatch.setenv("HERE", "there")
     assert [variable(text) for text in ("A=1", "A=", "HERE", "NOT_HERE")] == [

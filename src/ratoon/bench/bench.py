@@ -32,6 +32,7 @@ NAMES = {
     "fanout": "Fork 1 to 100 at once.",
     "tracking": "Write to a guest's memory for the first and the second time.",
     "disk": "What a base and ten links take on ext4, xfs and btrfs.",
+    "start": "Run the same web application of an image twice.",
     "exec": "Round trips, streams, and the warm interpreter.",
 }
 #: What benches call their snapshots.

@@ -12,7 +12,7 @@ from ratoon.cli.app import print_json, say
 from ratoon.cli.naming import located
 from ratoon.cli.showing import printable
 from ratoon.concurrency import beside
-from ratoon.errors import InvalidInput, NotFound
+from ratoon.errors import InvalidInput, NotFound, RegistryError
 
 if TYPE_CHECKING:
     from ratoon.cli.image_options import ImageWish
@@ -62,7 +62,12 @@ async def started(
         given |= {"env": wish.env, "user": wish.user, "workdir": wish.cwd}
     run_options: RunOptions = given
     command = wish.argv or None
-    sandbox = await _patiently(client, name, client.run_image(name, command, **run_options))
+    try:
+        sandbox = await _patiently(client, name, client.run_image(name, command, **run_options))
+    except (NotFound, RegistryError):
+        if _TAG.fullmatch(name):
+            say(f"there is no snapshot {name}, and as an image:")
+        raise
     run = sandbox.run
     assert run is not None
     tag = sandbox.info.snapshot_tag

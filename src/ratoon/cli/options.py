@@ -36,7 +36,9 @@ def published(text: str) -> tuple[int, int | None]:
     """`HOST:GUEST` or `GUEST`, as the guest's port and the host's."""
     host, colon, guest = text.rpartition(":")
     if not guest.isdecimal() or (colon and not host.isdecimal()):
-        raise ValueError(f"{text!r}: write HOSTPORT:GUESTPORT, or GUESTPORT for any of the host's")
+        raise typer.BadParameter(
+            f"{text!r}: write HOSTPORT:GUESTPORT, or GUESTPORT for any of the host's"
+        )
     return int(guest), int(host) if colon else None
 
 
@@ -44,7 +46,7 @@ def pair(text: str) -> tuple[str, str]:
     """`NAME=VALUE`."""
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise ValueError(f"{text!r}: write NAME=VALUE")
+        raise typer.BadParameter(f"{text!r}: write NAME=VALUE")
     return name, value
 
 
@@ -62,7 +64,7 @@ def variable(text: str) -> tuple[str, str]:
 def _scaled(text: str, units: dict[str, int], way_out: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]?)", text.strip().lower())
     if not match or match[2] not in units:
-        raise ValueError(f"{text!r}: {way_out}")
+        raise typer.BadParameter(f"{text!r}: {way_out}")
     return float(match[1]) * units[match[2]]
 
 

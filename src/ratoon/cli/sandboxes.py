@@ -216,8 +216,8 @@ async def port(
     else:
         try:
             guest, host = published(wanted)
-        except ValueError as error:
-            raise InvalidInput(str(error)) from None
+        except typer.BadParameter as error:
+            raise InvalidInput(error.message) from None
         ports = [await chosen.ports.publish(guest, host)]
     _show_ports(ports, as_json)
 
