@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -20,6 +23,13 @@ def pytest_configure(config: pytest.Config) -> None:
     # programs that the tests start, and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.load_profile("soak" if config.getoption("--soak") else "slice")
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """As pytest's own, but short, for there are sockets in it; and gone after the test."""
+    with tempfile.TemporaryDirectory(prefix="rt-") as name:
+        yield Path(name).resolve()
 
 
 @pytest.fixture(scope="session")

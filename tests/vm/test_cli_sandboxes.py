@@ -11,7 +11,7 @@ import sys
 import termios
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,7 +209,12 @@ class Typist:
         self.seen = self.seen.partition(text)[2]
 
     async def end(self) -> int:
-        return await asyncio.wait_for(self.process.wait(), FOR_EVER)
+        code = await asyncio.wait_for(self.process.wait(), FOR_EVER)
+        os.set_blocking(self._keyboard, False)
+        with suppress(BlockingIOError):
+            self.seen += os.read(self._keyboard, 4096)
+        print(self.seen.decode(errors="replace"))  # for who looks into a failure
+        return code
 
 
 @asynccontextmanager

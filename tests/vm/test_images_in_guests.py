@@ -29,7 +29,7 @@ from registry_server import Registry, program, serving
 #: Prints what processes there are that have ended, and whom nobody has waited for.
 ZOMBIES = (
     "for each in /proc/[0-9]*/status; do while read key value; do case $key$value in "
-    "State:Z*) echo $each;; esac; done <$each; done 2>/dev/null"
+    "State:Z*) echo $each;; esac; done <$each; done 2>/dev/null; :"
 )
 PYTHON_ZOMBIES = """
 import os

@@ -19,7 +19,7 @@ from ratoon.sandbox.sandbox import Sandbox
 OWNER = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from ratoon.memory import image
+from ratoon.memory import cache
 from ratoon.sandbox import capture, layer, start
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.directory import SandboxDirectory
@@ -110,7 +110,7 @@ async def test_killed_once_it_is_published(engine: Engine, sandbox: Sandbox, dea
 @pytest.mark.parametrize(
     ("death", "after"),
     [
-        ("", "image.fsync_path = die; await engine.fork('orphan', 2)"),
+        ("", "cache.fsync_path = die; await engine.fork('orphan', 2)"),
         ("", "start.rebirth = die; await engine.fork_one('base')"),
         ("", "start.QemuMachine.load_state = die; await engine.fork_one('orphan')"),
         ("", "import shutil; shutil.rmtree = die; await sandbox.kill()"),

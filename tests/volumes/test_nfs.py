@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -318,19 +318,16 @@ def test_calls_on_real_files_stay_in_the_volume(
     (volume / "file").write_text("content")
     (volume / "link").symlink_to("../secret")
     (outside / "secret").write_text("secret")
-    export = Export(volume, KEY, read_only=False)
-    guest = Guest(export)
-    handles = [export.handles.root]
-    handles += [
-        guest.lookup(export.handles.root, name) for name in (b"file", b"directory", b"link")
-    ]
-    known = [Writer().opaque(handle).done() for handle in handles]
-    words = st.lists(st.one_of(_WORDS, st.sampled_from(known)), max_size=14)
-    for _ in range(5):
-        procedure = data.draw(st.sampled_from(PROCEDURES))
-        body = data.draw(st.sampled_from(known)) + b"".join(data.draw(words))
-        assert guest.dispatcher.answer(guest.record(procedure, body))
-    export.close()
+    with closing(Export(volume, KEY, read_only=False)) as export:  # an example may break off
+        guest = Guest(export)
+        root = export.handles.root
+        handles = [root, *(guest.lookup(root, name) for name in (b"file", b"directory", b"link"))]
+        known = [Writer().opaque(handle).done() for handle in handles]
+        words = st.lists(st.one_of(_WORDS, st.sampled_from(known)), max_size=14)
+        for _ in range(5):
+            procedure = data.draw(st.sampled_from(PROCEDURES))
+            body = data.draw(st.sampled_from(known)) + b"".join(data.draw(words))
+            assert guest.dispatcher.answer(guest.record(procedure, body))
     assert {path.name for path in outside.iterdir()} == {"volume", "secret"}
     assert (outside / "secret").read_text() == "secret"
     assert (outside / "secret").stat().st_uid == 0
