@@ -135,7 +135,9 @@ class _Ratoon:
 
     def __init__(self, places: Mapping[str, str]) -> None:
         self._environment = {**os.environ, **places}
-        self._environment.pop("RATOON_URL", None)
+        # An installed program has its bytecode; a checkout may be told to keep none.
+        for name in ("RATOON_URL", "PYTHONDONTWRITEBYTECODE"):
+            self._environment.pop(name, None)
         self.socket = Path(places["RATOON_RUNTIME"], "daemon.sock")
 
     def __call__(self, *arguments: str | Path) -> str:
