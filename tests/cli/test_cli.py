@@ -76,7 +76,6 @@ def test_rmi_refuses_a_parent_and_names_who_needs_it(home: Path) -> None:
         (("snapshot-diff", "--from", "absent", "--tag", "x", "--exec", "true"), 3, "absent"),
         (("snapshot-diff", "--from", "base", "--tag", "x", "--exec", "'"), 2, "--exec"),
         (("snapshot-diff", "--from", "base", "--tag", "x", "--exec", ""), 2, "empty"),
-        (("run", "base"), 125, "which command"),
         (("run", "-it", "--json", "base"), 125, "--json"),
         (("run", "--memory", "lots", "base", "true"), 2, "512m"),
         (("kill", "--all", "--tag", "base"), 2, "--all"),

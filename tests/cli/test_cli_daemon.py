@@ -73,6 +73,9 @@ def test_a_daemon_is_started_and_that_is_said_once(home: Path, ratoon: Ratoon) -
     assert f"process {pid}" in first.stderr
     second = ratoon("ls", "--json")
     assert (second.returncode, second.stdout, second.stderr) == (0, first.stdout, "")
+    bare = ratoon("run", "base")
+    assert (bare.returncode, bare.stdout) == (125, "")
+    assert "which command" in bare.stderr
     absent = ratoon("run", "127.0.0.1:1/absent", "true")
     assert (absent.returncode, absent.stdout) == (125, "")
     assert "127.0.0.1:1/absent" in absent.stderr

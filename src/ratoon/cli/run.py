@@ -86,10 +86,12 @@ async def run_in_fork(
     wish = _wish(command, interactive, tty, env, workdir, user, timeout_secs)
     from ratoon.cli import images_run
 
+    _check(wish, detach=detach, as_json=as_json, may_be_bare=True)
     is_image = not await images_run.is_snapshot(client, source)
     if of_image.options and not is_image:
         raise InvalidInput(f"{source} is a snapshot: {', '.join(of_image.options)} is for images")
-    _check(wish, detach=detach, as_json=as_json, may_be_bare=is_image)
+    if not is_image:
+        _check(wish, detach=detach, as_json=as_json)
     if name is not None:
         await require_free(client, name)
         options["metadata"] = {**options.get("metadata", {}), NAME: name}
