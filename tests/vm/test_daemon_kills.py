@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from vm_helpers import processes_of
+from vm_helpers import is_running, processes_of
 
 from daemon_process import DaemonProcess, daemon
 from ratoon import paths
@@ -123,7 +123,7 @@ def thin_out(running: DaemonProcess, told: Told) -> None:
     for sandbox in sorted(listed, key=lambda each: each["id"])[:-SURVIVORS]:
         assert running.api.delete(f"/v1/sandboxes/{sandbox['id']}").status_code == 204
         told.killed.add(sandbox["id"])
-        assert sandbox["pid"] is None or not Path(f"/proc/{sandbox['pid']}").exists()
+        assert sandbox["pid"] is None or not is_running(sandbox["pid"])
 
 
 def test_kill_under_load(place: tuple[Path, Path], soak: bool) -> None:
