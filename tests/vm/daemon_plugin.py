@@ -1,14 +1,19 @@
-"""The daemon over the engine of the tests, for those modules that ask for it."""
+"""The daemon over the engine of the tests, and places for others, for who asks for them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from served_daemon import Served, serving
+from vm_helpers import processes_of
 
+from ratoon import paths
 from ratoon.daemon.settings import Settings
 from ratoon.sandbox.engine import Engine
+from ratoon.snapshot.snapshot import link_snapshot
+from ratoon.snapshot.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +38,18 @@ async def shared_sandbox(served: Served) -> AsyncIterator[str]:
     (sandbox,) = await served.fork()
     yield sandbox
     await served.engine.get(sandbox).kill()
+
+
+@pytest.fixture
+def place(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Path, Path]]:
+    """A store of its own with the same `base`, and a directory for its sockets."""
+    store = Store.open(tmp_path / "home")
+    link_snapshot(engine.store.get("base"), store.snapshots / "base")
+    monkeypatch.delenv("RATOON_RUNTIME", raising=False)
+    runtime = paths.runtime(store.home)
+    yield store.home, runtime
+    assert processes_of(store.home, runtime) == []
+    assert [*store.sandboxes.iterdir(), *store.staging.iterdir()] == []
+    assert not [*runtime.rglob("*")]

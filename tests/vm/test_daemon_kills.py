@@ -7,38 +7,19 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
-import pytest
-from vm_helpers import is_running, processes_of
+from vm_helpers import is_running
 
 from daemon_process import DaemonProcess, daemon
-from ratoon import paths
-from ratoon.sandbox.engine import Engine
-from ratoon.snapshot.snapshot import link_snapshot
-from ratoon.snapshot.store import Store
+
+pytest_plugins = ["daemon_plugin"]
 
 ROUNDS, SOAK_ROUNDS = 2, 50
 WORKERS = 3
 #: Sandboxes that go into the next round, which checks each.
 SURVIVORS = 8
-
-
-@pytest.fixture
-def place(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Path, Path]]:
-    """A store of its own with the same `base`, and a directory for its sockets."""
-    store = Store.open(tmp_path / "home")
-    link_snapshot(engine.store.get("base"), store.snapshots / "base")
-    monkeypatch.delenv("RATOON_RUNTIME", raising=False)
-    runtime = paths.runtime(store.home)
-    yield store.home, runtime
-    assert processes_of(store.home, runtime) == []
-    assert [*store.sandboxes.iterdir(), *store.staging.iterdir()] == []
-    assert not [*runtime.rglob("*")]
 
 
 class Told:

@@ -4,32 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vm_helpers import is_running, processes_of
+from vm_helpers import is_running
 
 from daemon_process import DaemonProcess, daemon
-from ratoon import paths
-from ratoon.sandbox.engine import Engine
-from ratoon.snapshot.snapshot import link_snapshot
-from ratoon.snapshot.store import Store
 
-
-@pytest.fixture
-def place(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Path, Path]]:
-    """A store of its own with the same `base`, and a directory for its sockets."""
-    store = Store.open(tmp_path / "home")
-    link_snapshot(engine.store.get("base"), store.snapshots / "base")
-    monkeypatch.delenv("RATOON_RUNTIME", raising=False)
-    runtime = paths.runtime(store.home)
-    yield store.home, runtime
-    assert processes_of(store.home, runtime) == []
-    assert [*store.sandboxes.iterdir(), *store.staging.iterdir()] == []
-    assert not [*runtime.rglob("*")]
+pytest_plugins = ["daemon_plugin"]
 
 
 def run(running: DaemonProcess, sandbox: str, script: str) -> str:

@@ -14,22 +14,17 @@ import argparse
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import httpx2
 from rich.console import Console
 from rich.table import Table
 
 from ratoon.bench.machine import describe_machine
 from ratoon.bench.samples import percentile, write_rows
-from ratoon.daemon.app import create_app
-from ratoon.daemon.serve import Server
-from ratoon.daemon.settings import Settings
-from ratoon.daemon.sockets import unix_socket
+from ratoon.bench.served import Api, served
 from ratoon.sandbox.engine import Engine
 
 ROUNDS = 40
@@ -101,22 +96,17 @@ async def fork_once(engine: Engine, depth: int, number: int) -> Fork:
     return Fork("engine", depth, number, seen, sandbox.fork_ms, killed, **stages)
 
 
-async def spawn_once(engine: Engine, api: httpx2.AsyncClient, depth: int, number: int) -> Fork:
+async def spawn_once(engine: Engine, api: Api, depth: int, number: int) -> Fork:
+    answered = await api.fork(tag_of(depth))
+    sandbox = engine.get(answered.body["id"])
     began = time.perf_counter()
-    answer = await api.post("/v1/sandboxes", json={"snapshot_tag": tag_of(depth)})
-    seen = (time.perf_counter() - began) * 1e3
-    (info,) = answer.json()
-    sandbox = engine.get(info["id"])
-    began = time.perf_counter()
-    await api.delete(f"/v1/sandboxes/{info['id']}")
+    await api.kill(sandbox.id)
     killed = (time.perf_counter() - began) * 1e3
     stages = {stage: sandbox.stages.get(stage, 0.0) for stage in STAGES}
-    return Fork("HTTP", depth, number, seen, sandbox.fork_ms, killed, **stages)
+    return Fork("HTTP", depth, number, answered.ms, sandbox.fork_ms, killed, **stages)
 
 
-async def measure(
-    engine: Engine, api: httpx2.AsyncClient, depths: Sequence[int], rounds: int
-) -> list[Fork]:
+async def measure(engine: Engine, api: Api, depths: Sequence[int], rounds: int) -> list[Fork]:
     """Fork each depth in turn, both ways, and kill each sandbox before the next."""
     samples = []
     for number in range(-2, rounds):  # the first are for warming up
@@ -126,29 +116,11 @@ async def measure(
     return [sample for sample in samples if sample.round >= 0]
 
 
-@asynccontextmanager
-async def served(engine: Engine, home: Path) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of the engine behind a daemon on a unix socket."""
-    app = create_app(engine, Settings(audit_log=home / "audit.log"))
-    path = home / "run" / "daemon.sock"
-    with unix_socket(path) as listener:
-        server = Server(app, listener, None)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(server.run_to_the_end())
-            await server.listens.wait()
-            transport = httpx2.AsyncHTTPTransport(uds=str(path))
-            async with httpx2.AsyncClient(
-                transport=transport, base_url="http://ratoon", timeout=120
-            ) as api:
-                yield api
-            server.stop()
-
-
 async def run(home: Path, depths: Sequence[int], rounds: int) -> list[Fork]:
     async with Engine.open(home) as engine:
         await grow(engine, depths)
         await warm(engine, depths)
-        async with served(engine, home) as api:
+        async with served(engine) as api:
             return await measure(engine, api, depths, rounds)
 
 
