@@ -5,23 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import pty
 import signal
-import sys
 import termios
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from served_daemon import Served
+from typist import PROGRAM, terminal
 from vm_helpers import FOR_EVER, MIB
 
 pytest_plugins = ["daemon_plugin"]
-
-PROGRAM = Path(sys.executable).with_name("ratoon")
 
 
 @dataclass(frozen=True)
@@ -190,62 +186,9 @@ async def test_who_is_interrupted_leaves_no_sandbox(forked: Served, number: int)
 # On a terminal ------------------------------------------------------------------------------------
 
 
-class Typist:
-    """Sits at a terminal that `ratoon` runs on."""
-
-    def __init__(self, keyboard: int, process: Process) -> None:
-        self.process = process
-        self._keyboard = keyboard
-        self.seen = b""
-
-    def type(self, text: bytes) -> None:
-        os.write(self._keyboard, text)
-
-    async def see(self, text: bytes) -> None:
-        """Wait until `text` is shown, after what was seen before."""
-        async with asyncio.timeout(FOR_EVER):
-            while text not in self.seen:
-                self.seen += await asyncio.to_thread(os.read, self._keyboard, 4096)
-        self.seen = self.seen.partition(text)[2]
-
-    async def end(self) -> int:
-        code = await asyncio.wait_for(self.process.wait(), FOR_EVER)
-        os.set_blocking(self._keyboard, False)
-        with suppress(BlockingIOError):
-            self.seen += os.read(self._keyboard, 4096)
-        print(self.seen.decode(errors="replace"))  # for who looks into a failure
-        return code
-
-
-@asynccontextmanager
-async def terminal(served: Served, *arguments: str) -> AsyncIterator[Typist]:
-    """`ratoon` on a terminal of 30 rows and 100 columns, which must be as it was in the end."""
-    keyboard, screen = pty.openpty()
-    termios.tcsetwinsize(keyboard, (30, 100))
-    before = termios.tcgetattr(screen)
-    process = await asyncio.create_subprocess_exec(
-        PROGRAM,
-        *arguments,
-        stdin=screen,
-        stdout=screen,
-        stderr=screen,
-        env=environment(served),
-        start_new_session=True,
-    )
-    try:
-        yield Typist(keyboard, process)
-        assert termios.tcgetattr(screen) == before
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        os.close(keyboard)
-        os.close(screen)
-
-
 async def test_a_shell_on_a_terminal(forked: Served) -> None:
     before = forked.engine.sandboxes
-    async with terminal(forked, "run", "-it", "base", "sh") as typist:
+    async with terminal(environment(forked), "run", "-it", "base", "sh") as typist:
         await typist.see(b"# ")
         typist.type(b"stty size; echo $TERM\r")
         await typist.see(b"30 100")
@@ -260,7 +203,7 @@ async def test_a_shell_on_a_terminal(forked: Served) -> None:
 
 
 async def test_a_terminal_changes_its_size(forked: Served) -> None:
-    async with terminal(forked, "run", "-it", "base") as typist:
+    async with terminal(environment(forked), "run", "-it", "base") as typist:
         await typist.see(b"# ")
         # Not a trap: a shell that is told just before it reads runs it only after the next line.
         wait = b"until [ \"$(stty size)\" = '40 120' ]; do sleep 0.1; done"
@@ -275,7 +218,7 @@ async def test_a_terminal_changes_its_size(forked: Served) -> None:
 
 async def test_detaching_leaves_all_running(ratoon: Ratoon, forked: Served) -> None:
     before = {each.id for each in forked.engine.sandboxes}
-    async with terminal(forked, "run", "-it", "base", "sh") as typist:
+    async with terminal(environment(forked), "run", "-it", "base", "sh") as typist:
         await typist.see(b"# ")
         typist.type(b"here=there\r")
         await typist.see(b"# ")
@@ -283,7 +226,7 @@ async def test_detaching_leaves_all_running(ratoon: Ratoon, forked: Served) -> N
         await typist.see(b"ratoon attach ")
         assert await typist.end() == 0
     (sandbox,) = {each.id for each in forked.engine.sandboxes} - before
-    async with terminal(forked, "attach", sandbox) as typist:
+    async with terminal(environment(forked), "attach", sandbox) as typist:
         typist.type(b"echo $here again\r")
         await typist.see(b"there again")
         typist.type(b"exit 3\r")
