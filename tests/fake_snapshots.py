@@ -18,7 +18,7 @@ from ratoon.snapshot.manifest import (
     MemoryFile,
     ParentRef,
 )
-from ratoon.snapshot.snapshot import Snapshot
+from ratoon.snapshot.snapshot import Snapshot, packed_vmstate
 from ratoon.snapshot.staging import Staging
 from ratoon.snapshot.store import Store
 
@@ -47,7 +47,7 @@ def fill(store: Store, staging: Staging, parent: Snapshot | None = None) -> Mani
     tag, path = staging.tag, staging.path
     identity = secrets.token_hex(16)
     (path / "memory.bin").write_bytes(f"memory of {identity}".encode() * 100)
-    (path / "vmstate").write_bytes(f"device state of {identity}".encode() * 20)
+    (path / "vmstate").write_bytes(packed_vmstate(f"device state of {identity}".encode() * 20))
     OverlayTemplates(store.templates).create(path / "disk.qcow2", DISK_BYTES)
     with (path / "disk.qcow2").open("ab") as disk:
         disk.write(identity.encode())

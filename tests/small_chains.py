@@ -30,7 +30,7 @@ from ratoon.snapshot.manifest import (
     MemoryFile,
     ParentRef,
 )
-from ratoon.snapshot.snapshot import DISK, MEMORY, VMSTATE, Snapshot
+from ratoon.snapshot.snapshot import DISK, MEMORY, VMSTATE, Snapshot, packed_vmstate
 from ratoon.snapshot.store import Store
 
 #: RAM of the guests here, in pages.
@@ -50,7 +50,7 @@ def grow(store: Store, tag: str, layer: Layer, parent: Snapshot | None = None) -
         rows = np.arange(len(numbers))
         index = write_page_set(path / MEMORY, RAM, numbers, hash_pages(pages), pages, rows)
         root = memory_root(overlay(digests_of(parent), index))
-        state = f"device state of {tag}".encode() * 20
+        state = packed_vmstate(f"device state of {tag}".encode() * 20)
         (path / VMSTATE).write_bytes(state)
         OverlayTemplates(store.templates).create(path / DISK, DISK_BYTES)
         if parent:

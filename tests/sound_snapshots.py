@@ -27,7 +27,7 @@ from ratoon.memory import (
 )
 from ratoon.snapshot.links import read_links
 from ratoon.snapshot.manifest import FileRef, GuestInfo, LayerRef, Manifest, MemoryFile
-from ratoon.snapshot.snapshot import Snapshot
+from ratoon.snapshot.snapshot import Snapshot, packed_vmstate
 from ratoon.snapshot.staging import Staging
 from ratoon.snapshot.store import Store
 
@@ -59,7 +59,7 @@ def write_sound(
     index = write_page_set(
         path / "memory.bin", RAM, numbers, digests, content, np.arange(len(numbers))
     )
-    (path / "vmstate").write_bytes(f"device state of {identity}".encode() * 20)
+    (path / "vmstate").write_bytes(packed_vmstate(secrets.token_bytes(900)))
     OverlayTemplates(store.templates).create(path / "disk.qcow2", DISK_BYTES)
     with (path / "disk.qcow2").open("ab") as disk:
         disk.write(identity.encode() * 100)

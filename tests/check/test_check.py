@@ -221,7 +221,7 @@ def test_a_snapshot_under_another_name_is_damaged(store: Store, head: Snapshot) 
 
 
 def test_a_snapshot_of_another_format_is_not_to_be_repaired(store: Store, head: Snapshot) -> None:
-    raw = (head.path / "manifest.json").read_bytes().replace(b'"format": 1', b'"format": 9')
+    raw = (head.path / "manifest.json").read_bytes().replace(b'"format": 2', b'"format": 9')
     (head.path / "manifest.json").write_bytes(raw)
     (head.path / "manifest.b3").write_text(digest(raw) + "\n")
     report = check_store(store)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from memory_helpers import RAM, Layer, chains, layers, page, ram_of, write_chain, write_layer
+from ratoon.compression import LEVEL
 from ratoon.errors import Corrupt, Incompatible, RatoonError
 from ratoon.memory import PAGE_SIZE, ImageStore, PageIndex, hash_pages, read_index, read_pages
-from ratoon.memory.compressed import FRAME, LEVEL
+from ratoon.memory.compressed import FRAME
 from ratoon.memory.merge import write_merged
 from ratoon.memory.pageset import is_compressed, plain_content, plain_size, write_page_set
 from ratoon.memory.recode import compress_page_set, expand_page_set

@@ -261,7 +261,7 @@ def test_a_signature_has_its_place_but_cannot_be_checked_yet(
 @pytest.mark.parametrize(
     ("where", "value", "error"),
     [
-        (("format",), 2, Incompatible),
+        (("format",), 3, Incompatible),
         (("format",), None, Corrupt),
         (("tag",), "other", Corrupt),
         (("tag",), "../evil", Corrupt),

@@ -39,12 +39,12 @@ def test_a_manifest_survives_the_round_trip(child: Manifest) -> None:
     raw = encode(child)
     assert decode(raw, digest(raw), label="") == child
     assert encode(decode(raw, digest(raw), label="")) == raw
-    assert raw.startswith(b'{\n  "format": 1,\n  "tag": "child",\n')
+    assert raw.startswith(b'{\n  "format": 2,\n  "tag": "child",\n')
 
 
 def test_an_unknown_format_names_both_versions(child: Manifest) -> None:
-    with pytest.raises(Incompatible, match=r"the manifest: format 2, .* format 1"):
-        decoded({**dumped(child), "format": 2, "news": []})
+    with pytest.raises(Incompatible, match=r"the manifest: format 3, .* format 2"):
+        decoded({**dumped(child), "format": 3, "news": []})
 
 
 def test_a_wrong_digest_is_found_before_anything_else(child: Manifest) -> None:

@@ -182,6 +182,10 @@ def _publish_template(template: Path, virtual_size: int) -> None:
         )
         if made.returncode:
             raise HostError(f"qemu-img cannot make an empty disk: {made.stderr.strip()}")
+        # Nearly all of it is zeros, and each sandbox and each snapshot has a copy.
+        subprocess.run(
+            ["fallocate", "--dig-holes", temporary], stderr=subprocess.DEVNULL, check=False
+        )
         files.fsync_path(temporary)
         temporary.rename(template)
     except FileNotFoundError as error:

@@ -16,33 +16,24 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from ratoon.compression import LEVEL, decompressed, zstd
 from ratoon.errors import Corrupt, Incompatible
 from ratoon.files import naming
 from ratoon.memory.digests import PAGE_SIZE
 from ratoon.memory.positioned import read_exactly, write_at
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
 #: Pages in a frame, 256 KiB of them.
 FRAME = 64
-#: What zstd itself calls its default; higher levels take longer and gain a few percent.
-LEVEL = 3
 LEVELS = range(1, 20)
 
 _MAGIC = b"RATOONPZ"
 _VERSION = 1
 _HEADER = struct.Struct("<8sIIQQQ24s")
-#: No level here uses a larger window, so no frame needs one, whatever it says of itself.
-_WINDOW_LOG = 23
 _MAX_PLAIN = 1 << 62
 
 
@@ -94,17 +85,7 @@ class Frames:
     def _decompressed(self, offset: int, length: int, at_most: int, what: str) -> bytes:
         raw = bytearray(length)
         read_exactly(self._fd, memoryview(raw), offset, what)
-        options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
-        decompressor = zstd.ZstdDecompressor(options=options)
-        try:
-            data = decompressor.decompress(raw, max_length=at_most)
-            if not decompressor.eof and not decompressor.needs_input:
-                decompressor.decompress(b"", max_length=1)  # the end of the frame itself
-        except (zstd.ZstdError, EOFError) as error:
-            raise Corrupt(f"{what} cannot be decompressed; it was damaged") from error
-        if not decompressor.eof or decompressor.unused_data:
-            raise Corrupt(f"{what} cannot be decompressed: it does not end where it should")
-        return data
+        return decompressed(raw, at_most, what)
 
 
 def opened_frames(fd: int, label: str) -> Frames | None:

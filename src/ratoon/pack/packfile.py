@@ -19,7 +19,6 @@ other names, other owners, a second file of a name. Equal snapshots give equal b
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Annotated, BinaryIO, Final, Literal
@@ -27,14 +26,10 @@ from typing import Annotated, BinaryIO, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
+from ratoon.compression import LEVEL, WINDOW_LOG, zstd
 from ratoon.errors import Corrupt, Incompatible
 from ratoon.snapshot.manifest import Count, Digest, Tag, first_error
 from ratoon.snapshot.snapshot import ANCESTRY, DISK, MANIFEST, MANIFEST_DIGEST, MEMORY, VMSTATE
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 FORMAT: Final = 1
 CONTENTS: Final = "pack.json"
@@ -113,7 +108,7 @@ class PackWriter:
         self._file = file
         parameter = zstd.CompressionParameter
         self._zstd = zstd.ZstdCompressor(
-            options={parameter.compression_level: 3, parameter.checksum_flag: 1}
+            options={parameter.compression_level: LEVEL, parameter.checksum_flag: 1}
         )
 
     def contents(self, contents: Contents) -> None:
@@ -154,7 +149,7 @@ class PackReader:
         self._file = file
         self._label = label
         self._zstd = zstd.ZstdDecompressor(
-            options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
+            options={zstd.DecompressionParameter.window_log_max: WINDOW_LOG}
         )
         self._pending: bytes | None = None
 

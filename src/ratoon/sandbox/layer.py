@@ -25,7 +25,7 @@ from ratoon.snapshot.manifest import (
     Manifest,
     MemoryFile,
 )
-from ratoon.snapshot.snapshot import DISK, MEMORY, VMSTATE, Snapshot
+from ratoon.snapshot.snapshot import DISK, MEMORY, VMSTATE, Snapshot, packed_vmstate
 from ratoon.snapshot.staging import Staging
 
 
@@ -57,7 +57,8 @@ def publish_layer(
         index = write_page_set(path, ram_pages, changed, digests, captured.pages, rows)
         array = overlay(below, index)
         root = memory_root(array)
-        (staging.path / VMSTATE).write_bytes(captured.state)
+        state = packed_vmstate(captured.state)
+        (staging.path / VMSTATE).write_bytes(state)
         os.link(disk, staging.path / DISK)
         if parent:
             staging.adopt_ancestry(parent)
@@ -76,7 +77,7 @@ def publish_layer(
             anonymous=anonymous,
         )
         layers = (*(parent.manifest.layers if parent else ()), own)
-        vmstate = FileRef(digest=blake3(captured.state).hexdigest(), size=len(captured.state))
+        vmstate = FileRef(digest=blake3(state).hexdigest(), size=len(state))
         manifest = Manifest(
             tag=own.tag,
             id=own.id,

@@ -7,6 +7,7 @@ copied.
 
 from __future__ import annotations
 
+import shutil
 import time
 import uuid
 from collections.abc import Mapping
@@ -20,7 +21,14 @@ from ratoon.memory.merge import write_merged
 from ratoon.snapshot.links import ram_pages, read_links
 from ratoon.snapshot.manifest import FileRef, LayerRef, Manifest, MemoryFile, check_tag
 from ratoon.snapshot.scratch import scratch
-from ratoon.snapshot.snapshot import DISK, MEMORY, VMSTATE, Snapshot, link_snapshot, read_vmstate
+from ratoon.snapshot.snapshot import (
+    DISK,
+    MEMORY,
+    VMSTATE,
+    Snapshot,
+    link_snapshot,
+    read_vmstate,
+)
 from ratoon.snapshot.staging import Staging
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import verify_disks
@@ -89,11 +97,11 @@ def _publish(
     tag = source.manifest.tag
     progress(f"checking the disk of {tag}")
     verify_disks(source)
-    state = read_vmstate(source)
+    read_vmstate(source)
     memory_root, memory = _merge_memory(source, kept, staging.path / MEMORY, progress)
     progress(f"flattening {source.depth + 1 - kept} disk layers")
     disk = _merge_disk(source, kept, staging.path / DISK)
-    (staging.path / VMSTATE).write_bytes(state)
+    shutil.copyfile(source.vmstate_path, staging.path / VMSTATE)
     if kept:
         staging.adopt_ancestry(source, kept)
     progress(f"publishing {staging.tag}")

@@ -17,7 +17,8 @@ from ratoon.disk.qcow2 import disk_root
 from ratoon.errors import ChainMismatch, Corrupt, Incompatible, InvalidInput
 from ratoon.sources.image import ImageConfig
 
-FORMAT: Final = 1
+#: 2: the device state is compressed.
+FORMAT: Final = 2
 
 _TAG = r"^[A-Za-z0-9_-]{1,64}$"
 
@@ -112,7 +113,7 @@ class Manifest(_Model):
     contradicts itself cannot be made (ValidationError; ChainMismatch where roots differ).
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[2] = FORMAT
     tag: Tag
     id: SnapshotId
     created_at_unix: Annotated[float, Field(ge=0, lt=1 << 48)]
@@ -197,7 +198,10 @@ def decode(raw: bytes, digest: str, *, label: str) -> Manifest:
     if type(found) is not int:
         raise Corrupt(f"{label}: not a manifest: it names no format")
     if found != FORMAT:
-        raise Incompatible(f"{label}: format {found}, but this Ratoon reads format {FORMAT}")
+        raise Incompatible(
+            f"{label}: format {found}, but this Ratoon reads format {FORMAT}; use the Ratoon that "
+            "made it, or make it again"
+        )
     try:
         return Manifest.model_validate_json(raw)
     except ValidationError as error:

@@ -6,7 +6,7 @@
     manifest.b3          digest of the manifest's raw bytes
     verified.json        which disk layers were verified as they are now: a cache
     memory.bin           its own memory layer
-    vmstate              its device state
+    vmstate              its device state, compressed
     disk.qcow2           its own disk layer
     ancestry/0/…         the layers below (hard links), base first
 
@@ -25,6 +25,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from ratoon import files
+from ratoon.compression import LEVEL, decompressed, zstd
 from ratoon.errors import Corrupt, NotFound
 from ratoon.snapshot.manifest import Manifest, decode
 
@@ -35,6 +36,8 @@ MEMORY = "memory.bin"
 VMSTATE = "vmstate"
 DISK = "disk.qcow2"
 ANCESTRY = "ancestry"
+#: Bytes that no device state has; one of QEMU has some 200 KB.
+MAX_VMSTATE = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,18 @@ def load_snapshot(path: Path) -> Snapshot:
     return Snapshot(path, decode(raw, digest.decode().strip(), label=label + MANIFEST))
 
 
+def packed_vmstate(state: bytes) -> bytes:
+    """What the file `vmstate` holds of a device state, which is mostly zeros."""
+    return zstd.compress(state, LEVEL)
+
+
 def read_vmstate(snapshot: Snapshot) -> bytes:
     """The device state, verified. Corrupt: missing, or not what the manifest's digest says."""
     label = f"snapshot {snapshot.manifest.tag}, file {snapshot.vmstate_path}"
     raw = _read(snapshot.vmstate_path, label)
     if blake3(raw).hexdigest() != snapshot.manifest.vmstate.digest:
         raise Corrupt(f"{label}: its content does not match its digest; it was damaged")
-    return raw
+    return decompressed(raw, MAX_VMSTATE, label)
 
 
 def link_snapshot(source: Snapshot, target: Path) -> Snapshot:

@@ -7,21 +7,16 @@ import gzip
 import hashlib
 import json
 import lzma
-import sys
 import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ratoon.compression import zstd
 from ratoon.errors import Corrupt, InvalidInput
 from ratoon.sources import blobs
 from ratoon.sources.disk import too_large
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 PLAIN = "application/vnd.oci.image.layer.v1.tar"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"

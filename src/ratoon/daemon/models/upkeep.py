@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ratoon.compression import LEVEL
 from ratoon.daemon.models.common import Answer, Request
-from ratoon.memory.compressed import LEVEL, LEVELS
+from ratoon.memory.compressed import LEVELS
 
 Amount = Annotated[int, Field(ge=0, lt=1 << 63)]
 Seconds = Annotated[float, Field(ge=0)]
