@@ -31,20 +31,20 @@ linux-image-cloud-amd64
 
 
 class Host:
-    """Stands in for `run`: answers by the program's name, and remembers the commands."""
+    """Stands in for apt: has one answer, and remembers the questions."""
 
     def __init__(self, output: str) -> None:
         self.output = output
         self.commands: list[list[str]] = []
 
-    def __call__(self, command: Sequence[str | Path], **_: object) -> bytes:
-        self.commands.append([str(word) for word in command])
-        return self.output.encode()
+    def __call__(self, command: Sequence[str]) -> str:
+        self.commands.append([*command])
+        return self.output
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, output: str) -> Host:
     host = Host(output)
-    monkeypatch.setattr(packages, "run", host)
+    monkeypatch.setattr(packages, "ask", host)
     return host
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ratoon.artifacts import Progress, build_once, run, silent
 from ratoon.errors import HostError
+from ratoon.guest.apt import ask
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,8 @@ class Package:
 
 def resolve(names: Sequence[str]) -> list[Package]:
     """What apt would download for `names`, in order; needs `apt-get update`d lists."""
-    lines = (
-        run(["apt-get", "download", "--print-uris", *names], cwd=Path("/")).decode().splitlines()
-    )
     found = {}
-    for line in lines:
+    for line in ask(["apt-get", "download", "--print-uris", *names]).splitlines():
         fields = shlex.split(line)
         file = fields[1]
         checksum = fields[-1].removeprefix("SHA256:")
@@ -41,7 +39,7 @@ def resolve(names: Sequence[str]) -> list[Package]:
 
 def dependency(name: str, pattern: str) -> str:
     """The dependency of package `name` that matches `pattern` (a meta-package's real one)."""
-    output = run(["apt-cache", "depends", "--important", name]).decode()
+    output = ask(["apt-cache", "depends", "--important", name])
     match = re.search(rf"Depends: ({pattern})$", output, re.MULTILINE)
     if match is None:
         raise HostError(f"package {name} has no dependency like {pattern}; try `apt-get update`")
