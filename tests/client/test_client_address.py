@@ -74,8 +74,6 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (url_of_environment(), token_of_environment()) == ("http://ours", "ours")
 
 
-# httpx2 leaves a unix socket that it could not connect to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_nobody_is_there(tmp_path: Path) -> None:
     path = tmp_path / "daemon.sock"
     with (

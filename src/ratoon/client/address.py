@@ -38,6 +38,12 @@ class Address:
     def headers(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self.token}"} if self.token else {}
 
+    @property
+    def host_and_port(self) -> tuple[str, int]:
+        """Where to connect to, without a `socket`."""
+        parts = urlsplit(self.url)
+        return parts.hostname or "", parts.port or (443 if self.tls else 80)
+
 
 class Source(Protocol):
     """What knows a daemon's address, and may have to start it first."""

@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import httpx2
-from websockets.exceptions import ConnectionClosed
-
 from ratoon import errors
 from ratoon.client.address import Address
 from ratoon.errors import (
@@ -21,6 +18,11 @@ from ratoon.errors import (
     Unauthorized,
     Unreachable,
 )
+
+
+class Lost(Exception):
+    """A connection ended before all was said."""
+
 
 #: What a status means where the answer does not name a class, or one of another version.
 _BY_STATUS: dict[int, type[RatoonError]] = {
@@ -55,12 +57,10 @@ def error_from(status: int, answer: Any) -> RatoonError:
 
 @contextmanager
 def explained(address: Address) -> Iterator[None]:
-    """Raise Unreachable where the daemon at `address` cannot be reached, or is gone."""
+    """Raise Unreachable where the daemon at `address` is gone."""
     try:
         yield
-    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-        raise unreachable(address, error) from error
-    except (httpx2.TransportError, ConnectionClosed) as error:
+    except Lost as error:
         raise Unreachable(
             f"the daemon at {address} went away before it had answered: {_reason(error)}; "
             "what was asked for may have been done, or not"
@@ -72,7 +72,7 @@ def cut_short(what: str) -> Iterator[None]:
     """Raise Unreachable where not all of `what` comes, although it had begun."""
     try:
         yield
-    except httpx2.TransportError as error:
+    except Lost as error:
         raise Unreachable(
             f"{what} was cut short: the sandbox, or the daemon, is gone, or could not read on; "
             "the daemon's log says more"

@@ -109,9 +109,9 @@ class AsyncClient:
 
     async def forked(self, path: str, body: Mapping[str, Any], tag: str) -> Forks:
         """What a request that forks has made, and the errors of what it has not."""
-        answer = await self._connection.send("POST", path, body=body)
-        made: Forks = [AsyncSandbox(self, sandbox_info(each)) for each in answer.json()]
-        if count := int(answer.headers.get("ratoon-failed", 0)):
+        answer, headers = await self._connection.send("POST", path, body=body)
+        made: Forks = [AsyncSandbox(self, sandbox_info(each)) for each in answer]
+        if count := int(headers.get("ratoon-failed", 0)):
             made += await self._failures(count, tag)
         return made
 

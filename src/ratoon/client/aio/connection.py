@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import httpx2
-
-from ratoon.client.address import CONNECT_TIMEOUT, Address, Source
+from ratoon.client.address import Address, Source
 from ratoon.client.aio.conversations import AsyncConversation, AsyncConversations
+from ratoon.client.aio.http import AsyncAnswer, AsyncHttp, Content
 from ratoon.client.aio.parallel import Lock, in_thread
 from ratoon.client.problems import cut_short, error_from, explained
 from ratoon.errors import Unreachable
 
 Query = Mapping[str, object]
-Content = bytes | AsyncIterable[bytes]
 
 
 def segment(name: str) -> str:
@@ -36,7 +34,7 @@ class AsyncConnection:
         self._conversations = AsyncConversations()
         self._finding = Lock()
         self._closed = False
-        self._found: tuple[Address, httpx2.AsyncClient] | None = None
+        self._found: tuple[Address, AsyncHttp] | None = None
 
     async def ask(
         self,
@@ -45,11 +43,11 @@ class AsyncConnection:
         *,
         query: Query | None = None,
         body: Mapping[str, Any] | None = None,
-        content: Content | None = None,
+        content: Content = b"",
     ) -> Any:
         """The JSON that is answered; None if that is empty."""
-        answer = await self.send(method, path, query=query, body=body, content=content)
-        return answer.json() if answer.content else None
+        answer, _ = await self.send(method, path, query=query, body=body, content=content)
+        return answer
 
     async def send(
         self,
@@ -58,42 +56,41 @@ class AsyncConnection:
         *,
         query: Query | None = None,
         body: Mapping[str, Any] | None = None,
-        content: Content | None = None,
-    ) -> httpx2.Response:
+        content: Content = b"",
+    ) -> tuple[Any, Mapping[str, str]]:
         """The same with its headers. `body` is sent as JSON, `content` as it is."""
         headers = {}
         if body is not None:
             content = json.dumps(body).encode()
             headers["content-type"] = "application/json"
-        address, client = await self._find()
+        address, http = await self._find()
+        asking = http.request(method, _target(path, query), headers=headers, content=content)
         with explained(address):
-            answer = await client.request(
-                method, _target(path, query), content=content, headers=headers
-            )
+            async with asking as answer:
+                answered = await answer.read()
         if answer.is_error:
-            raise error_from(answer.status_code, answer.content)
-        return answer
+            raise error_from(answer.status, answered)
+        return json.loads(answered) if answered else None, answer.headers
 
     @asynccontextmanager
     async def pieces(
         self, path: str, *, query: Query | None = None
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """What is answered to a GET, piece by piece, as fast as it is taken."""
-        address, client = await self._find()
+        address, http = await self._find()
 
-        async def read(answer: httpx2.Response) -> AsyncGenerator[bytes, None]:
-            raw: Any = answer.aiter_raw()  # a generator, in both of the libraries
+        async def read(answer: AsyncAnswer) -> AsyncGenerator[bytes, None]:
             with cut_short(path):
-                async with aclosing(raw):
-                    async for piece in raw:
+                async with aclosing(answer.pieces()) as pieces:
+                    async for piece in pieces:
                         yield piece
 
         async with AsyncExitStack() as held:
             with explained(address):
-                streaming = client.stream("GET", _target(path, query))
-                answer = await held.enter_async_context(streaming)
+                asking = http.request("GET", _target(path, query))
+                answer = await held.enter_async_context(asking)
                 if answer.is_error:
-                    raise error_from(answer.status_code, await answer.aread())
+                    raise error_from(answer.status, await answer.read())
             yield await held.enter_async_context(aclosing(read(answer)))
 
     @asynccontextmanager
@@ -110,18 +107,18 @@ class AsyncConnection:
         async with self._finding:
             self._closed = True
             if self._found:
-                await self._found[1].aclose()
+                self._found[1].close()
                 self._found = None
         await self._conversations.close()
         await in_thread(self._source.close)
 
-    async def _find(self) -> tuple[Address, httpx2.AsyncClient]:
+    async def _find(self) -> tuple[Address, AsyncHttp]:
         async with self._finding:
             if self._closed:
                 raise Unreachable("this client was closed; make another one")
             if self._found is None:
                 address = await in_thread(self._source.find)
-                self._found = address, _client(address)
+                self._found = address, AsyncHttp(address)
             return self._found
 
 
@@ -132,22 +129,6 @@ async def begun(talk: AsyncConversation) -> dict[str, Any]:
         raise Unreachable("the daemon closed before it had started what was asked for")
     started: dict[str, Any] = message["started"]
     return started
-
-
-def _client(address: Address) -> httpx2.AsyncClient:
-    transport = httpx2.AsyncHTTPTransport(
-        uds=address.socket,
-        verify=address.tls or False,
-        trust_env=False,
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=8),
-    )
-    return httpx2.AsyncClient(
-        transport=transport,
-        base_url=address.url,
-        headers={**address.headers, "accept-encoding": "identity"},
-        timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT),
-        trust_env=False,
-    )
 
 
 def _target(path: str, query: Query | None) -> str:

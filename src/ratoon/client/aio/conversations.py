@@ -1,21 +1,22 @@
 """WebSockets to a daemon. `ratoon.client.sync` has a module of its own for them, which uses this.
 
 That is because both directions have to go on at the same time, whichever of them is held up.
+`websockets` is loaded with the first of them: few commands have any.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
-
-from websockets.asyncio.client import ClientConnection, connect, unix_connect
-from websockets.exceptions import ConnectionClosedOK, InvalidStatus, WebSocketException
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
 
 from ratoon.client.address import CONNECT_TIMEOUT, Address
-from ratoon.client.problems import error_from, explained, unreachable
+from ratoon.client.problems import Lost, error_from, explained, unreachable
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
 
 #: Seconds that the closing of a conversation waits for the daemon.
 CLOSE_TIMEOUT = 5.0
@@ -34,12 +35,12 @@ class AsyncConversation:
 
     async def say(self, **fields: Any) -> None:
         """Send an object."""
-        with explained(self._address):
+        with explained(self._address), _noticed():
             await self._socket.send(json.dumps(fields))
 
     async def send(self, data: bytes) -> None:
         """Send bytes. Waits until the daemon takes them."""
-        with explained(self._address):
+        with explained(self._address), _noticed():
             await self._socket.send(data)
 
     async def hear(self) -> bytes | dict[str, Any] | None:
@@ -47,7 +48,9 @@ class AsyncConversation:
 
         An object that tells of an error raises that.
         """
-        with explained(self._address):
+        from websockets.exceptions import ConnectionClosedOK
+
+        with explained(self._address), _noticed():
             try:
                 message = await self._socket.recv()
             except ConnectionClosedOK:
@@ -71,6 +74,9 @@ class AsyncConversations:
     @asynccontextmanager
     async def open(self, address: Address, target: str) -> AsyncIterator[AsyncConversation]:
         """A WebSocket at `target` of a daemon, which is closed with the block."""
+        from websockets.asyncio.client import connect, unix_connect
+        from websockets.exceptions import InvalidStatus, WebSocketException
+
         options: dict[str, Any] = {
             "additional_headers": address.headers,
             "compression": None,
@@ -102,3 +108,14 @@ class AsyncConversations:
     async def close(self) -> None:
         """There will be no more; those that are open end."""
         await asyncio.gather(*(socket.close() for socket in self._open))
+
+
+@contextmanager
+def _noticed() -> Iterator[None]:
+    """Lost: the WebSocket was closed."""
+    from websockets.exceptions import ConnectionClosed
+
+    try:
+        yield
+    except ConnectionClosed as error:
+        raise Lost(str(error)) from error

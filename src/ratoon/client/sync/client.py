@@ -110,9 +110,9 @@ class Client:
 
     def forked(self, path: str, body: Mapping[str, Any], tag: str) -> Forks:
         """What a request that forks has made, and the errors of what it has not."""
-        answer = self._connection.send("POST", path, body=body)
-        made: Forks = [Sandbox(self, sandbox_info(each)) for each in answer.json()]
-        if count := int(answer.headers.get("ratoon-failed", 0)):
+        answer, headers = self._connection.send("POST", path, body=body)
+        made: Forks = [Sandbox(self, sandbox_info(each)) for each in answer]
+        if count := int(headers.get("ratoon-failed", 0)):
             made += self._failures(count, tag)
         return made
 

@@ -4,21 +4,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import httpx2
-
-from ratoon.client.address import CONNECT_TIMEOUT, Address, Source
+from ratoon.client.address import Address, Source
 from ratoon.client.problems import cut_short, error_from, explained
 from ratoon.client.sync.conversations import Conversation, Conversations
+from ratoon.client.sync.http import Answer, Content, Http
 from ratoon.client.sync.parallel import Lock, in_thread
 from ratoon.errors import Unreachable
 
 Query = Mapping[str, object]
-Content = bytes | Iterable[bytes]
 
 
 def segment(name: str) -> str:
@@ -37,7 +35,7 @@ class Connection:
         self._conversations = Conversations()
         self._finding = Lock()
         self._closed = False
-        self._found: tuple[Address, httpx2.Client] | None = None
+        self._found: tuple[Address, Http] | None = None
 
     def ask(
         self,
@@ -46,11 +44,11 @@ class Connection:
         *,
         query: Query | None = None,
         body: Mapping[str, Any] | None = None,
-        content: Content | None = None,
+        content: Content = b"",
     ) -> Any:
         """The JSON that is answered; None if that is empty."""
-        answer = self.send(method, path, query=query, body=body, content=content)
-        return answer.json() if answer.content else None
+        answer, _ = self.send(method, path, query=query, body=body, content=content)
+        return answer
 
     def send(
         self,
@@ -59,36 +57,36 @@ class Connection:
         *,
         query: Query | None = None,
         body: Mapping[str, Any] | None = None,
-        content: Content | None = None,
-    ) -> httpx2.Response:
+        content: Content = b"",
+    ) -> tuple[Any, Mapping[str, str]]:
         """The same with its headers. `body` is sent as JSON, `content` as it is."""
         headers = {}
         if body is not None:
             content = json.dumps(body).encode()
             headers["content-type"] = "application/json"
-        address, client = self._find()
-        with explained(address):
-            answer = client.request(method, _target(path, query), content=content, headers=headers)
+        address, http = self._find()
+        asking = http.request(method, _target(path, query), headers=headers, content=content)
+        with explained(address), asking as answer:
+            answered = answer.read()
         if answer.is_error:
-            raise error_from(answer.status_code, answer.content)
-        return answer
+            raise error_from(answer.status, answered)
+        return json.loads(answered) if answered else None, answer.headers
 
     @contextmanager
     def pieces(self, path: str, *, query: Query | None = None) -> Iterator[Iterator[bytes]]:
         """What is answered to a GET, piece by piece, as fast as it is taken."""
-        address, client = self._find()
+        address, http = self._find()
 
-        def read(answer: httpx2.Response) -> Generator[bytes, None, None]:
-            raw: Any = answer.iter_raw()  # a generator, in both of the libraries
-            with cut_short(path), closing(raw):
-                yield from raw
+        def read(answer: Answer) -> Generator[bytes, None, None]:
+            with cut_short(path), closing(answer.pieces()) as pieces:
+                yield from pieces
 
         with ExitStack() as held:
             with explained(address):
-                streaming = client.stream("GET", _target(path, query))
-                answer = held.enter_context(streaming)
+                asking = http.request("GET", _target(path, query))
+                answer = held.enter_context(asking)
                 if answer.is_error:
-                    raise error_from(answer.status_code, answer.read())
+                    raise error_from(answer.status, answer.read())
             yield held.enter_context(closing(read(answer)))
 
     @contextmanager
@@ -108,13 +106,13 @@ class Connection:
         self._conversations.close()
         in_thread(self._source.close)
 
-    def _find(self) -> tuple[Address, httpx2.Client]:
+    def _find(self) -> tuple[Address, Http]:
         with self._finding:
             if self._closed:
                 raise Unreachable("this client was closed; make another one")
             if self._found is None:
                 address = in_thread(self._source.find)
-                self._found = address, _client(address)
+                self._found = address, Http(address)
             return self._found
 
 
@@ -125,22 +123,6 @@ def begun(talk: Conversation) -> dict[str, Any]:
         raise Unreachable("the daemon closed before it had started what was asked for")
     started: dict[str, Any] = message["started"]
     return started
-
-
-def _client(address: Address) -> httpx2.Client:
-    transport = httpx2.HTTPTransport(
-        uds=address.socket,
-        verify=address.tls or False,
-        trust_env=False,
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=8),
-    )
-    return httpx2.Client(
-        transport=transport,
-        base_url=address.url,
-        headers={**address.headers, "accept-encoding": "identity"},
-        timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT),
-        trust_env=False,
-    )
 
 
 def _target(path: str, query: Query | None) -> str:
