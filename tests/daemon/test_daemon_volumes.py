@@ -30,6 +30,8 @@ async def test_named_volumes_are_made_listed_and_removed(
     assert (await own_api.post("/v1/volumes", json={"name": "cache"})).status_code == 409
     (listed,) = (await own_api.get("/v1/volumes")).json()
     assert (listed["name"], listed["bytes"]) == ("cache", 8192)
+    used = (await own_api.get("/v1/usage")).json()["volumes"]["cache"]
+    assert used["own_bytes"] == used["total_bytes"] > 8192  # the directory, too
     with only_ours(path):
         held = await own_api.delete("/v1/volumes/cache")
         assert (held.status_code, held.json()["kind"]) == (409, "Conflict")

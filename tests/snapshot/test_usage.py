@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from ratoon.snapshot.snapshot import link_snapshot
 from ratoon.snapshot.stock import take_stock
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import Usage, _sweep, snapshot_usage, usage
+from ratoon.volumes import named
 from sound_snapshots import make_image, publish_sound
 
 MIB = 1 << 20
@@ -152,6 +154,59 @@ def test_what_vanishes_meanwhile_is_left_out(store: Store, monkeypatch: pytest.M
 
     monkeypatch.setattr(Path, "lstat", deleting)
     assert usage(store).snapshots.keys() >= {"base", "a", "b"}
+
+
+def test_named_volumes_are_holders_like_others(store: Store) -> None:
+    """What is linked out of one is not its own; the store's own files are none of a volume's."""
+    volumes = store.home / "volumes"
+    for name in ("cache", "data"):
+        (volumes / name / "below").mkdir(parents=True)
+        (volumes / name / "below/file").write_bytes(b"x" * 5000)
+    for name in (".key", ".cache.removed"):
+        (volumes / name).write_bytes(b"x" * 5000)
+    (volumes / "data/linked").hardlink_to(volumes / "cache/below/file")
+    (store.home.parent / "outside").hardlink_to(volumes / "data/below/file")
+    found = usage(store)
+    assert found.volumes.keys() == {"cache", "data"}
+    assert found.total == blocks(store.home)
+    directories = blocks(volumes / "cache") - 8192
+    assert found.volumes["cache"] == Usage(directories, 8192)
+    assert found.volumes["data"] == Usage(directories, 2 * 8192)
+
+
+def test_what_a_guest_does_to_its_volume_stops_nobody(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Directories deeper than a path is long, and such as are links by the time they are read."""
+    volume = store.home / "volumes/mine"
+    (volume / "directory").mkdir(parents=True)
+    (volume / "file").write_bytes(b"x" * 5000)
+    deep = os.open(volume, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("a" * 250, dir_fd=deep)
+        below = os.open("a" * 250, os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep = below
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=deep))
+    os.close(deep)
+    (listed,) = named.listed(store.home)
+    assert listed.bytes >= 8192
+    before = usage(store).volumes["mine"]
+    really = Path.lstat
+
+    def swapping(path: Path) -> os.stat_result:
+        status = really(path)
+        if path.name == "directory":
+            path.rmdir()
+            path.touch()
+        if path == volume / "file":
+            path.unlink()
+            path.symlink_to("directory")
+        return status
+
+    monkeypatch.setattr(Path, "lstat", swapping)
+    assert usage(store).volumes["mine"].total <= before.total
+    shutil.rmtree(volume)
 
 
 def test_shared_stretches_belong_to_all_that_refer_to_them() -> None:

@@ -50,6 +50,14 @@ async def test_directories_and_named_volumes(forked: Served, tmp_path: Path) -> 
     assert (code, f"held by sandbox {sandbox}" in said) == (4, True), said
     code, said = await ratoon(forked, "fork", sandbox)
     assert (code, f"held by sandbox {sandbox}" in said) == (4, True), said
+    code, said = await ratoon(forked, "fork", "--no-volumes", "-v", "other:/mnt/kept", sandbox)
+    assert (code, "--no-volumes and -v" in said) == (2, True), said
+    code, said = await ratoon(forked, "fork", "--no-volumes", sandbox)
+    assert code == 0, said
+    fork = said.split()[0]
+    assert forked.engine.get(fork).options.volumes == ()
+    code, said = await ratoon(forked, "exec", fork, "--", "cat", "/mnt/kept/file")
+    assert (code, "No such file" in said) == (1, True), said
     code, said = await ratoon(forked, "exec", sandbox, "--", "cat", "/mnt/kept/file")
     assert (code, said) == (0, "kept\n")
     assert (await ratoon(forked, "kill", sandbox))[0] == 0

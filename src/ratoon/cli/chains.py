@@ -54,7 +54,7 @@ def disk_usage(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what snapshots, images and sandboxes take on the disk.
+    """Show what snapshots, images, sandboxes and named volumes take on the disk.
 
     OWN would become free if this alone were deleted (a snapshot takes its image with it, unless
     another has the same memory), SHARED is what others hold as well. Each inode and each shared
@@ -75,6 +75,7 @@ def disk_usage(
     rows = [("snapshot", name, each) for name, each in whole.snapshots.items()]
     rows += [("image", f"{name[:16]}…", each) for name, each in whole.images.items()]
     rows += [("sandbox", name, each) for name, each in whole.sandboxes.items()]
+    rows += [("volume", name, each) for name, each in whole.volumes.items()]
     _show_usage([*rows, ("other", "", whole.other)])
     answers.print(f"total {whole.total / MIB:.1f} MiB", highlight=False)
 
@@ -152,6 +153,7 @@ def _all_sizes(whole: StoreUsage) -> dict[str, Any]:
         "snapshots": {name: _sizes(each) for name, each in whole.snapshots.items()},
         "images": {name: _sizes(each) for name, each in whole.images.items()},
         "sandboxes": {name: _sizes(each) for name, each in whole.sandboxes.items()},
+        "volumes": {name: _sizes(each) for name, each in whole.volumes.items()},
         "other": _sizes(whole.other),
     }
 

@@ -45,12 +45,23 @@ async def spawn(
 
 @talks("fork")
 async def fork(
-    client: AsyncClient, sandbox: Sandbox, options: Options, n: Many = 1, as_json: Json = False
+    client: AsyncClient,
+    sandbox: Sandbox,
+    options: Options,
+    n: Many = 1,
+    no_volumes: Annotated[
+        bool, typer.Option("--no-volumes", help="The forks get none of the sandbox's volumes.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Fork a sandbox as it is now; it goes on.
 
     What is not said of the forks is as with the sandbox. Exit code 1 if some could not be made.
     """
+    if no_volumes and "volumes" in options:
+        raise InvalidInput("--no-volumes and -v: say which volumes the forks are to have, or none")
+    if no_volumes:
+        options["volumes"] = []
     chosen = await find(client, sandbox)
     metadata = {**chosen.info.metadata, **options.get("metadata", {})}
     metadata.pop(NAME, None)

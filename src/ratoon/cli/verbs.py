@@ -58,7 +58,9 @@ SUBJECTS: dict[str, dict[str, Verb]] = {
         "pool": Verb("pool", "Show or set how many machines wait for forks of a snapshot."),
     },
     "Store and host": {
-        "du": Verb("chains", "Show what snapshots, images and sandboxes take on the disk."),
+        "du": Verb(
+            "chains", "Show what snapshots, images, sandboxes and named volumes take on the disk."
+        ),
         "compress": Verb(
             "upkeep",
             "Compress the memory layers of snapshots where they lie; everything works as before.",

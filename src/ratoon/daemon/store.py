@@ -52,6 +52,7 @@ async def show_usage(daemon: TheDaemon) -> models.StoreUsage:
         snapshots={name: _usage(each) for name, each in whole.snapshots.items()},
         images={name: _usage(each) for name, each in whole.images.items()},
         sandboxes={name: _usage(each) for name, each in whole.sandboxes.items()},
+        volumes={name: _usage(each) for name, each in whole.volumes.items()},
         other=_usage(whole.other),
     )
 

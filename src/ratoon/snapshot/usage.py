@@ -1,4 +1,4 @@
-"""Disk usage: what each snapshot, image and sandbox takes, and what it shares with others.
+"""Disk usage: what each snapshot, image, sandbox and volume takes, and shares with others.
 
 Every inode counts once, by its blocks: so holes count nothing, and neither do further names. Data
 that several inodes share (reflinks) counts once too, by its place on the device. To each byte
@@ -11,7 +11,9 @@ import os
 import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 from pathlib import Path
 
 from ratoon.errors import NotFound
@@ -46,14 +48,15 @@ class StoreUsage:
     """The usage of everything in a store; `total` is in bytes, each counted once.
 
     `snapshots` by tag, each with its images, which go with it unless another snapshot has the same
-    memory, or disk; `images` by memory root or disk root and `sandboxes` by id, each of itself;
-    `other`: staging, templates and the store's own files.
+    memory, or disk; `images` by memory root or disk root, `sandboxes` by id and named `volumes` by
+    name, each of itself; `other`: staging, templates and the store's own files.
     """
 
     total: int
     snapshots: Mapping[str, Usage]
     images: Mapping[str, Usage]
     sandboxes: Mapping[str, Usage]
+    volumes: Mapping[str, Usage]
     other: Usage
 
 
@@ -73,10 +76,9 @@ class _Inode:
     def shared_extents(self) -> list[tuple[int, int]]:
         if not stat.S_ISREG(self.status.st_mode) or not self.status.st_blocks:
             return []
-        try:
+        with _while_it_changes():
             return shared_extents(self.path)
-        except FileNotFoundError:
-            return []
+        return []
 
 
 def usage(store: Store) -> StoreUsage:
@@ -107,6 +109,7 @@ def usage(store: Store) -> StoreUsage:
         snapshots=snapshots,
         images=each("image"),
         sandboxes=each("sandbox"),
+        volumes=each("volume"),
         other=_usage(found, {"other"}, {"other"}),
     )
 
@@ -114,8 +117,8 @@ def usage(store: Store) -> StoreUsage:
 def charges(store: Store) -> Charges:
     """How many bytes of a store have exactly which holders.
 
-    Those are `snapshot/TAG`, `image/ROOT` and `sandbox/ID`, `other` for the rest of the store, and
-    `outside`. What vanishes meanwhile is left out.
+    Those are `snapshot/TAG`, `image/ROOT`, `sandbox/ID` and `volume/NAME`, `other` for the rest of
+    the store, and `outside`. What vanishes meanwhile is left out.
     """
     return _charge(_inodes(store.home))
 
@@ -143,16 +146,27 @@ def _inodes(home: Path) -> Iterable[_Inode]:
     pending = [(home, "other")]
     while pending:
         path, holder = pending.pop()
-        try:
+        with _while_it_changes():
             status = path.lstat()
             below = [*path.iterdir()] if stat.S_ISDIR(status.st_mode) else []
-        except FileNotFoundError:  # deleted meanwhile
-            continue
-        inode = found.setdefault((status.st_dev, status.st_ino), _Inode(status, path))
-        inode.names += 1
-        inode.holders.add(holder)
-        pending += [(name, _holder(name.relative_to(home))) for name in below]
+            inode = found.setdefault((status.st_dev, status.st_ino), _Inode(status, path))
+            inode.names += 1
+            inode.holders.add(holder)
+            pending += [(name, _holder(name.relative_to(home))) for name in below]
     return found.values()
+
+
+@contextmanager
+def _while_it_changes() -> Iterator[None]:
+    """What is gone, or something else by now, is left out of the block.
+
+    So is what guests have put deeper into their volumes than a path is long.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG):
+            raise
 
 
 def _holder(path: Path) -> str:
@@ -164,6 +178,8 @@ def _holder(path: Path) -> str:
             return f"sandbox/{sandbox}"
         case ("images", name) if not name.startswith("."):
             return f"image/{path.stem}"
+        case ("volumes", name, *_) if not name.startswith("."):
+            return f"volume/{name}"
     return "other"
 
 

@@ -86,7 +86,7 @@ class Runner:
         self._engine = engine
         #: The starts that are kept.
         self.cache = StartCache(engine.store)
-        #: What the engine's guests boot from: to find that out takes seconds.
+        #: What the engine's guests boot from: to find that out takes seconds where apt is asked.
         self._host: tuple[Guest, Accelerator] | None = None
 
     async def run(

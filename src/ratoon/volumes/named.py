@@ -90,6 +90,6 @@ def _look(path: Path) -> NamedVolume:
     size = 0
     for directory, _, names in os.walk(path):
         for name in names:
-            with suppress(FileNotFoundError):  # it is in use
+            with suppress(OSError):  # it is in use, or deeper than a path is long
                 size += os.lstat(f"{directory}/{name}").st_blocks * 512
     return NamedVolume(path.name, path, size, found.st_ctime)

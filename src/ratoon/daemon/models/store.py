@@ -55,12 +55,16 @@ class DiskUsage(Answer):
 
 
 class StoreUsage(Answer):
-    """What everything takes on the disk; `images` are by memory root or disk root."""
+    """What everything takes on the disk; `images` are by memory root or disk root.
+
+    `volumes` are the named ones, by name.
+    """
 
     total_bytes: int
     snapshots: dict[str, DiskUsage]
     images: dict[str, DiskUsage]
     sandboxes: dict[str, DiskUsage]
+    volumes: dict[str, DiskUsage]
     other: DiskUsage
 
 
