@@ -5,7 +5,8 @@ from __future__ import annotations
 from ratoon.errors import RatoonError
 from ratoon.sandbox.sandbox import Sandbox
 
-_CHUNK = 64 << 10
+#: A page: what the interpreter itself needs for more would count as dirtied as well.
+_CHUNK = 4 << 10
 #: By default /dev/shm takes half of the RAM.
 _RESIZE = """
 import subprocess

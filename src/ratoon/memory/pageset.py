@@ -36,7 +36,7 @@ from ratoon.errors import Corrupt, Incompatible
 from ratoon.files import naming
 from ratoon.memory.compressed import FRAME, Frames, opened_frames
 from ratoon.memory.digests import DIGEST_SIZE, PAGE_SIZE, are_stored, digests_differ, hash_pages
-from ratoon.memory.positioned import read_exactly, write_at
+from ratoon.memory.positioned import read_exactly, write_all_at, write_at
 from ratoon.memory.runs import run_bounds
 
 MAGIC = b"RATOONPS"
@@ -208,14 +208,19 @@ def write_page_set(
     """Write a new page set, mode 0444, flushed to the disk (its directory's entry is not).
 
     `numbers` (n,) are strictly increasing, `digests` is (n, 32), and entry `i` is `pages[rows[i]]`
-    of `pages` (m, 4096), taken on trust. Raises FileExistsError, and Corrupt for an index that
-    could not be read back. A failure leaves no file.
+    of `pages` (m, 4096), taken on trust. Raises FileExistsError, IndexError, and Corrupt for an
+    index that could not be read back. A failure leaves no file.
     """
-    stored = are_stored(digests)
-    numbered, rows = numbers[stored], rows[stored]
-    chunks = (slice(first, first + _CHUNK) for first in range(0, len(rows), _CHUNK))
-    content = ((numbered[chunk], pages[rows[chunk]]) for chunk in chunks)
-    return write_page_stream(path, ram_pages, numbers, digests, content)
+    stored = rows[are_stored(digests)]
+    if len(stored) and not 0 <= stored.min() <= stored.max() < len(pages):
+        raise IndexError(f"{path}: rows that the {len(pages)} pages do not have")
+    runs = [
+        pages[stored[start] : stored[end - 1] + 1].reshape(-1).data
+        for start, end in pairwise(run_bounds(stored).tolist())
+    ]
+    with _written(path, ram_pages, numbers, digests) as (fd, index):
+        write_all_at(fd, runs, index.data_offset)
+    return index
 
 
 def write_page_stream(
@@ -230,31 +235,44 @@ def write_page_stream(
     Each page that is not all zero must come exactly once (else ValueError), in any order that
     increases within a piece. Holds one piece at a time.
     """
-    stored = numbers[are_stored(digests)]
-    index = _encode(ram_pages, numbers, digests, len(stored))
-    decoded = _decode(index, len(index) + len(stored) * PAGE_SIZE, str(path))
-    missing = np.ones(len(stored), np.bool_)
+    with _written(path, ram_pages, numbers, digests) as (fd, index):
+        stored = index.stored_numbers
+        missing = np.ones(len(stored), np.bool_)
+        for piece, pages in content:
+            places = np.searchsorted(stored, piece)
+            known = not len(piece) or places[-1] < len(stored)
+            if not (known and np.array_equal(stored[places], piece) and missing[places].all()):
+                raise ValueError(f"{path}: content that is not in the index, or comes twice")
+            missing[places] = False
+            for start, end in pairwise(run_bounds(places).tolist()):
+                data = pages[start:end].reshape(-1).data
+                write_at(fd, data, index.data_offset + int(places[start]) * PAGE_SIZE)
+        if missing.any():
+            raise ValueError(f"{path}: no content for page {stored[missing][0]}")
+    return index
+
+
+@contextmanager
+def _written(
+    path: Path, ram_pages: int, numbers: NDArray[np.uint64], digests: NDArray[np.uint8]
+) -> Iterator[tuple[int, PageIndex]]:
+    """A new page set that lacks its data, open for it; whole, mode 0444 and flushed afterwards.
+
+    No file, if that fails.
+    """
+    stored = int(np.count_nonzero(are_stored(digests)))
+    raw = _encode(ram_pages, numbers, digests, stored)
+    index = _decode(raw, len(raw) + stored * PAGE_SIZE, str(path))
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with naming(path), os.fdopen(fd, "wb", buffering=0) as file:
-            write_at(file.fileno(), memoryview(index), 0)
-            for piece, pages in content:
-                places = np.searchsorted(stored, piece)
-                known = not len(piece) or places[-1] < len(stored)
-                if not (known and np.array_equal(stored[places], piece) and missing[places].all()):
-                    raise ValueError(f"{path}: content that is not in the index, or comes twice")
-                missing[places] = False
-                for start, end in pairwise(run_bounds(places).tolist()):
-                    data = pages[start:end].reshape(-1).data
-                    write_at(file.fileno(), data, len(index) + int(places[start]) * PAGE_SIZE)
-            if missing.any():
-                raise ValueError(f"{path}: no content for page {stored[missing][0]}")
-            os.fchmod(file.fileno(), 0o444)
-            os.fsync(file.fileno())
+        with naming(path), os.fdopen(fd, "wb", buffering=0):
+            write_at(fd, memoryview(raw), 0)
+            yield fd, index
+            os.fchmod(fd, 0o444)
+            os.fsync(fd)
     except BaseException:
         path.unlink()
         raise
-    return decoded
 
 
 def index_bytes(index: PageIndex) -> bytes:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from ratoon.errors import Corrupt
+
+#: How many pieces one call takes (IOV_MAX).
+_AT_ONCE = 1024
 
 
 def read_exactly(fd: int, target: memoryview, offset: int, what: str) -> None:
@@ -21,3 +25,14 @@ def write_at(fd: int, data: memoryview, offset: int) -> None:
     while data:
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written
+
+
+def write_all_at(fd: int, pieces: Sequence[memoryview], offset: int) -> None:
+    """Write flat pieces one after the other, from `offset` on."""
+    for first in range(0, len(pieces), _AT_ONCE):
+        batch = pieces[first : first + _AT_ONCE]
+        written = os.pwritev(fd, batch, offset)
+        for piece in batch:
+            taken = min(written, len(piece))
+            write_at(fd, piece[taken:], offset + taken)
+            offset, written = offset + len(piece), written - taken
