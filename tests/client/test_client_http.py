@@ -122,11 +122,8 @@ def refuse(connected: socket.socket) -> None:
     assert b"transfer-encoding: chunked" in head(connected)
     connected.recv(100_000)
     connected.sendall(answer("422 Unprocessable", error="it is too large", kind="InvalidInput"))
-    heard = b""
-    while not heard.endswith(b"0\r\n\r\n"):
-        piece = connected.recv(100_000)
-        assert piece
-        heard = heard[-5:] + piece
+    while connected.recv(100_000):
+        pass
 
 
 async def test_who_refuses_in_the_middle_is_heard(tmp_path: Path) -> None:
