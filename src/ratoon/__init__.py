@@ -17,15 +17,9 @@ if TYPE_CHECKING:
     from ratoon.client.aio.client import AsyncClient
     from ratoon.client.aio.commands import AsyncCommand
     from ratoon.client.aio.sandbox import AsyncSandbox
-    from ratoon.client.answers import (
-        CommandResult,
-        EvalResult,
-        FileEvent,
-        FileInfo,
-        Output,
-        SandboxInfo,
-        SnapshotInfo,
-    )
+    from ratoon.client.answers import CommandResult, EvalResult, Output, SandboxInfo
+    from ratoon.client.files import FileEvent, FileInfo
+    from ratoon.client.snapshots import SnapshotInfo
     from ratoon.client.sync.client import Client
     from ratoon.client.sync.commands import Command
     from ratoon.client.sync.sandbox import Sandbox
@@ -62,10 +56,9 @@ _HOMES = {
     "Client": "client.sync.client",
     "Command": "client.sync.commands",
     "Sandbox": "client.sync.sandbox",
-    **dict.fromkeys(
-        ("CommandResult", "EvalResult", "FileEvent", "FileInfo", "Output"), "client.answers"
-    ),
-    **dict.fromkeys(("SandboxInfo", "SnapshotInfo"), "client.answers"),
+    **dict.fromkeys(("CommandResult", "EvalResult", "Output", "SandboxInfo"), "client.answers"),
+    **dict.fromkeys(("FileEvent", "FileInfo"), "client.files"),
+    "SnapshotInfo": "client.snapshots",
     **dict.fromkeys(
         ("CommandFailed", "Conflict", "NotFound", "RatoonError", "Unreachable"), "errors"
     ),

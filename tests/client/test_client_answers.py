@@ -9,20 +9,23 @@ import pytest
 from pydantic import BaseModel
 
 from ratoon.client import answers
-from ratoon.client.answers import Limits, differences, read, sandbox_info
+from ratoon.client import files as our_files
+from ratoon.client import snapshots as our_snapshots
+from ratoon.client.answers import Limits, read, sandbox_info
 from ratoon.client.options import Options, request_for
+from ratoon.client.snapshots import differences
 from ratoon.client.volumes import Volume, VolumeInfo
 from ratoon.daemon.models import commands, files, sandboxes, snapshots, store
 from ratoon.daemon.models import volumes as models_of_volumes
 from ratoon.errors import InvalidInput
 
 PAIRS: list[tuple[type[Any], type[BaseModel]]] = [
-    (answers.SnapshotInfo, snapshots.SnapshotInfo),
-    (answers.SnapshotDetail, snapshots.SnapshotDetail),
-    (answers.LineageNode, store.LineageNode),
-    (answers.ChangedFile, store.ChangedFile),
-    (answers.FileDifferences, store.FileDifferences),
-    (answers.Differences, store.Differences),
+    (our_snapshots.SnapshotInfo, snapshots.SnapshotInfo),
+    (our_snapshots.SnapshotDetail, snapshots.SnapshotDetail),
+    (our_snapshots.LineageNode, store.LineageNode),
+    (our_snapshots.ChangedFile, store.ChangedFile),
+    (our_snapshots.FileDifferences, store.FileDifferences),
+    (our_snapshots.Differences, store.Differences),
     (answers.PoolInfo, store.PoolInfo),
     (answers.Event, sandboxes.EventInfo),
     (answers.PublishedPort, sandboxes.PublishedPort),
@@ -32,7 +35,7 @@ PAIRS: list[tuple[type[Any], type[BaseModel]]] = [
     (VolumeInfo, models_of_volumes.VolumeInfo),
     (answers.ProcessInfo, commands.ProcessInfo),
     (answers.EvalResult, commands.EvalAnswer),
-    (answers.FileInfo, files.FileInfo),
+    (our_files.FileInfo, files.FileInfo),
 ]
 #: What other clients want to see, and says nothing here.
 FOR_OTHERS = {"netns", "guest_addr", "memory_limit_mib"}
@@ -59,12 +62,12 @@ def test_what_is_within_an_answer_is_read_too() -> None:
     assert info.limits == Limits(memory_mib=1)
     assert info.ports == [answers.PublishedPort(1, 2)]
     assert info.volumes == [Volume("a", "/a")]
-    told = {each.name: None for each in fields(answers.Differences)}
+    told = {each.name: None for each in fields(our_snapshots.Differences)}
     assert differences(told).files is None
     changed = [{"path": "/a", "what": ["mode"]}]
     found = differences({**told, "files": {"added": [], "removed": [], "changed": changed}})
     assert found.files
-    assert found.files.changed == [answers.ChangedFile("/a", ["mode"])]
+    assert found.files.changed == [our_snapshots.ChangedFile("/a", ["mode"])]
 
 
 EVERYTHING: Options = {

@@ -18,7 +18,7 @@ from ratoon.errors import InvalidInput
 
 if TYPE_CHECKING:
     from ratoon.client.aio.client import AsyncClient
-    from ratoon.client.answers import StartInfo
+    from ratoon.client.starts import StartInfo
 
 #: Digits of a key that are shown.
 _SHOWN = 12

@@ -19,7 +19,7 @@ from ratoon.errors import GuestFileNotFound, GuestNotADirectory, InvalidInput
 if TYPE_CHECKING:
     from ratoon.client.aio.client import AsyncClient
     from ratoon.client.aio.files import AsyncFiles
-    from ratoon.client.answers import Transfer
+    from ratoon.client.files import Transfer
 
 #: Things that were left out and are named one by one.
 _SHOWN = 10

@@ -20,7 +20,7 @@ from ratoon.errors import AlreadyExists, CommandFailed, InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from ratoon.client.aio.client import AsyncClient
-    from ratoon.client.answers import SnapshotInfo
+    from ratoon.client.snapshots import SnapshotInfo
 
 Tag = Annotated[str, typer.Option("--tag", help="The new snapshot's name.")]
 

@@ -15,99 +15,7 @@ def read(kind: type[T], answer: dict[str, Any]) -> T:
     return kind(**{each.name: answer[each.name] for each in fields(kind) if each.name in answer})  # type: ignore[arg-type]
 
 
-# Snapshots ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SnapshotInfo:
-    """A snapshot, also one that is being written. What is not known is None.
-
-    `dir` is on the daemon's host. `pause_ms`: for how long the sandbox that it was branched from
-    stood still. `diff_…`: of a diff, how long its making took, and the size of its memory in bytes.
-    `pages` and `layer_bytes`: of its own layer of memory. `stages_ms`: how long each stage of its
-    making took. `error`: why it cannot be forked.
-    """
-
-    tag: str
-    dir: str
-    created_at_unix: int
-    status: Literal["writing", "ready", "failed"]
-    bootable: bool
-    branched_from: str | None = None
-    parent_tag: str | None = None
-    pause_ms: float | None = None
-    diff_ms: float | None = None
-    diff_physical_bytes: int | None = None
-    diff_logical_bytes: int | None = None
-    chain_depth: int | None = None
-    memory_root: str | None = None
-    ram_bytes: int | None = None
-    accelerator: Literal["tcg", "kvm"] | None = None
-    pages: int | None = None
-    layer_bytes: int | None = None
-    stages_ms: dict[str, float] | None = None
-    warning: str | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class SnapshotDetail:
-    """All about one snapshot; sizes in bytes. `ancestors` is root first."""
-
-    tag: str
-    dir: str
-    created_at_unix: int
-    memory_logical_bytes: int
-    memory_physical_bytes: int
-    vmstate_bytes: int
-    chain_depth: int
-    ancestors: list[str]
-    dependents: list[str]
-    parent_tag: str | None = None
-    parent_content_hash: str | None = None
-
-
-@dataclass(frozen=True)
-class LineageNode:
-    """A snapshot's place in the forest: `level` counts from its root, `depth` the layers below."""
-
-    tag: str
-    level: int
-    parent: str | None
-    children: list[str]
-    depth: int | None
-    created_at_unix: int | None
-    note: str | None
-
-
-@dataclass(frozen=True)
-class ChangedFile:
-    """`what` is different of it, such as `content` or `mode`."""
-
-    path: str
-    what: list[str]
-
-
-@dataclass(frozen=True)
-class FileDifferences:
-    added: list[str]
-    removed: list[str]
-    changed: list[ChangedFile]
-
-
-@dataclass(frozen=True)
-class Differences:
-    """What differs between two snapshots. Pages are of 4096 bytes.
-
-    `files` is None where the disks differ but cannot be read as file systems; `no_files` says why.
-    """
-
-    ram_pages: int
-    changed_pages: int
-    disk_bytes: int
-    changed_disk_bytes: int
-    files: FileDifferences | None
-    no_files: str | None
+# The daemon ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -196,14 +104,6 @@ def sandbox_info(answer: dict[str, Any]) -> SandboxInfo:
     return read(SandboxInfo, {**answer, "limits": limits, "ports": ports, "volumes": volumes})
 
 
-def differences(answer: dict[str, Any]) -> Differences:
-    found = answer["files"]
-    if found is not None:
-        changed = [read(ChangedFile, each) for each in found["changed"]]
-        found = read(FileDifferences, {**found, "changed": changed})
-    return read(Differences, {**answer, "files": found})
-
-
 # Images that were run -----------------------------------------------------------------------------
 
 
@@ -220,58 +120,6 @@ class RunInfo:
     tier: Literal[0, 1, 2]
     missed: list[str]
     stages_ms: dict[str, float]
-
-
-@dataclass(frozen=True)
-class StartInfo:
-    """A start that is kept. `key` is the digest of `document`, which has all it depends on.
-
-    `layer_bytes`: what its snapshot adds to the one below. `unusable`: why no run can use it; of a
-    damaged one, little else is known.
-    """
-
-    key: str
-    tier: Literal[1, 2] | None
-    image: str | None
-    command: list[str]
-    snapshot_tag: str
-    pid: int | None
-    created_at_unix: float | None
-    used_at_unix: float
-    layer_bytes: int | None
-    unusable: str | None
-    stages_ms: dict[str, float]
-    document: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class StartDifference:
-    """A field, with dots where it is one of another, and what two starts have there."""
-
-    field: str
-    one: Any
-    other: Any
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What two starts, by their keys, do not have in common."""
-
-    one: str
-    other: str
-    differences: list[StartDifference]
-
-
-@dataclass(frozen=True)
-class PrunedStart:
-    key: str
-    snapshot_tag: str
-    why: str
-
-
-def explanation(answer: dict[str, Any]) -> Explanation:
-    found = [read(StartDifference, each) for each in answer["differences"]]
-    return read(Explanation, {**answer, "differences": found})
 
 
 # In a sandbox -------------------------------------------------------------------------------------
@@ -346,50 +194,3 @@ class EvalResult:
     timed_out: bool = False
     state_lost: bool = False
     truncated: bool = False
-
-
-# Files --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FileInfo:
-    """A file in a guest. `mode` is its permission bits, `target` what a symbolic link says."""
-
-    path: str
-    type: Literal[
-        "file", "directory", "symlink", "fifo", "socket", "character device", "block device"
-    ]
-    size_bytes: int
-    mode: int
-    uid: int
-    gid: int
-    mtime_ns: int
-    target: str | None
-
-
-@dataclass(frozen=True)
-class FileEvent:
-    """Something happened to `path`.
-
-    renamed: it was `old_path` before. overflow: more happened below `path` than could be told; look
-    for yourself. What was moved in from elsewhere counts as created, what was moved away as
-    removed.
-    """
-
-    kind: Literal["created", "modified", "removed", "renamed", "overflow"]
-    path: str
-    is_directory: bool
-    old_path: str | None = None
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """What a transfer carried: files, directories and links, and bytes of the archive they made.
-
-    `left_out` says of each thing that it did not carry why; the first thousand of them.
-    """
-
-    entries: int
-    size_bytes: int
-    left_out: list[str]
-    left_out_count: int

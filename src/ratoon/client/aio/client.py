@@ -6,16 +6,14 @@ import json
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from ratoon.client.address import Known, Source, parse, token_of_environment, url_of_environment
 from ratoon.client.aio.connection import AsyncConnection, segment
 from ratoon.client.aio.sandbox import AsyncSandbox, Forks, State
-from ratoon.client.aio.snapshots import AsyncSnapshots
-from ratoon.client.aio.starts import AsyncStarts
-from ratoon.client.aio.volumes import AsyncVolumes
 from ratoon.client.answers import Event, PoolInfo, RunInfo, SandboxInfo, read, sandbox_info
 from ratoon.client.embedded import Embedded
 from ratoon.client.local import LocalDaemon
@@ -23,6 +21,11 @@ from ratoon.client.options import Options, request_for
 from ratoon.client.problems import error_from
 from ratoon.client.runs import RunOptions, run_request
 from ratoon.errors import RatoonError
+
+if TYPE_CHECKING:
+    from ratoon.client.aio.snapshots import AsyncSnapshots
+    from ratoon.client.aio.starts import AsyncStarts
+    from ratoon.client.aio.volumes import AsyncVolumes
 
 
 class AsyncClient:
@@ -43,9 +46,6 @@ class AsyncClient:
 
     def _set_up(self, source: Source) -> None:
         self._connection = AsyncConnection(source)
-        self.snapshots = AsyncSnapshots(self._connection)
-        self.volumes = AsyncVolumes(self._connection)
-        self.starts = AsyncStarts(self._connection)
         #: The sandboxes that use it; None if it is closed by whoever made it.
         self._borrowers: int | None = None
 
@@ -71,6 +71,26 @@ class AsyncClient:
         client = cls()
         client._borrowers = 0
         return client
+
+    # Loaded when they are used, as few programs use them all.
+
+    @cached_property
+    def snapshots(self) -> AsyncSnapshots:
+        from ratoon.client.aio.snapshots import AsyncSnapshots
+
+        return AsyncSnapshots(self._connection)
+
+    @cached_property
+    def volumes(self) -> AsyncVolumes:
+        from ratoon.client.aio.volumes import AsyncVolumes
+
+        return AsyncVolumes(self._connection)
+
+    @cached_property
+    def starts(self) -> AsyncStarts:
+        from ratoon.client.aio.starts import AsyncStarts
+
+        return AsyncStarts(self._connection)
 
     # Sandboxes ------------------------------------------------------------------------------------
 

@@ -10,8 +10,17 @@ from typing import Any, Literal, overload
 from ratoon.client.aio import trees
 from ratoon.client.aio.connection import AsyncConnection, begun
 from ratoon.client.aio.conversations import AsyncConversation
-from ratoon.client.answers import FileEvent, FileInfo, Transfer, read
-from ratoon.client.files import GuestPath, OnBytes, file_info, guest_path, octal
+from ratoon.client.answers import read
+from ratoon.client.files import (
+    FileEvent,
+    FileInfo,
+    GuestPath,
+    OnBytes,
+    Transfer,
+    file_info,
+    guest_path,
+    octal,
+)
 from ratoon.errors import GuestFileNotFound, GuestNotADirectory
 
 Content = str | bytes | AsyncIterable[bytes]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, Unpack
 
 from ratoon.client.aio.commands import AsyncCommands
 from ratoon.client.aio.connection import segment
 from ratoon.client.aio.evaluation import evaluate
-from ratoon.client.aio.files import AsyncFiles
 from ratoon.client.aio.parallel import Listener
 from ratoon.client.aio.ports import AsyncPorts
 from ratoon.client.aio.pty import AsyncPty
@@ -18,7 +18,6 @@ from ratoon.client.answers import (
     EvalResult,
     RunInfo,
     SandboxInfo,
-    SnapshotInfo,
     read,
     sandbox_info,
 )
@@ -28,6 +27,8 @@ from ratoon.errors import NotFound, RatoonError, Unreachable
 
 if TYPE_CHECKING:
     from ratoon.client.aio.client import AsyncClient
+    from ratoon.client.aio.files import AsyncFiles
+    from ratoon.client.snapshots import SnapshotInfo
 
 Infos = list[SandboxInfo]
 Forks = list["AsyncSandbox | RatoonError"]
@@ -60,9 +61,14 @@ class AsyncSandbox:
         self.run = run
         path = self._path = f"/v1/sandboxes/{segment(info.id)}"
         self.commands = AsyncCommands(self._connection, path)
-        self.files = AsyncFiles(self._connection, path)
         self.pty = AsyncPty(self.commands)
         self.ports = AsyncPorts(self._connection, path)
+
+    @cached_property
+    def files(self) -> AsyncFiles:
+        from ratoon.client.aio.files import AsyncFiles  # with all that unpacks archives
+
+        return AsyncFiles(self._connection, self._path)
 
     @property
     def id(self) -> str:
@@ -199,6 +205,8 @@ class AsyncSandbox:
 
         AlreadyExists; Overloaded: too many branches are under way.
         """
+        from ratoon.client.snapshots import SnapshotInfo
+
         body = {"tag": tag, "mode": mode, "wait": wait}
         answer = await self._connection.ask("POST", f"{self._path}/branch", body=body)
         return read(SnapshotInfo, answer)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ratoon.client.aio.connection import AsyncConnection, segment
-from ratoon.client.answers import (
+from ratoon.client.answers import read
+from ratoon.client.snapshots import (
     Differences,
     LineageNode,
     SnapshotDetail,
     SnapshotInfo,
     differences,
-    read,
 )
 from ratoon.client.upkeep import CompressReport, PruneReport, compress_report, prune_report
 

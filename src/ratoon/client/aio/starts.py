@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ratoon.client.aio.connection import AsyncConnection
-from ratoon.client.answers import Explanation, PrunedStart, StartInfo, explanation, read
+from ratoon.client.answers import read
+from ratoon.client.starts import Explanation, PrunedStart, StartInfo, explanation
 
 StartInfos = list[StartInfo]
 PrunedStarts = list[PrunedStart]

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ratoon.client.aio.connection import AsyncConnection
 from ratoon.client.aio.parallel import in_thread
-from ratoon.client.answers import Transfer
-from ratoon.client.files import OnBytes
+from ratoon.client.files import OnBytes, Transfer
 from ratoon.guest.agent.packing import MAX_LISTED, Packer
 from ratoon.guest.agent.unpacking import Bounds, Unpacker
 from ratoon.guest.local_trees import exhaust, local_errors, refused

@@ -7,9 +7,10 @@ import json
 import ssl
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from ratoon.client.address import Known, Source, parse, token_of_environment, url_of_environment
 from ratoon.client.answers import Event, PoolInfo, RunInfo, SandboxInfo, read, sandbox_info
@@ -20,10 +21,12 @@ from ratoon.client.problems import error_from
 from ratoon.client.runs import RunOptions, run_request
 from ratoon.client.sync.connection import Connection, segment
 from ratoon.client.sync.sandbox import Forks, Sandbox, State
-from ratoon.client.sync.snapshots import Snapshots
-from ratoon.client.sync.starts import Starts
-from ratoon.client.sync.volumes import Volumes
 from ratoon.errors import RatoonError
+
+if TYPE_CHECKING:
+    from ratoon.client.sync.snapshots import Snapshots
+    from ratoon.client.sync.starts import Starts
+    from ratoon.client.sync.volumes import Volumes
 
 
 class Client:
@@ -44,9 +47,6 @@ class Client:
 
     def _set_up(self, source: Source) -> None:
         self._connection = Connection(source)
-        self.snapshots = Snapshots(self._connection)
-        self.volumes = Volumes(self._connection)
-        self.starts = Starts(self._connection)
         #: The sandboxes that use it; None if it is closed by whoever made it.
         self._borrowers: int | None = None
 
@@ -72,6 +72,26 @@ class Client:
         client = cls()
         client._borrowers = 0
         return client
+
+    # Loaded when they are used, as few programs use them all.
+
+    @cached_property
+    def snapshots(self) -> Snapshots:
+        from ratoon.client.sync.snapshots import Snapshots
+
+        return Snapshots(self._connection)
+
+    @cached_property
+    def volumes(self) -> Volumes:
+        from ratoon.client.sync.volumes import Volumes
+
+        return Volumes(self._connection)
+
+    @cached_property
+    def starts(self) -> Starts:
+        from ratoon.client.sync.starts import Starts
+
+        return Starts(self._connection)
 
     # Sandboxes ------------------------------------------------------------------------------------
 

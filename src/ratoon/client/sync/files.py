@@ -8,8 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from ratoon.client.answers import FileEvent, FileInfo, Transfer, read
-from ratoon.client.files import GuestPath, OnBytes, file_info, guest_path, octal
+from ratoon.client.answers import read
+from ratoon.client.files import (
+    FileEvent,
+    FileInfo,
+    GuestPath,
+    OnBytes,
+    Transfer,
+    file_info,
+    guest_path,
+    octal,
+)
 from ratoon.client.sync import trees
 from ratoon.client.sync.connection import Connection, begun
 from ratoon.client.sync.conversations import Conversation

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, Unpack
 
@@ -12,7 +13,6 @@ from ratoon.client.answers import (
     EvalResult,
     RunInfo,
     SandboxInfo,
-    SnapshotInfo,
     read,
     sandbox_info,
 )
@@ -21,14 +21,15 @@ from ratoon.client.runs import RunOptions
 from ratoon.client.sync.commands import Commands
 from ratoon.client.sync.connection import segment
 from ratoon.client.sync.evaluation import evaluate
-from ratoon.client.sync.files import Files
 from ratoon.client.sync.parallel import Listener
 from ratoon.client.sync.ports import Ports
 from ratoon.client.sync.pty import Pty
 from ratoon.errors import NotFound, RatoonError, Unreachable
 
 if TYPE_CHECKING:
+    from ratoon.client.snapshots import SnapshotInfo
     from ratoon.client.sync.client import Client
+    from ratoon.client.sync.files import Files
 
 Infos = list[SandboxInfo]
 Forks = list["Sandbox | RatoonError"]
@@ -61,9 +62,14 @@ class Sandbox:
         self.run = run
         path = self._path = f"/v1/sandboxes/{segment(info.id)}"
         self.commands = Commands(self._connection, path)
-        self.files = Files(self._connection, path)
         self.pty = Pty(self.commands)
         self.ports = Ports(self._connection, path)
+
+    @cached_property
+    def files(self) -> Files:
+        from ratoon.client.sync.files import Files  # with all that unpacks archives
+
+        return Files(self._connection, self._path)
 
     @property
     def id(self) -> str:
@@ -200,6 +206,8 @@ class Sandbox:
 
         AlreadyExists; Overloaded: too many branches are under way.
         """
+        from ratoon.client.snapshots import SnapshotInfo
+
         body = {"tag": tag, "mode": mode, "wait": wait}
         answer = self._connection.ask("POST", f"{self._path}/branch", body=body)
         return read(SnapshotInfo, answer)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from ratoon.client.answers import Explanation, PrunedStart, StartInfo, explanation, read
+from ratoon.client.answers import read
+from ratoon.client.starts import Explanation, PrunedStart, StartInfo, explanation
 from ratoon.client.sync.connection import Connection
 
 StartInfos = list[StartInfo]

@@ -7,8 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ratoon.client.answers import Transfer
-from ratoon.client.files import OnBytes
+from ratoon.client.files import OnBytes, Transfer
 from ratoon.client.sync.connection import Connection
 from ratoon.client.sync.parallel import in_thread
 from ratoon.guest.agent.packing import MAX_LISTED, Packer
