@@ -58,6 +58,26 @@ def started(agent: AgentOnHost, code: str, **fields: Any) -> int:
     return stream
 
 
+# Where it starts ------------------------------------------------------------------------------
+
+
+def test_a_directory_that_cannot_be_entered(agent: AgentOnHost, tmp_path: Path) -> None:
+    """There is a Python, and it is not said that there is none."""
+    place = tmp_path / "place"
+    for user in (None, "0", "65534:100"):
+        agent.reply(agent.request("defaults", env={}, user=user, cwd=str(place)))
+        place.rmdir()
+        told = evaluate(agent, "1")
+        assert told["kind"] == "no-python"
+        assert told["error"] == (
+            f"Python cannot be started as {user or 'root'}: cannot enter the directory {place}: "
+            "No such file or directory; as root, make that directory, or let that user in"
+        )
+    place.mkdir()
+    agent.reply(agent.request("defaults", env={}, user=None, cwd=str(place)))
+    assert result(agent, "import os; os.getcwd()") == repr(str(place))
+
+
 # What comes back ------------------------------------------------------------------------------
 
 

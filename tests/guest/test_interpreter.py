@@ -377,6 +377,20 @@ def test_modules_in_the_current_directory_are_the_code_s(
         python.close()
 
 
+def test_an_image_may_want_no_modules_of_the_current_directory(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("x = 5")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    python = Interpreter()
+    try:
+        assert "No module named 'mine'" in python.evaluate("import mine")["error"]
+        assert python.result("6 * 7") == "42"
+    finally:
+        python.close()
+
+
 # Randomness -----------------------------------------------------------------------------------
 
 SEEDED = """

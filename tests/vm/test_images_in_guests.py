@@ -228,6 +228,7 @@ async def test_a_user_who_is_not_root(engine: Engine, tmp_path: Path) -> None:
         file("etc/group", b"root:x:0:\napp:x:1002:\nstaff:x:50:app\n"),
         directory("home/app", uid=1001, gid=1002),
         directory("srv", mode=0o777),
+        directory("closed", mode=0o700),
     ]
     config = {"User": "app:staff", "WorkingDir": "/home/app"}
     layout.add([layer([*small_images.busybox(), *users])], config)
@@ -238,6 +239,9 @@ async def test_a_user_who_is_not_root(engine: Engine, tmp_path: Path) -> None:
         assert told.stdout.splitlines()[:4] == [b"1001", b"50", b"/home/app", b"/home/app app"]
         assert b"Permission denied" in told.stdout
         assert await output(sandbox, "stat", "-c", "%u:%g", "made") == "1001:50"
+        closed = await sandbox.exec(["sh", "-c", "pwd; touch x"], cwd="/closed")
+        assert (closed.exit_code, closed.stdout) == (1, b"/closed\n")
+        assert b"Permission denied" in closed.stderr
         root = await sandbox.exec(["sh", "-c", "id -u; pwd; echo $HOME"], user="root")
         assert root.stdout == b"0\n/home/app\n/root\n"
         async with commands.start(sandbox, ["id", "-u"], terminal=(24, 80)) as command:

@@ -179,7 +179,8 @@ class Interpreter:
 def main(program: int, control: int) -> None:
     os.close(program)
     sys.argv = [""]
-    sys.path.insert(0, "")
+    if not getattr(sys.flags, "safe_path", False):  # as PYTHONSAFEPATH has it, from 3.11 on
+        sys.path.insert(0, "")
     Interpreter(control).serve()
 
 

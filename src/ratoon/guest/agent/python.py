@@ -28,7 +28,7 @@ with open(os.path.join(os.path.dirname(__file__), "interpreter.py"), "rb") as _f
 #: code's, and imports nothing that lies in the current directory.
 BOOTSTRAP = """\
 (lambda os, sys, names: (
-    sys.path.remove(''),
+    '' in sys.path and sys.path.remove(''),
     exec(compile(os.read({program}, {size}), '<ratoon>', 'exec'), names),
     names['main']({program}, {control}),
 ))(__import__('os'), __import__('sys'), {{'__name__': 'ratoon'}})
@@ -192,7 +192,12 @@ def _start(agent: Agent, control: int) -> Process:
         finally:
             signal.signal(signal.SIGINT, before)
     except StartError as error:
-        raise Refusal(f"the sandbox has no Python: {error}", "no-python") from None
+        why = f"the sandbox has no Python: {error}"
+        if error.nowhere:
+            user = agent.processes.defaults.user or "root"
+            way_out = "as root, make that directory, or let that user in"
+            why = f"Python cannot be started as {user}: {error}; {way_out}"
+        raise Refusal(why, "no-python") from None
     finally:
         for fd in (program, write):
             os.close(fd)

@@ -28,15 +28,15 @@ TIOCSWINSZ = 0x5414
 
 
 class StartError(Exception):
-    """The program could not be started; `exit_code` is a shell's for this case, 126 or 127."""
+    """The program could not be started; `exit_code` is a shell's for this case, 126 or 127.
+
+    `nowhere`: it is the directory that it was to start in which cannot be entered.
+    """
 
     def __init__(self, program: str, cwd: str, error: OSError) -> None:
         self.exit_code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
-        what = (
-            f"cannot enter the directory {cwd}"
-            if error.filename == cwd
-            else f"cannot execute {program}"
-        )
+        self.nowhere = error.filename == cwd
+        what = f"cannot enter the directory {cwd}" if self.nowhere else f"cannot execute {program}"
         super().__init__(f"{what}: {error.strerror}")
 
 
