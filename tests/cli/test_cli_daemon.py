@@ -158,3 +158,20 @@ def test_events_are_shown_until_the_daemon_ends(ratoon: Ratoon, home: Path, tmp_
 def publish_again(home: Path) -> None:
     store = Store.open(home)
     publish(store, "L1", store.get("base"))
+
+
+def test_what_most_verbs_do_not_need_is_not_loaded(ratoon: Ratoon) -> None:
+    """Each of these takes as long to load as a good part of a fork."""
+    others = {"anyio", "email.message", "fastapi", "httpcore2", "httpx2", "importlib.metadata"}
+    others |= {"numpy", "pydantic", "rich", "uvicorn", "websockets"}
+    rooms = {"ratoon.client.files", "ratoon.client.upkeep", "ratoon.daemon", "ratoon.sandbox"}
+    ratoon("ls")  # starts the daemon
+    for words in (("ls", "--quiet"), ("ls", "--json"), ("run", "tar:/absent")):
+        asked = ratoon(*words, PYTHONPROFILEIMPORTTIME="1")
+        loaded = {
+            line.rpartition("|")[2].strip()
+            for line in asked.stderr.splitlines()
+            if line.startswith("import time:")
+        }
+        assert {"h11", "ratoon.client.aio.client"} <= loaded
+        assert not loaded & (others | rooms), words

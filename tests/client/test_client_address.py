@@ -25,6 +25,7 @@ TOKEN = "0123456789abcdef"
         ("http://127.0.0.1:8889", "http://127.0.0.1:8889", None),
         ("http://localhost/", "http://localhost", None),
         ("http://[::1]:8889", "http://[::1]:8889", None),
+        ("http://fòrks.example:80", "http://xn--frks-lqa.example:80", None),
         ("https://forks.example:443", "https://forks.example:443", None),
     ],
 )
@@ -49,6 +50,7 @@ def test_what_is_understood(url: str, shown: str, socket: str | None) -> None:
         "http://host:99999",
         "http://host/v1",
         "http://[::1",
+        "http://forks..example",
     ],
 )
 def test_what_is_refused(url: str) -> None:

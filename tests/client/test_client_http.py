@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import select
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -35,7 +37,18 @@ def library(request: pytest.FixtureRequest) -> Libraries:
 @contextmanager
 def peer(path: Path, *talks: Talk) -> Iterator[str]:
     """The URL of one that has these connections, one after the other; each is closed then."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with serving(listener, *talks):
+            yield f"unix://{path}"
+
+
+@contextmanager
+def serving(listener: socket.socket, *talks: Talk) -> Iterator[None]:
+    """The same for a socket that is there."""
     failures: list[BaseException] = []
+    listener.settimeout(DEADLINE)
 
     def serve() -> None:
         try:
@@ -47,16 +60,12 @@ def peer(path: Path, *talks: Talk) -> Iterator[str]:
         except BaseException as error:
             failures.append(error)
 
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.settimeout(DEADLINE)
-        listener.bind(str(path))
-        listener.listen()
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"unix://{path}"
-        finally:
-            thread.join()
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
     assert not failures
 
 
@@ -84,6 +93,23 @@ def versions(*names: str) -> Talk:
             connected.sendall(answer(version=name))
 
     return talk
+
+
+async def test_it_is_found_by_its_number(library: Libraries) -> None:
+    """IPv6 has brackets in the URL, and in the Host field, and nowhere else."""
+    heard: list[bytes] = []
+
+    def talk(connected: socket.socket) -> None:
+        heard.append(head(connected))
+        connected.sendall(answer(version="6"))
+
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        place = f"[::1]:{listener.getsockname()[1]}"
+        with serving(listener, talk):
+            async with library.AsyncClient(f"http://{place}", token="0123456789abcdef") as client:
+                assert await client.version() == "6"
+    assert f"\r\nhost: {place}\r\n".encode() in heard[0].lower()
+    assert b"\r\nauthorization: Bearer 0123456789abcdef\r\n" in heard[0]
 
 
 async def test_a_connection_is_used_again_until_its_peer_closes(
@@ -189,6 +215,26 @@ def test_closing_wakes_who_waits_in_another_thread(tmp_path: Path) -> None:
         client.close()
         thread.join(DEADLINE)
     assert [type(error) for error in outcome] == [Unreachable]
+
+
+async def test_what_is_large_is_not_held(tmp_path: Path, library: Libraries) -> None:
+    """Who takes nothing lets the peer wait: sockets and one piece are all there is between."""
+    stuck = threading.Event()
+
+    def talk(connected: socket.socket) -> None:
+        head(connected)
+        connected.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        connected.setblocking(False)
+        sent, room = 0, select.poll()
+        room.register(connected, select.POLLOUT)
+        while room.poll(1000):  # for as long as somebody takes it
+            sent += connected.send(bytes(100_000))
+            assert sent < 100_000_000
+        stuck.set()
+
+    with peer(tmp_path / "sock", talk) as url:
+        async with library.AsyncClient(url) as client, client.events():
+            assert await asyncio.to_thread(stuck.wait, DEADLINE)
 
 
 CHUNKED = (

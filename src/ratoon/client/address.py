@@ -72,7 +72,7 @@ def parse(url: str, token: str | None, tls: ssl.SSLContext | None = None) -> Add
     """The address that `url` says; InvalidInput. `tls` is for https, instead of the defaults."""
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        host, port = (parts.hostname or "").encode("idna").decode(), parts.port
     except ValueError as error:
         raise InvalidInput(f"daemon URL {url!r}: {error}; {_HOW}") from None
     if parts.scheme == "unix" and not parts.netloc and parts.path.startswith("/"):

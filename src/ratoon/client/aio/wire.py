@@ -37,7 +37,7 @@ class AsyncWire:
                     transport, _ = await loop.create_connection(
                         lambda: protocol, *address.host_and_port, ssl=address.tls
                     )
-        except (OSError, UnicodeError) as error:
+        except OSError as error:
             raise unreachable(address, error) from error
         return cls(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 

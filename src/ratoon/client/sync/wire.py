@@ -25,7 +25,7 @@ class Wire:
         """Unreachable: nobody is there."""
         try:
             connected = _connected(address)
-        except (OSError, UnicodeError) as error:
+        except OSError as error:
             raise unreachable(address, error) from error
         connected.settimeout(None)
         return cls(connected)
