@@ -119,7 +119,7 @@ async def test_a_guest_that_does_not_boot_is_a_no_with_a_reason(
 
     monkeypatch.setattr(accelerator, "boot", boot)
     monkeypatch.setattr(
-        accelerator, "boot_from", lambda guest: Boot(guest.kernel, guest.initramfs, "")
+        accelerator, "boot_from", lambda guest, _: Boot(guest.kernel, guest.initramfs, "")
     )
     probe = await accelerator._probe(GUEST)
     assert probe.accelerator == "tcg"

@@ -12,14 +12,14 @@ from ratoon.errors import BootTimeout, MachineDied
 from ratoon.guest.build import Guest
 from ratoon.sandbox import base, boot
 from ratoon.sandbox.engine import Engine
-from ratoon.vmm.driver import Boot
+from ratoon.vmm.driver import Accelerator, Boot
 
 
 def boot_with(monkeypatch: pytest.MonkeyPatch, words: str, console: str = "console=ttyS0") -> None:
     """Boot with `words` at the end of the kernel's command line."""
 
-    def changed(guest: Guest) -> Boot:
-        normal = boot.boot_from(guest)
+    def changed(guest: Guest, accelerator: Accelerator) -> Boot:
+        normal = boot.boot_from(guest, accelerator)
         line = normal.command_line.replace("console=ttyS0", console)
         return replace(normal, command_line=f"{line} {words}")
 

@@ -78,6 +78,15 @@ async def test_environment(sandbox: Sandbox) -> None:
     assert b"/usr/bin" in env[b"PATH"].split(b":")
 
 
+async def test_programs_start_at_the_same_addresses_where_they_are_translated(
+    sandbox: Sandbox,
+) -> None:
+    assert sandbox.parent
+    emulated = sandbox.parent.manifest.machine.accelerator == "tcg"
+    maps = [(await sandbox.exec(["cat", "/proc/self/maps"])).stdout for _ in range(2)]
+    assert (maps[0] == maps[1]) == emulated
+
+
 async def test_working_directory(sandbox: Sandbox) -> None:
     assert (await sandbox.exec(["pwd"])).stdout == b"/\n"
     assert (await sandbox.exec(["pwd"], cwd="/usr/lib")).stdout == b"/usr/lib\n"

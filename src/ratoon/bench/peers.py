@@ -112,7 +112,9 @@ class Peers:
     async def booted(self, disk: Path) -> AsyncIterator[Peer]:
         """Booted cold, on a copy of the root disk at `disk`."""
         shutil.copyfile(self.root_disk, disk)
-        async with self._running(self._launch(disk, boot=boot_from(build_guest())), ()) as peer:
+        async with self._running(
+            self._launch(disk, boot=boot_from(build_guest(), self.accelerator)), ()
+        ) as peer:
             await peer.channel.request("hello", timeout=TIMEOUT)
             await peer.channel.rebirth("peer", "0" * 32, resume=False, timeout=TIMEOUT)
             yield peer

@@ -73,7 +73,7 @@ async def _probe(guest: Guest) -> Probe:
             overlay=disk,
             log=directory / "log",
             runtime=directory / "run",
-            boot=boot_from(guest),
+            boot=boot_from(guest, "kvm"),
         )
         try:
             booted = await boot(launch, attempts=1)

@@ -215,7 +215,7 @@ class BaseBuilder:
                     overlay=overlay,
                     log=directory.log,
                     runtime=directory.next_runtime(),
-                    boot=boot_from(guest),
+                    boot=boot_from(guest, hardware.accelerator),
                     netns=confined.namespace.fd,
                 )
                 booted = await boot(launch)

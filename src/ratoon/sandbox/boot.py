@@ -12,7 +12,7 @@ from ratoon.guest.build import Guest
 from ratoon.guest.channel import Channel
 from ratoon.sandbox.deaths import blamed
 from ratoon.vmm import command
-from ratoon.vmm.driver import Boot, Launch, Machine
+from ratoon.vmm.driver import Accelerator, Boot, Launch, Machine
 from ratoon.vmm.logs import log_tail
 from ratoon.vmm.qemu import QemuMachine
 from ratoon.vmm.tsc import host_tsc_khz
@@ -35,8 +35,8 @@ class Booted:
     agent_version: int
 
 
-def boot_from(guest: Guest) -> Boot:
-    """The kernel, initramfs and command line that every guest starts with."""
+def boot_from(guest: Guest, accelerator: Accelerator) -> Boot:
+    """The kernel, initramfs and command line that a guest starts with."""
     words = (
         *("console=ttyS0", "quiet", "panic=-1"),
         # A reboot, and so a panic, is a triple fault, which ends QEMU; the usual ways hang here.
@@ -46,6 +46,9 @@ def boot_from(guest: Guest) -> Boot:
         # Calibration fails under emulation in one boot of four: the kernel is told the rate, and
         # not to doubt the clock later.
         *(f"tsc_early_khz={host_tsc_khz()}", "tsc=reliable"),
+        # QEMU translates code for the address it lies at. At random ones, each program that starts
+        # has its libraries translated anew, which is most of what its start takes.
+        *(("norandmaps",) if accelerator == "tcg" else ()),
     )
     return Boot(guest.kernel, guest.initramfs, " ".join(words))
 
