@@ -182,6 +182,8 @@ def test_the_next_run_starts_where_it_was_up_and_another_one_does_not(ready: Pla
     assert ready.ratoon("rmi", lost).code == 0
     listed = ready.ratoon("cache", "ls")
     assert f"cannot be used: its snapshot {lost} is gone" in listed.err
+    (told,) = ready.ratoon("cache", "prune", "--dry-run", "--json").json
+    assert (told["key"], told["snapshot_tag"]) == (keys["you"], lost)
     for option, said in (["--dry-run"], "1 would be removed"), ([], "1 were removed"):
         gone = ready.ratoon("cache", "prune", *option)
         assert lost in gone.out
