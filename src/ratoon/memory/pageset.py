@@ -256,10 +256,7 @@ def write_page_stream(
 def _written(
     path: Path, ram_pages: int, numbers: NDArray[np.uint64], digests: NDArray[np.uint8]
 ) -> Iterator[tuple[int, PageIndex]]:
-    """A new page set that lacks its data, open for it; whole, mode 0444 and flushed afterwards.
-
-    No file, if that fails.
-    """
+    """A new page set, open for its data; flushed and mode 0444 afterwards, gone if that fails."""
     stored = int(np.count_nonzero(are_stored(digests)))
     raw = _encode(ram_pages, numbers, digests, stored)
     index = _decode(raw, len(raw) + stored * PAGE_SIZE, str(path))
