@@ -11,7 +11,7 @@ from ratoon.bench.bench import Settings, Workshop
 from ratoon.bench.samples import write_rows
 from ratoon.bench.served import served
 from ratoon.bench.textbook import Textbook
-from ratoon.errors import AlreadyExists, NotFound, RatoonError
+from ratoon.errors import AlreadyExists, NotFound
 from ratoon.memory.image import ImageStore
 from ratoon.sandbox.engine import Engine
 from ratoon.snapshot.links import ram_pages, read_links
@@ -53,7 +53,7 @@ async def test_a_fork_of_what_the_textbook_assembled(engine: Engine, tmp_path: P
         said = await api.exec(forked["id"], ["cat", "/dev/shm/answer"])
         assert said.body["stdout"] == "42\n"
         await api.kill(forked["id"])
-        with pytest.raises(RatoonError, match="404"):
+        with pytest.raises(NotFound, match="no sandbox"):
             await api.exec(forked["id"], ["true"])
     assert "open" not in vars(engine.images)  # the store's own again
     assert isinstance(engine.images, ImageStore)

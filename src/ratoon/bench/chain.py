@@ -23,6 +23,8 @@ from ratoon.snapshot.links import ram_pages, read_links
 
 #: Depths that are forked, of the one chain.
 DEPTHS = (0, 1, 2, 3, 8, 16, 32)
+#: Heads that are forked by the engine alone as well.
+BY_THE_ENGINE = ("0", "32")
 #: Beyond this depth the textbook way takes seconds a fork, and has fewer rounds.
 SHALLOW = 3
 DEEP_ROUNDS = 3
@@ -84,7 +86,7 @@ class _Chain:
             turn = number % len(self._heads)
             for head in (*self._heads[turn:], *self._heads[:turn]):
                 await self._fork(head, number, "warm")
-                if head.name == "0":
+                if head.name in BY_THE_ENGINE:
                     await self._fork_by_the_engine(head, number)
                 if self._is_textbooks_turn(head, number, DEEP_ROUNDS):
                     with self._textbook.forks_of(self._shop.engine):

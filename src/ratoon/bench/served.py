@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
+from ratoon.client.address import Known, parse
+from ratoon.client.aio.connection import AsyncConnection
 from ratoon.daemon.app import create_app
 from ratoon.daemon.serve import Server
 from ratoon.daemon.settings import Settings
@@ -33,16 +33,13 @@ class Answered:
 class Api:
     """The daemon's HTTP interface, with a clock."""
 
-    client: httpx2.AsyncClient
+    connection: AsyncConnection
 
     async def post(self, path: str, **body: Any) -> Answered:
         """RatoonError: it was refused."""
         began = time.perf_counter()
-        answer = await self.client.post(path, json=body)
-        ms = round((time.perf_counter() - began) * 1e3, 3)
-        if answer.is_error:
-            raise RatoonError(f"POST {path}: {answer.status_code} {answer.text}")
-        return Answered(answer.json(), ms)
+        answer = await self.connection.ask("POST", path, body=body)
+        return Answered(answer, round((time.perf_counter() - began) * 1e3, 3))
 
     async def fork(self, tag: str) -> Answered:
         """One sandbox; the body tells of it."""
@@ -59,7 +56,7 @@ class Api:
         return answered
 
     async def kill(self, sandbox: str) -> None:
-        await self.client.delete(f"/v1/sandboxes/{sandbox}")
+        await self.connection.ask("DELETE", f"/v1/sandboxes/{sandbox}")
 
 
 @asynccontextmanager
@@ -67,25 +64,21 @@ async def served(engine: Engine) -> AsyncIterator[Api]:
     """A client of `engine`, over a unix socket as the command line has it."""
     with tempfile.TemporaryDirectory(prefix="ratoon-") as name:
         room = Path(name)  # below /tmp: the path of a socket is short
-        async with _served(engine, room / "audit.log", room / "socket") as client:
-            yield Api(client)
+        async with _served(engine, room / "audit.log", room / "socket") as connection:
+            yield Api(connection)
 
 
 @asynccontextmanager
-async def _served(
-    engine: Engine, audit_log: Path, socket: Path
-) -> AsyncIterator[httpx2.AsyncClient]:
+async def _served(engine: Engine, audit_log: Path, socket: Path) -> AsyncIterator[AsyncConnection]:
     app = create_app(engine, Settings(audit_log=audit_log))
     with unix_socket(socket) as listener:
         server = Server(app, listener, None)
         serving = asyncio.create_task(server.run_to_the_end())
+        connection = AsyncConnection(Known(parse(f"unix://{socket}", token=None)))
         try:
             await server.listens.wait()
-            transport = httpx2.AsyncHTTPTransport(uds=str(socket))
-            async with httpx2.AsyncClient(
-                transport=transport, base_url="http://ratoon", timeout=300
-            ) as client:
-                yield client
+            yield connection
         finally:
+            await connection.close()
             server.stop()
             await serving
