@@ -96,6 +96,14 @@ async def test_a_new_head_opens_that_of_its_beginning(store: Store, disks: Disks
         assert await fork(disks, head) == expected
 
 
+async def test_a_new_head_that_is_forked_again_gets_its_own(store: Store, disks: Disks) -> None:
+    before, head = chain(store, MANY + 2)[-2:]
+    await fork(disks, before)
+    for _ in range(2):
+        assert await fork(disks, head) == ["ancestry/0/disk.qcow2", flat(before), "disk.qcow2"]
+    assert await fork(disks, head) == ["ancestry/0/disk.qcow2", flat(head)]
+
+
 async def test_nobody_waits_for_one_and_it_is_not_made_of_what_is_deleted(
     store: Store, disks: Disks, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -132,7 +140,7 @@ async def test_what_a_sandbox_alone_had_goes_with_it(store: Store, disks: Disks)
         with store.stage(f"own{number}") as staging:
             manifest = write_sound(store, staging, {60 + number: 1}, own[-1], anonymous=True)
             own.append(staging.publish(manifest))
-    for each in (published, own[1], own[3]):
+    for each in (published, own[3]):
         await fork(disks, each, burst=True)
     roots = roots_of(own[3].manifest)
     present = {roots[-4], roots[-1]}

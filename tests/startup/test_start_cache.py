@@ -38,6 +38,7 @@ def document(image: str = IMAGE, qemu_version: str = "7.2.22") -> Booted:
     return Booted(
         image=image,
         kernel="k",
+        kernel_words=(),
         initramfs="i",
         agent_protocol=wire.VERSION,
         ram_bytes=1 << 20,

@@ -19,6 +19,7 @@ BOOTED = st.builds(
     Booted,
     image=TEXT,
     kernel=TEXT,
+    kernel_words=st.lists(TEXT, max_size=3).map(tuple),
     initramfs=TEXT,
     agent_protocol=NUMBERS,
     ram_bytes=NUMBERS,
@@ -45,8 +46,13 @@ STARTED = st.builds(
 FIELDS = [
     *(("image", "kernel", "initramfs", "machine", "qemu_version", "cpu", "host_cpu")),
     *("agent_protocol", "ram_bytes", "vcpus", "disk_bytes", "devices", "accelerator"),
+    "kernel_words",
 ]
-OTHERS: dict[str, Any] = {"devices": ("another",), "accelerator": "kvm"}
+OTHERS: dict[str, Any] = {
+    "devices": ("another",),
+    "kernel_words": ("another",),
+    "accelerator": "kvm",
+}
 
 
 @given(STARTED)
@@ -111,6 +117,7 @@ def test_what_another_qemu_made_does_not_fit(monkeypatch: pytest.MonkeyPatch) ->
     here = Booted(
         image="sha256:1",
         kernel="k",
+        kernel_words=(),
         initramfs="i",
         agent_protocol=wire.VERSION,
         ram_bytes=1,

@@ -35,22 +35,28 @@ class Booted:
     agent_version: int
 
 
-def boot_from(guest: Guest, accelerator: Accelerator) -> Boot:
-    """The kernel, initramfs and command line that a guest starts with."""
-    words = (
+def kernel_words(accelerator: Accelerator) -> tuple[str, ...]:
+    """What every guest's kernel is told, on any host."""
+    return (
         *("console=ttyS0", "quiet", "panic=-1"),
         # A reboot, and so a panic, is a triple fault, which ends QEMU; the usual ways hang here.
         "reboot=t",
         # Pressure accounting runs at every task switch.
         "psi=0",
-        # Calibration fails under emulation in one boot of four: the kernel is told the rate, and
-        # not to doubt the clock later.
-        *(f"tsc_early_khz={host_tsc_khz()}", "tsc=reliable"),
+        # The rate of its clock is told, see `boot_from`, and not to be doubted later.
+        "tsc=reliable",
         # QEMU translates code for the address it lies at. At random ones, each program that starts
         # has its libraries translated anew, which is most of what its start takes.
         *(("norandmaps",) if accelerator == "tcg" else ()),
     )
-    return Boot(guest.kernel, guest.initramfs, " ".join(words))
+
+
+def boot_from(guest: Guest, accelerator: Accelerator) -> Boot:
+    """The kernel, initramfs and command line that a guest starts with on this host."""
+    # To find out by itself fails under emulation in one boot of four.
+    rate = f"tsc_early_khz={host_tsc_khz()}"
+    words = " ".join((*kernel_words(accelerator), rate))
+    return Boot(guest.kernel, guest.initramfs, words)
 
 
 async def boot(launch: Launch, *, attempts: int = ATTEMPTS) -> Booted:

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 #: So many files may be opened for a disk before it is flattened for its second fork …
 FEW = 3
+#: … where none of it was flattened before: what a fork opens of its own twin waits for all of the
+#: twin's links, of which a deep chain has many. The base and one flattened disk are held.
+HELD = 2
 #: … and so many before it is for the first.
 MANY = 6
 
@@ -81,7 +84,8 @@ class Disks:
         disk = HeldDisk.of(source, self._flats.nearest(source.manifest))
         files = len(disk.paths(source))
         again = burst or root in self._forked
-        if files > (FEW if again else MANY) and root not in self._making:
+        few = HELD if disk.covered else FEW
+        if files > (few if again else MANY) and root not in self._making:
             task = asyncio.create_task(self._make(source))
             self._making[root] = task
             task.add_done_callback(lambda _: self._making.pop(root))

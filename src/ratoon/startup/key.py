@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ratoon.guest.agent import wire
 from ratoon.guest.build import Guest
+from ratoon.sandbox.boot import kernel_words
 from ratoon.sandbox.options import SandboxOptions
 from ratoon.sources.image import Image
 from ratoon.startup.spec import RunSpec
@@ -45,6 +46,7 @@ class Booted(_Document):
     tier: Literal[1] = 1
     image: str
     kernel: str
+    kernel_words: tuple[str, ...]
     initramfs: str
     agent_protocol: int
     ram_bytes: int
@@ -94,6 +96,7 @@ def booted(image: Image, spec: RunSpec, guest: Guest, accelerator: Accelerator) 
     return Booted(
         image=image.digest,
         kernel=guest.kernel_digest,
+        kernel_words=kernel_words(accelerator),
         initramfs=guest.initramfs_digest,
         agent_protocol=wire.VERSION,
         ram_bytes=spec.ram_bytes,
