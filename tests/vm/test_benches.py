@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from vm_helpers import leaves_nothing
 
 from ratoon.bench import exec as exec_bench
 from ratoon.bench.bench import Settings, Workshop
+from ratoon.bench.peers import Peers
 from ratoon.bench.samples import write_rows
 from ratoon.bench.served import served
 from ratoon.bench.textbook import Textbook
-from ratoon.errors import AlreadyExists, NotFound
+from ratoon.bench.virsh import Domain, Virsh
+from ratoon.errors import AlreadyExists, NotFound, RatoonError
 from ratoon.memory.image import ImageStore
-from ratoon.sandbox.engine import Engine
+from ratoon.sandbox.engine import DISK_BYTES, Engine
 from ratoon.snapshot.links import ram_pages, read_links
+from ratoon.sources.resolve import resolve, root_disk
 
 
 def workshop(engine: Engine, room: Path, *, skip_build: bool = False) -> Workshop:
@@ -70,3 +74,24 @@ async def test_what_is_there_is_taken_or_refused(engine: Engine, tmp_path: Path)
     assert await again.link("base", "bench-1", ["true"]) is None
     with pytest.raises(NotFound, match="skip-build"):
         await again.link("base", "bench-2", ["true"])
+
+
+async def test_what_libvirt_saved_comes_back(engine: Engine, tmp_path: Path) -> None:
+    """Twice the same, from a disk that the first one wrote to."""
+    disk = root_disk(resolve("debian"), DISK_BYTES)
+    machine = engine.store.get("base").manifest.machine
+    peers = Peers(tmp_path, machine.ram_bytes, machine.accelerator, disk)
+    with leaves_nothing(engine):
+        async with Virsh.running(tmp_path / "libvirt") as virsh:
+            domain = Domain(virsh, peers.boot(tmp_path / "domain.qcow2"))
+            async with domain.booted() as guest:
+                await guest.exec(["sh", "-c", "echo 42 >/dev/shm/answer"])
+                await domain.save()
+            for _ in range(2):
+                domain.make_ready()
+                async with domain.restored() as guest:
+                    look = ["sh", "-c", "cat /dev/shm/answer; ls /root; touch /root/later; sync"]
+                    assert await guest.exec(look) == "42\n"
+            with pytest.raises(RatoonError, match=r"virsh restore /none: .*No such file"):
+                await virsh.do("restore /none")
+    assert not list(Path("/tmp").glob("ratoon-virsh-*"))

@@ -1,8 +1,8 @@
 """QEMU's own ways to bring a guest back, to compare with: boot, savevm/loadvm, migrate to a file.
 
 The machine, the kernel, the agent and the root disk are those of Ratoon's guests; the RAM is plain
-memory of the process, as where nobody thinks of forking. `virsh save` migrates to a file, too. What
-comes back goes on as it was and gets no new identity: so a peer does a little less than a fork.
+memory of the process, as where nobody thinks of forking. What comes back goes on as it was and gets
+no new identity: so a peer does a little less than a fork.
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ TIMEOUT = 180.0
 _SNAPSHOT = "saved"
 
 
-class Peer:
-    """A running QEMU with a guest whose agent can be asked."""
+class Guest:
+    """A guest whose agent can be asked."""
 
-    def __init__(self, process: subprocess.Popen[bytes], qmp: QMPClient, channel: Channel) -> None:
-        self.pid = process.pid
+    def __init__(self, channel: Channel) -> None:
         self.channel = channel
-        self._process = process
-        self._qmp = qmp
+
+    async def greet(self) -> None:
+        """Once it has booted: it answers, and has got its identity."""
+        await self.channel.request("hello", timeout=TIMEOUT)
+        await self.channel.rebirth("peer", "0" * 32, resume=False, timeout=TIMEOUT)
 
     async def exec(self, argv: list[str]) -> str:
         """What `argv` prints. RatoonError: it did not exit with 0."""
@@ -51,6 +53,14 @@ class Peer:
         if result.exit_code:
             raise RatoonError(f"{argv[0]} failed in a peer: {result.explain()}")
         return result.stdout.decode()
+
+
+class Peer(Guest):
+    """A guest in a running QEMU."""
+
+    def __init__(self, qmp: QMPClient, channel: Channel) -> None:
+        super().__init__(channel)
+        self._qmp = qmp
 
     async def save_inside(self) -> None:
         """`savevm`: RAM and devices become a snapshot inside the qcow2 of its disk."""
@@ -111,12 +121,8 @@ class Peers:
     @asynccontextmanager
     async def booted(self, disk: Path) -> AsyncIterator[Peer]:
         """Booted cold, on a copy of the root disk at `disk`."""
-        shutil.copyfile(self.root_disk, disk)
-        async with self._running(
-            self._launch(disk, boot=boot_from(build_guest(), self.accelerator)), ()
-        ) as peer:
-            await peer.channel.request("hello", timeout=TIMEOUT)
-            await peer.channel.rebirth("peer", "0" * 32, resume=False, timeout=TIMEOUT)
+        async with self._running(self.boot(disk), ()) as peer:
+            await peer.greet()
             yield peer
 
     @asynccontextmanager
@@ -141,6 +147,11 @@ class Peers:
                 yield peer
         finally:
             os.close(fd)
+
+    def boot(self, disk: Path) -> Launch:
+        """What boots, on the copy of the root disk that is made as `disk`."""
+        shutil.copyfile(self.root_disk, disk)
+        return self._launch(disk, boot=boot_from(build_guest(), self.accelerator))
 
     def _launch(self, disk: Path, *, boot: Boot | None = None) -> Launch:
         return Launch(
@@ -174,7 +185,7 @@ class Peers:
                     channel = await Channel.connect(agent_path, "peer")
                     channel.begin()
                     await qmp.connect(str(qmp_path))
-                yield Peer(process, qmp, channel)
+                yield Peer(qmp, channel)
             except (QMPError, EOFError, OSError, TimeoutError) as error:
                 tail = launch.log.read_bytes()[-1000:].decode(errors="replace")
                 raise MachineDied(f"a peer failed: {error}", tail) from error

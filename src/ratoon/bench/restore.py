@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import Protocol
 
 from ratoon.bench.bench import PREFIX, Bench, Workshop
@@ -18,6 +18,7 @@ from ratoon.bench.dirtying import program
 from ratoon.bench.peers import Peers
 from ratoon.bench.restore_report import Restore, Saved, plots, tables, targets
 from ratoon.bench.samples import MIB, Samples, forget_files
+from ratoon.bench.virsh import Domain, Virsh
 from ratoon.guest.build import build_guest
 from ratoon.sandbox.accelerator import choose_accelerator
 from ratoon.sandbox.engine import DISK_BYTES
@@ -45,19 +46,23 @@ async def measure(shop: Workshop) -> Samples:
     restores, saved = [], []
     accelerator = (await choose_accelerator(build_guest())).accelerator
     disk = await asyncio.to_thread(lambda: root_disk(resolve("debian"), DISK_BYTES))
-    peers = {}
-    for size in SIZES:
-        directory = shop.room / f"peer-{size}"
-        directory.mkdir()
-        peers[size] = Peers(directory, size * MIB, accelerator, disk)
-        saved.append(await _save(shop, peers[size], size))
-    for number in range(shop.iterations):
-        shop.say(f"round {number + 1} of {shop.iterations}")
-        for depth in DEPTHS:
-            restores += await _forks(shop, _tag(shop, depth), 512, depth, number)
+    peers, domains = {}, {}
+    async with AsyncExitStack() as held:
+        virsh = await held.enter_async_context(Virsh.running(shop.room / "libvirt"))
         for size in SIZES:
-            restores += await _forks(shop, f"{PREFIX}filled-{size}", size, 1, number, filled=True)
-            restores += await _peers(peers[size], size, number)
+            directory = shop.room / f"peer-{size}"
+            directory.mkdir()
+            peers[size] = Peers(directory, size * MIB, accelerator, disk)
+            domains[size] = Domain(virsh, peers[size].boot(directory / "domain.qcow2"))
+            saved.append(await _save(shop, peers[size], domains[size], size))
+        for number in range(shop.iterations):
+            shop.say(f"round {number + 1} of {shop.iterations}")
+            for depth in DEPTHS:
+                restores += await _forks(shop, _tag(shop, depth), 512, depth, number)
+            for size in SIZES:
+                tag = f"{PREFIX}filled-{size}"
+                restores += await _forks(shop, tag, size, 1, number, filled=True)
+                restores += await _peers(peers[size], domains[size], size, number)
     return {"restore": restores, "restore-saves": saved}
 
 
@@ -78,9 +83,9 @@ async def _build_filled(shop: Workshop, size: int) -> None:
     await shop.link(base, f"{PREFIX}filled-{size}", argv)
 
 
-async def _save(shop: Workshop, peers: Peers, size: int) -> Saved:
-    """Boot a guest, fill it, and save it both ways."""
-    shop.say(f"a guest of {size} MiB: savevm, and migration to a file")
+async def _save(shop: Workshop, peers: Peers, domain: Domain, size: int) -> Saved:
+    """Boot a guest, fill it, and save it all three ways."""
+    shop.say(f"a guest of {size} MiB: savevm, migration to a file, virsh save")
     async with peers.booted(peers.own_disk) as peer:
         await peer.exec(["python3", "-c", program(size // 2)])
         began = time.perf_counter()
@@ -88,10 +93,16 @@ async def _save(shop: Workshop, peers: Peers, size: int) -> Saved:
         inside = time.perf_counter()
         await peer.save_to(peers.state)
         done = time.perf_counter()
+    async with domain.booted() as guest:
+        await guest.exec(["python3", "-c", program(size // 2)])
+        begun = time.perf_counter()
+        await domain.save()
+        saved = time.perf_counter()
     return Saved(
         ram_mib=size,
         savevm_ms=_ms(inside - began),
         migrate_ms=_ms(done - inside),
+        virsh_ms=_ms(saved - begun),
         state_bytes=peers.state.stat().st_size,
     )
 
@@ -132,17 +143,19 @@ async def _forks(
     return rows
 
 
-async def _peers(peers: Peers, size: int, number: int) -> list[Restore]:
+async def _peers(peers: Peers, domain: Domain, size: int, number: int) -> list[Restore]:
     rows = []
     ways: dict[str, Callable[[], AbstractAsyncContextManager[Guest]]] = {
         "loadvm": peers.loaded,
         "migrate": peers.migrated,
+        "virsh": domain.restored,
         "boot": lambda: peers.booted(peers.directory / "booted.qcow2"),
     }
     for way, start in ways.items():
         for cache in ("warm", "dropped"):
             if number >= SLOW_ROUNDS and (cache == "dropped" or way == "boot"):
                 continue
+            domain.make_ready()
             if cache == "dropped":
                 if way == "boot":
                     continue

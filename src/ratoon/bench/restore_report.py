@@ -15,6 +15,7 @@ WAYS = {
     "ratoon": "Ratoon, a fork",
     "loadvm": "QEMU, -loadvm",
     "migrate": "QEMU, from a migration to a file",
+    "virsh": "libvirt, virsh restore",
     "boot": "a cold boot",
 }
 CACHES = {"warm": "warm", "dropped": "page cache dropped", "evicted": "and the image evicted"}
@@ -40,11 +41,12 @@ class Restore:
 
 @dataclass(frozen=True)
 class Saved:
-    """What it took to save a filled guest QEMU's ways: ms, and bytes of the migration's file."""
+    """What it took to save a filled guest the peers' ways, ms; bytes of the migration's file."""
 
     ram_mib: int
     savevm_ms: float
     migrate_ms: float
+    virsh_ms: float
     state_bytes: int
 
 
@@ -128,12 +130,13 @@ def _saves(rows: Sequence[Saved]) -> Table:
             f"{row.ram_mib}",
             f"{row.savevm_ms:,.0f}",
             f"{row.migrate_ms:,.0f}",
+            f"{row.virsh_ms:,.0f}",
             f"{row.state_bytes / MIB:,.0f}",
         )
         for row in rows
     )
-    columns = ("RAM MiB", "savevm ms", "migrate ms", "file MiB")
-    return Table("What it took to save it QEMU's ways", columns, cells, ("restore-saves",))
+    columns = ("RAM MiB", "savevm ms", "migrate ms", "virsh save ms", "file MiB")
+    return Table("What it took to save it the peers' ways", columns, cells, ("restore-saves",))
 
 
 def targets(samples: Samples) -> Sequence[Target]:
@@ -167,7 +170,7 @@ def plots(samples: Samples) -> Sequence[Plot]:
     drawn = []
     for way, cache in (
         *(("ratoon", "warm"), ("ratoon", "dropped"), ("loadvm", "warm")),
-        *(("loadvm", "dropped"), ("migrate", "warm"), ("boot", "warm")),
+        *(("loadvm", "dropped"), ("migrate", "warm"), ("virsh", "warm"), ("boot", "warm")),
     ):
         points = (
             (f"{ram}", tuple(_times(rows, way, ram, cache, filled=way != "boot")))
