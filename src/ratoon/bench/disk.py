@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from ratoon.bench import images
+from ratoon.bench import at_rest, images
 from ratoon.bench.bench import Bench, Workshop
 from ratoon.bench.dirtying import dirty
 from ratoon.bench.loop_mounts import KINDS, mounted, used_bytes
@@ -25,6 +25,8 @@ from ratoon.sandbox.engine import RAM_BYTES, Engine
 DISK_BYTES = 8 << 30
 LINKS = 10
 DIRTIED_MIB = 8
+#: The file system on which layers are compressed as well.
+AT_REST = "ext4"
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,18 @@ class Taken:
 async def measure(shop: Workshop) -> Samples:
     taken: list[Taken] = []
     made: list[images.Made] = []
+    steps: list[at_rest.Step] = []
     for kind in KINDS:
         shop.say(f"{kind}: a base and {LINKS} links")
         with mounted(kind, DISK_BYTES) as root:
             async with Engine.open(root / "home") as engine:
                 taken += await _chain(engine, root, kind)
+                if kind == AT_REST:
+                    shop.say(f"{kind}: compression at rest")
+                    steps = await at_rest.measure(engine, "base", shop.iterations)
         shop.say(f"{kind}: images")
         made += await asyncio.to_thread(images.measure, kind, shop.iterations)
-    return {"disk": taken, "disk-images": made}
+    return {"disk": taken, "disk-images": made, "disk-at-rest": steps}
 
 
 async def _chain(engine: Engine, root: Path, kind: str) -> list[Taken]:
@@ -140,6 +146,7 @@ def tables(samples: Samples) -> Sequence[Table]:
     return [
         Table(title, columns, tuple(cells), ("disk",)),
         images.table(samples["disk-images"]),
+        at_rest.table(samples["disk-at-rest"]),
     ]
 
 
@@ -181,7 +188,7 @@ BENCH = Bench(
     name="disk",
     title="On the disk",
     iterations=3,
-    rows={"disk": Taken, "disk-images": images.Made},
+    rows={"disk": Taken, "disk-images": images.Made, "disk-at-rest": at_rest.Step},
     measure=measure,
     tables=tables,
     targets=targets,
