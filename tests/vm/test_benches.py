@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from vm_helpers import leaves_nothing
 
 from ratoon.bench import exec as exec_bench
-from ratoon.bench.bench import Settings, Workshop
+from ratoon.bench.bench import Settings, Workshop, run
 from ratoon.bench.peers import Peers
-from ratoon.bench.samples import write_rows
+from ratoon.bench.samples import Samples, write_rows
 from ratoon.bench.served import served
 from ratoon.bench.textbook import Textbook
 from ratoon.bench.virsh import Domain, Virsh
@@ -95,3 +96,19 @@ async def test_what_libvirt_saved_comes_back(engine: Engine, tmp_path: Path) -> 
             with pytest.raises(RatoonError, match=r"virsh restore /none: .*No such file"):
                 await virsh.do("restore /none")
     assert not list(Path("/tmp").glob("ratoon-virsh-*"))
+
+
+async def test_files_go_where_they_are_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also below the current directory; what a bench makes meanwhile is named from the root."""
+    monkeypatch.chdir(tmp_path)
+    rooms: list[Path] = []
+
+    async def measure(shop: Workshop) -> Samples:
+        rooms.append(shop.room)
+        return {}
+
+    bench = replace(exec_bench.BENCH, rows={}, measure=measure, targets=lambda samples: [])
+    await run(bench, Settings(Path("build/bench")), lambda message: None)
+    assert [path.name for path in Path("build/bench").iterdir()] == ["exec.json"]
+    assert rooms[0].is_absolute()
+    assert not rooms[0].exists()
