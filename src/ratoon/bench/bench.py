@@ -182,7 +182,9 @@ async def run(bench: Bench, settings: Settings, say: Progress) -> Outcome:
 async def _workshop(bench: Bench, settings: Settings, say: Progress) -> AsyncIterator[Workshop]:
     """In a store of its own, unless the settings name snapshots of the person's."""
     given = settings.base_tag is not None or settings.skip_build
-    with tempfile.TemporaryDirectory(prefix=f"{bench.name}-", dir=settings.out_dir.absolute()) as name:
+    with tempfile.TemporaryDirectory(
+        prefix=f"{bench.name}-", dir=settings.out_dir.absolute()
+    ) as name:
         home = paths.home() if given else Path(name, "home")
         room = Path(name, "room")
         room.mkdir()

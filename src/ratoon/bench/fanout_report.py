@@ -10,8 +10,6 @@ from ratoon.bench.plots import Plot, Series
 from ratoon.bench.samples import MIB, Samples
 from ratoon.bench.tables import Table, Target, spread
 
-_INODES = "25 forks on xfs, until all have answered"
-
 
 @dataclass(frozen=True)
 class Burst:
@@ -101,11 +99,13 @@ def plots(samples: Samples) -> Sequence[Plot]:
             if name.endswith("nothing cached") != cached
         )
         inodes.append(Series("warm" if cached else "nothing cached", tuple(points)))
+    (burst,) = {row.n for row in rows if row.what in names}
+    title = f"{burst} forks on xfs, until all have answered"
     return [
         Plot(
             "fanout", "Forks at once, until all have answered", "forks", "ms (log)", (forks,), True
         ),
-        Plot("fanout-inodes", _INODES, "each fork maps", "ms a fork", tuple(inodes), linked=False),
+        Plot("fanout-inodes", title, "each fork maps", "ms a fork", tuple(inodes), linked=False),
     ]
 
 

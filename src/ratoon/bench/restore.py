@@ -2,12 +2,13 @@
 
 A restore ends when `echo` has printed, so what is put off until the guest runs is counted as well.
 Half of the RAM is in use, with random bytes, in all guests whose RAM is compared.
-The ways take turns within each round.
+The ways take turns within each round, each once nothing is left to be written of what came before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
@@ -121,6 +122,7 @@ async def _forks(
             engine.evict_image(tag)
         if cache != "warm":
             await asyncio.to_thread(forget_files, shop.home)
+        await asyncio.to_thread(os.sync)
         began = time.perf_counter()
         async with await engine.fork_one(tag) as sandbox:
             forked = time.perf_counter()
@@ -155,11 +157,13 @@ async def _peers(peers: Peers, domain: Domain, size: int, number: int) -> list[R
         for cache in ("warm", "dropped"):
             if number >= SLOW_ROUNDS and (cache == "dropped" or way == "boot"):
                 continue
-            domain.make_ready()
+            if way == "virsh":
+                await asyncio.to_thread(domain.make_ready)
             if cache == "dropped":
                 if way == "boot":
                     continue
                 await asyncio.to_thread(forget_files, peers.directory)
+            await asyncio.to_thread(os.sync)
             began = time.perf_counter()
             async with start() as peer:
                 ready = time.perf_counter()
