@@ -38,6 +38,10 @@ def test_targets(measured: float, sense: str, met: bool) -> None:
     assert ("no" in target.cells[3]) is not met
 
 
+def test_a_target_that_is_missed_by_a_hair_shows_it() -> None:
+    assert Target("x", 9.504, "≤", 9.5, "source").cells[1:] == ("≤ 9.5", "9.504", "**no**")
+
+
 @pytest.mark.parametrize("log", [False, True])
 def test_every_sample_is_a_dot(log: bool) -> None:
     series = (

@@ -41,7 +41,7 @@ class Target:
     def cells(self) -> tuple[str, str, str, str]:
         """What, target, measured, met."""
         met = "yes" if self.met else "**no**"
-        return self.what, f"{self.sense} {self.limit:g}", f"{self.measured:.3g}", met
+        return self.what, f"{self.sense} {self.limit:g}", f"{self.measured:.4g}", met
 
 
 def spread(values: Iterable[float], digits: int = 1) -> str:
