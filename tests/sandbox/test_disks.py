@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ratoon.disk.flatten import merge
 from ratoon.memory.cache import DISK
 from ratoon.sandbox.disks import FEW, MANY, Disks
 from ratoon.snapshot.roots import roots_of
@@ -153,3 +157,29 @@ async def test_what_a_sandbox_alone_had_goes_with_it(store: Store, disks: Disks)
     await disks.release(None, own[3])
     await disks.release(published, None)
     assert {path.stem for path in store.images.glob("*.qcow2")} == {roots[-4]}
+
+
+async def test_what_is_made_while_its_sandbox_leaves_it_goes_too(
+    store: Store, disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = chain(store, FEW + 1)[-1]
+    with store.stage("own") as staging:
+        own = staging.publish(write_sound(store, staging, {60: 1}, head, anonymous=True))
+    begun, may_end = threading.Event(), threading.Event()
+    waited: list[bool] = []
+
+    def slowly(*arguments: Any) -> None:
+        begun.set()
+        waited.append(may_end.wait(30))
+        merge(*arguments)
+
+    monkeypatch.setattr("ratoon.snapshot.flat_disks.merge", slowly)
+    disks.hold(own, burst=True).close()
+    assert await asyncio.to_thread(begun.wait, 30)
+    await disks.release(own, None)
+    may_end.set()
+    await disks.settle()
+    assert waited == [True], "who left waited for what is made"
+    assert not list(store.images.glob("*.qcow2"))
+    assert await fork(disks, own, burst=True) == layers(0, own)
+    assert await fork(disks, own) == ["ancestry/0/disk.qcow2", flat(own)]

@@ -7,8 +7,11 @@ import logging
 import mmap
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -243,6 +246,36 @@ async def test_a_snapshot_that_is_deleted_meanwhile(
 
 
 # Digest arrays --------------------------------------------------------------------------------
+
+
+async def test_an_image_that_is_made_while_its_sandbox_leaves_it_goes_too(
+    heads: Heads, images: ImageStore, chain: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, make = threading.Event(), threading.Event(), images.make
+
+    def slowly(*arguments: Any) -> Path:
+        begun.set()
+        assert may_end.wait(30)
+        return make(*arguments)
+
+    monkeypatch.setattr(images, "make", slowly)
+    own = anonymous(chain[2])
+    making = asyncio.create_task(heads.make_image(own))
+    assert await asyncio.to_thread(begun.wait, 30)
+    await heads.release(own)
+    may_end.set()
+    await making
+    await heads.settle()
+    assert images.find(own.manifest.memory_root, RAM) is None
+    await heads.make_image(own)  # whoever comes back to it gets it
+    assert images.find(own.manifest.memory_root, RAM)
+
+
+def anonymous(snapshot: Snapshot) -> Snapshot:
+    """The same, if it had been published to nobody."""
+    *below, own = snapshot.manifest.layers
+    layers = (*below, own.model_copy(update={"anonymous": True}))
+    return replace(snapshot, manifest=snapshot.manifest.model_copy(update={"layers": layers}))
 
 
 def test_the_array_of_a_head_is_read_once(heads: Heads, chain: list[Snapshot]) -> None:

@@ -85,7 +85,7 @@ async def test_an_interpreter_that_is_killed(engine: Engine) -> None:
 
 #: All of them have drawn before; `random` from a known seed, so that equal draws are no accident.
 DRAW = """
-import os, random, secrets, ssl, uuid
+import os, random, secrets, ssl, time, uuid
 def draw():
     return [
         random.random(), random.gauss(0, 1), ssl.RAND_bytes(16).hex(), uuid.uuid4().hex,
@@ -115,7 +115,7 @@ async def test_forks_draw_what_no_other_draws(engine: Engine, sandbox: Sandbox) 
 #: Draws once there is /run/go, and leaves it in /run/drawn.
 LATER = """
 def later():
-    while not os.path.exists('/run/go'): pass
+    while not os.path.exists('/run/go'): time.sleep(0.001)
     with open('/run/drawn.new', 'w') as file: file.write(str(draw()))
     os.rename('/run/drawn.new', '/run/drawn')
 """

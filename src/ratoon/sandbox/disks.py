@@ -76,6 +76,8 @@ class Disks:
         self._flats = FlatDisks(store.images)
         self._forked: set[str] = set()
         self._making: dict[str, asyncio.Task[None]] = {}
+        #: Roots whose flattened disk is to go as soon as it is made.
+        self._left: set[str] = set()
         self._one_at_a_time = asyncio.Semaphore(1)
 
     def hold(self, source: Snapshot, *, burst: bool) -> HeldDisk:
@@ -85,6 +87,7 @@ class Disks:
         files = len(disk.paths(source))
         again = burst or root in self._forked
         few = HELD if disk.covered else FEW
+        self._left.discard(root)
         if files > (few if again else MANY) and root not in self._making:
             task = asyncio.create_task(self._make(source))
             self._making[root] = task
@@ -100,8 +103,9 @@ class Disks:
         own = set(roots[len(roots) - anonymous_layers(left.manifest) :])
         own -= set(roots_of(now.manifest)) if now else set()
         self._forked -= own
-        if own:
-            await asyncio.to_thread(self._flats.remove, *own)
+        self._left |= own & set(self._making)
+        if gone := own - set(self._making):
+            await asyncio.to_thread(self._flats.remove, *gone)
 
     async def settle(self) -> None:
         """Wait until no disk is being flattened."""
@@ -116,6 +120,10 @@ class Disks:
             log.info("%s, so its disk was not flattened", error)
         except Exception as error:  # nobody waits for it
             log.warning("the disk of snapshot %s was not flattened: %s", source.manifest.tag, error)
+        root = source.manifest.disk_root
+        if root in self._left:
+            self._left.discard(root)
+            await asyncio.to_thread(self._flats.remove, root)
 
     def _make_blocking(self, source: Snapshot) -> None:
         with scratch(self._store) as room:

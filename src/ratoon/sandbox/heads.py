@@ -84,6 +84,8 @@ class Heads:
         self._arrays: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
         self._forked: set[str] = set()
         self._making: dict[str, asyncio.Task[Path]] = {}
+        #: Roots whose image is to go as soon as it is made.
+        self._left: set[str] = set()
 
     async def settle(self) -> None:
         """Wait until no image is being made in the background."""
@@ -105,8 +107,12 @@ class Heads:
     async def release(self, snapshot: Snapshot | None) -> None:
         """Forget a head that was never published, and remove its image: a sandbox has left it."""
         if snapshot and snapshot.manifest.layers[-1].anonymous:
-            self.forget(snapshot.manifest.memory_root)
-            await asyncio.to_thread(self._images.remove, snapshot.manifest.memory_root)
+            root = snapshot.manifest.memory_root
+            self.forget(root)
+            if root in self._making:
+                self._left.add(root)
+            else:
+                await asyncio.to_thread(self._images.remove, root)
 
     def array(self, snapshot: Snapshot) -> NDArray[np.uint8]:
         """The digest array of a snapshot's memory; blocks. ChainMismatch, Corrupt."""
@@ -169,11 +175,21 @@ class Heads:
 
     def _make(self, snapshot: Snapshot) -> asyncio.Task[Path]:
         root = snapshot.manifest.memory_root
+        self._left.discard(root)
         if root not in self._making:
-            task = asyncio.create_task(asyncio.to_thread(self._make_blocking, snapshot))
+            task = asyncio.create_task(self._make_unless_left(snapshot))
             self._making[root] = task
             task.add_done_callback(lambda done: self._made(root, done))
         return self._making[root]
+
+    async def _make_unless_left(self, snapshot: Snapshot) -> Path:
+        root = snapshot.manifest.memory_root
+        try:
+            return await asyncio.to_thread(self._make_blocking, snapshot)
+        finally:
+            if root in self._left:
+                self._left.discard(root)
+                await asyncio.to_thread(self._images.remove, root)
 
     def _make_blocking(self, snapshot: Snapshot) -> Path:
         try:
