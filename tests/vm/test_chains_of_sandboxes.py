@@ -23,7 +23,14 @@ NAMES = ("first", "stood-by", "forked", "head")
 
 
 @pytest.fixture(scope="module")
-async def chain(engine: Engine) -> AsyncIterator[str]:
+async def of_others(engine: Engine) -> set[Path]:
+    """The images that were in the shared store before."""
+    await engine.settle()
+    return set(engine.store.images.iterdir())
+
+
+@pytest.fixture(scope="module")
+async def chain(engine: Engine, of_others: set[Path]) -> AsyncIterator[str]:
     """Snapshots `first` and `head`, with two anonymous layers in between; the sandbox's id."""
     async with await engine.fork_one("base") as sandbox:
         await sh(sandbox, WRITE.format("first"))
@@ -87,9 +94,9 @@ async def test_compacted(engine: Engine, chain: str) -> None:
     await assert_whole(engine, "flat")
 
 
-async def test_checked(engine: Engine, chain: str) -> None:
+async def test_checked(engine: Engine, chain: str, of_others: set[Path]) -> None:
     report = await asyncio.to_thread(check_store, engine.store, read_data=Slice(1, 1))
-    assert report.findings == ()
+    assert [found for found in report.findings if found.file not in of_others] == []
 
 
 async def test_packed(engine: Engine, chain: str, tmp_path: Path) -> None:
