@@ -156,10 +156,12 @@ async def test_swapped_pages_are_captured(engine: Engine, tmp_path: Path) -> Non
             swapped = count_swapped(sandbox.pid, address, sandbox.memory.length)
             assert swapped >= 16 * MIB // PAGE, "the pages were not swapped out"
             length = sandbox.memory.length
+            await sandbox.incarnation.machine.pause()  # a guest that runs dirties pages in between
             listed = [
                 dirty_pages(sandbox.pid, address, length, method).tolist()
                 for method in ("scan", "pagemap")
             ]
+            await sandbox.incarnation.machine.resume()
             assert listed[0] == listed[1]
             ram, snapshot = await branch_and_look(engine, sandbox, "swapped")
         assert differing(ram, reconstruct(snapshot)) == []
