@@ -154,8 +154,9 @@ async def _peers(peers: Peers, domain: Domain, size: int, number: int) -> list[R
         "boot": lambda: peers.booted(peers.directory / "booted.qcow2"),
     }
     for way, start in ways.items():
-        if way != "boot":  # as before the forks: what it reads is in the page cache then
+        if way == "virsh":
             await asyncio.to_thread(domain.make_ready)
+        if way != "boot":  # as before the forks: what it reads is in the page cache then
             async with start() as peer:
                 await peer.exec(ECHO)
         for cache in ("warm", "dropped"):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ratoon.errors import NotFound
+from ratoon.sandbox.making import Making
 from ratoon.snapshot.compact import anonymous_layers
 from ratoon.snapshot.flat_disks import Covering, FlatDisks
 from ratoon.snapshot.roots import roots_of
@@ -25,11 +26,11 @@ log = logging.getLogger(__name__)
 
 #: So many files may be opened for a disk before it is flattened for its second fork …
 FEW = 3
-#: … where none of it was flattened before: what a fork opens of its own twin waits for all of the
-#: twin's links, of which a deep chain has many. The base and one flattened disk are held.
-HELD = 2
 #: … and so many before it is for the first.
 MANY = 6
+#: Instead of FEW where there is a flattened disk: that and the base. Any more is of the fork's own
+#: twin, and so waits for all of its links, of which a deep chain has many.
+HELD = 2
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,7 @@ class Disks:
         self._store = store
         self._flats = FlatDisks(store.images)
         self._forked: set[str] = set()
-        self._making: dict[str, asyncio.Task[None]] = {}
-        #: Roots whose flattened disk is to go as soon as it is made.
-        self._left: set[str] = set()
+        self._making: Making[None] = Making(self._flats.remove)
         self._one_at_a_time = asyncio.Semaphore(1)
 
     def hold(self, source: Snapshot, *, burst: bool) -> HeldDisk:
@@ -87,11 +86,8 @@ class Disks:
         files = len(disk.paths(source))
         again = burst or root in self._forked
         few = HELD if disk.covered else FEW
-        self._left.discard(root)
-        if files > (few if again else MANY) and root not in self._making:
-            task = asyncio.create_task(self._make(source))
-            self._making[root] = task
-            task.add_done_callback(lambda _: self._making.pop(root))
+        if files > (few if again else MANY):
+            self._making.begin(root, lambda: self._make(source))
         self._forked.add(root)
         return disk
 
@@ -103,14 +99,11 @@ class Disks:
         own = set(roots[len(roots) - anonymous_layers(left.manifest) :])
         own -= set(roots_of(now.manifest)) if now else set()
         self._forked -= own
-        self._left |= own & set(self._making)
-        if gone := own - set(self._making):
-            await asyncio.to_thread(self._flats.remove, *gone)
+        await self._making.remove(*own)
 
     async def settle(self) -> None:
         """Wait until no disk is being flattened."""
-        while self._making:
-            await asyncio.gather(*self._making.values(), return_exceptions=True)
+        await self._making.settle()
 
     async def _make(self, source: Snapshot) -> None:
         try:
@@ -120,10 +113,6 @@ class Disks:
             log.info("%s, so its disk was not flattened", error)
         except Exception as error:  # nobody waits for it
             log.warning("the disk of snapshot %s was not flattened: %s", source.manifest.tag, error)
-        root = source.manifest.disk_root
-        if root in self._left:
-            self._left.discard(root)
-            await asyncio.to_thread(self._flats.remove, root)
 
     def _make_blocking(self, source: Snapshot) -> None:
         with scratch(self._store) as room:

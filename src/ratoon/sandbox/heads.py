@@ -25,6 +25,7 @@ from ratoon.memory.chain import Link, count_above, pages_above, resolve
 from ratoon.memory.digests import PAGE_SIZE
 from ratoon.memory.image import ImageStore
 from ratoon.memory.process import find_mapping, write_pages
+from ratoon.sandbox.making import Making
 from ratoon.snapshot.links import ram_pages, read_links
 from ratoon.snapshot.snapshot import Snapshot
 
@@ -83,14 +84,11 @@ class Heads:
         self._images = images
         self._arrays: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
         self._forked: set[str] = set()
-        self._making: dict[str, asyncio.Task[Path]] = {}
-        #: Roots whose image is to go as soon as it is made.
-        self._left: set[str] = set()
+        self._making: Making[Path] = Making(images.remove)
 
     async def settle(self) -> None:
         """Wait until no image is being made in the background."""
-        while self._making:
-            await asyncio.gather(*self._making.values(), return_exceptions=True)
+        await self._making.settle()
 
     def remember(self, root: str, array: NDArray[np.uint8]) -> None:
         """Keep the digest array of `root`, of which it is proven that it gives that root."""
@@ -107,12 +105,8 @@ class Heads:
     async def release(self, snapshot: Snapshot | None) -> None:
         """Forget a head that was never published, and remove its image: a sandbox has left it."""
         if snapshot and snapshot.manifest.layers[-1].anonymous:
-            root = snapshot.manifest.memory_root
-            self.forget(root)
-            if root in self._making:
-                self._left.add(root)
-            else:
-                await asyncio.to_thread(self._images.remove, root)
+            self.forget(snapshot.manifest.memory_root)
+            await self._making.remove(snapshot.manifest.memory_root)
 
     def array(self, snapshot: Snapshot) -> NDArray[np.uint8]:
         """The digest array of a snapshot's memory; blocks. ChainMismatch, Corrupt."""
@@ -174,22 +168,15 @@ class Heads:
         return await asyncio.shield(self._make(snapshot))
 
     def _make(self, snapshot: Snapshot) -> asyncio.Task[Path]:
-        root = snapshot.manifest.memory_root
-        self._left.discard(root)
-        if root not in self._making:
-            task = asyncio.create_task(self._make_unless_left(snapshot))
-            self._making[root] = task
-            task.add_done_callback(lambda done: self._made(root, done))
-        return self._making[root]
+        async def make() -> Path:
+            try:
+                return await asyncio.to_thread(self._make_blocking, snapshot)
+            except Exception as error:  # nobody may be waiting for it
+                log.warning("the image of memory root %s was not made: %s", root, error)
+                raise
 
-    async def _make_unless_left(self, snapshot: Snapshot) -> Path:
         root = snapshot.manifest.memory_root
-        try:
-            return await asyncio.to_thread(self._make_blocking, snapshot)
-        finally:
-            if root in self._left:
-                self._left.discard(root)
-                await asyncio.to_thread(self._images.remove, root)
+        return self._making.begin(root, make)
 
     def _make_blocking(self, snapshot: Snapshot) -> Path:
         try:
@@ -198,11 +185,6 @@ class Heads:
             if not snapshot.path.exists():
                 raise NotFound(f"snapshot {snapshot.manifest.tag} was deleted meanwhile") from None
             raise
-
-    def _made(self, root: str, done: asyncio.Task[Path]) -> None:
-        del self._making[root]
-        if not done.cancelled() and (error := done.exception()):  # nobody may be waiting for it
-            log.warning("the image of memory root %s was not made: %s", root, error)
 
     def read_patch(self, patch: Patch) -> list[Pages]:
         """The pages of a patch, each checked against its digest; blocks.
