@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ratoon.bench.samples import MIB
+from ratoon.bench.samples import MIB, milliseconds
 from ratoon.bench.tables import Table, spread
 from ratoon.sandbox.engine import Engine
 from ratoon.snapshot.compress import Form, rewrite_layers
@@ -53,7 +53,7 @@ def _measure(engine: Engine, head: str, rounds: int) -> list[Step]:
         took, used = time.perf_counter() - began, time.process_time() - cpu
         paths = [snapshot.memory_path(layer) for layer in range(snapshot.depth + 1)]
         taken = sum(path.stat().st_blocks * 512 for path in paths)
-        rows.append(Step(number, step, taken, round(took * 1e3, 3), round(used * 1e3, 3)))
+        rows.append(Step(number, step, taken, milliseconds(took), milliseconds(used)))
 
     def make_image() -> None:
         engine.images.make(read_links(snapshot), ram_pages(snapshot))

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 
 from ratoon.bench.bench import PREFIX, Bench, Workshop
 from ratoon.bench.chain_report import Built, Correct, Hashing, Spawn, plots, tables, targets, wrong
-from ratoon.bench.samples import Samples, forget_files
+from ratoon.bench.samples import Samples, forget_files, milliseconds
 from ratoon.bench.served import Api, served
 from ratoon.bench.steps import link_command, passed, probe_command
 from ratoon.bench.textbook import Textbook, hashing_speed
@@ -146,7 +146,7 @@ class _Chain:
         """What HTTP adds shows beside this."""
         began = time.perf_counter()
         (made,) = await self._shop.engine.fork(head.tag, 1)
-        seen = round((time.perf_counter() - began) * 1e3, 3)
+        seen = milliseconds(time.perf_counter() - began)
         if not isinstance(made, Sandbox):
             raise made
         stages = " ".join(f"{name}={ms}" for name, ms in made.stages.items())
@@ -174,7 +174,7 @@ async def _build(shop: Workshop, base: str) -> list[Built]:
     if not shop.is_there(f"{PREFIX}compacted"):
         began = time.perf_counter()
         await shop.engine.compact(f"{PREFIX}3", f"{PREFIX}compacted", progress=shop.say)
-        took = round((time.perf_counter() - began) * 1e3, 3)
+        took = milliseconds(time.perf_counter() - began)
         rows.append(_built(shop, f"{PREFIX}compacted", "compacted", 0, took, 0.0, {}))
     return [row for row in rows if row]
 

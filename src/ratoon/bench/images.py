@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ratoon.bench.loop_mounts import mounted, used_bytes
-from ratoon.bench.samples import MIB
+from ratoon.bench.samples import MIB, milliseconds
 from ratoon.bench.tables import Table, spread
 from ratoon.memory.chain import Link, overlay
 from ratoon.memory.digests import PAGE_SIZE, hash_pages, memory_root, zero_array
@@ -123,7 +123,7 @@ def _measure(
         store.remove(links[-1].root)  # xfs frees it at leisure: it would disturb what is added
         start = time.perf_counter()
         image = store.make(links, RAM_PAGES)
-        ms = round((time.perf_counter() - start) * 1e3, 3)
+        ms = milliseconds(time.perf_counter() - start)
         added = used_bytes(store.directory) - before if number == 0 else 0
         runs, data = _data_of(image)
         rows.append(Made(kind, chain, how, number, data, runs, added, ms))

@@ -18,7 +18,7 @@ from ratoon.bench.bench import PREFIX, Bench, Workshop
 from ratoon.bench.dirtying import program
 from ratoon.bench.peers import Peers
 from ratoon.bench.restore_report import Restore, Saved, plots, tables, targets
-from ratoon.bench.samples import MIB, Samples, forget_files
+from ratoon.bench.samples import MIB, Samples, forget_files, milliseconds
 from ratoon.bench.virsh import Domain, Virsh
 from ratoon.guest.build import build_guest
 from ratoon.sandbox.accelerator import choose_accelerator
@@ -101,9 +101,9 @@ async def _save(shop: Workshop, peers: Peers, domain: Domain, size: int) -> Save
         saved = time.perf_counter()
     return Saved(
         ram_mib=size,
-        savevm_ms=_ms(inside - began),
-        migrate_ms=_ms(done - inside),
-        virsh_ms=_ms(saved - begun),
+        savevm_ms=milliseconds(inside - began),
+        migrate_ms=milliseconds(done - inside),
+        virsh_ms=milliseconds(saved - begun),
         state_bytes=peers.state.stat().st_size,
     )
 
@@ -137,8 +137,8 @@ async def _forks(
                 filled,
                 cache,
                 number,
-                _ms(done - began),
-                _ms(forked - began),
+                milliseconds(done - began),
+                milliseconds(forked - began),
                 stages,
             )
         )
@@ -182,18 +182,14 @@ async def _peers(peers: Peers, domain: Domain, size: int, number: int) -> list[R
                     way != "boot",
                     cache,
                     number,
-                    _ms(done - began),
-                    _ms(ready - began),
+                    milliseconds(done - began),
+                    milliseconds(ready - began),
                     "",
                 )
             )
     with suppress(FileNotFoundError):
         (peers.directory / "booted.qcow2").unlink()
     return rows
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1e3, 3)
 
 
 BENCH = Bench(

@@ -25,6 +25,11 @@ _PARSERS: dict[str, Callable[[str], object]] = {
 }
 
 
+def milliseconds(seconds: float) -> float:
+    """As samples have them: to the microsecond."""
+    return round(seconds * 1e3, 3)
+
+
 def write_rows(path: Path, rows: Sequence[Any]) -> None:
     """One line for each of `rows`, dataclasses of one kind; the columns are their fields."""
     with path.open("w", newline="") as file:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ratoon.bench.samples import milliseconds
 from ratoon.client.address import Known, parse
 from ratoon.client.aio.connection import AsyncConnection
 from ratoon.daemon.app import create_app
@@ -39,7 +40,7 @@ class Api:
         """RatoonError: it was refused."""
         began = time.perf_counter()
         answer = await self.connection.ask("POST", path, body=body)
-        return Answered(answer, round((time.perf_counter() - began) * 1e3, 3))
+        return Answered(answer, milliseconds(time.perf_counter() - began))
 
     async def fork(self, tag: str) -> Answered:
         """One sandbox; the body tells of it."""

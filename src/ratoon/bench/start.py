@@ -25,7 +25,7 @@ from typing import Any
 from ratoon.artifacts import run
 from ratoon.bench.bench import Bench, Workshop
 from ratoon.bench.plots import Plot, Series
-from ratoon.bench.samples import Samples
+from ratoon.bench.samples import Samples, milliseconds
 from ratoon.bench.tables import Table, Target, spread
 from ratoon.errors import RatoonError
 
@@ -114,7 +114,7 @@ def _measure(shop: Workshop) -> Samples:
             took.append(Took("fork", number, 0, _fork(ratoon, tag)))
             began = time.perf_counter()
             ratoon("ls")
-            took.append(Took("program", number, 0, _since(began)))
+            took.append(Took("program", number, 0, milliseconds(time.perf_counter() - began)))
     return {"start": took, "start-stages": stages}
 
 
@@ -188,7 +188,7 @@ def _run(ratoon: _Ratoon, image: str) -> tuple[float, dict[str, Any]]:
         )
     )
     _until_answered(port)
-    took = _since(began)
+    took = milliseconds(time.perf_counter() - began)
     ratoon("kill", told["id"])
     return took, told["run"] | {"tag": told["snapshot_tag"]}
 
@@ -203,7 +203,7 @@ def _fork(ratoon: _Ratoon, tag: str) -> float:
         began = time.perf_counter()
         sandbox = client.fork(tag, publish={8000: port})[0]
         _until_answered(port)
-        took = _since(began)
+        took = milliseconds(time.perf_counter() - began)
         ratoon("kill", sandbox.id)  # type: ignore[union-attr]  # it has answered
     return took
 
@@ -225,10 +225,6 @@ def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     return port
-
-
-def _since(began: float) -> float:
-    return round((time.perf_counter() - began) * 1e3, 3)
 
 
 def _times(samples: Samples, what: str) -> list[float]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from ratoon.bench.samples import milliseconds
 from ratoon.errors import Corrupt
 from ratoon.memory.cache import OpenImage
 from ratoon.memory.chain import Link
@@ -104,7 +105,7 @@ class Textbook:
             _copy_data(link.path, fd)
         done = time.perf_counter()
         self.last = Assembled(
-            *(round(s * 1e3, 3) for s in (hashed - began, copied - hashed, done - copied))
+            *(milliseconds(s) for s in (hashed - began, copied - hashed, done - copied))
         )
         return OpenImage(path, fd)
 
