@@ -15,6 +15,7 @@ import pytest
 from vm_helpers import control_groups_of, forget, open_files, processes_of, tags
 
 from ratoon import paths
+from ratoon.memory.pageset import is_compressed
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
 
@@ -60,10 +61,11 @@ async def sandbox(engine: Engine) -> AsyncIterator[Sandbox]:
 
 @pytest.fixture(autouse=True)
 async def _clean_store(engine: Engine) -> AsyncIterator[None]:
-    """Each test's snapshots go with it, and it leaves nothing half made."""
+    """Each test's snapshots go with it, it leaves nothing half made, and `base` as it was."""
     before = tags(engine)
     yield
     await engine.settle()
     for tag in tags(engine) - before:
         forget(engine, tag)
     assert list(engine.store.staging.iterdir()) == []
+    assert not is_compressed(engine.store.get("base").memory_path(0), label="base")

@@ -168,3 +168,4 @@ async def test_every_answer_is_as_described(forked: Served, soak: bool) -> None:
             await forked.api.delete(f"/v1/workspaces/{workspace['name']}")
         for stock in (await forked.api.get("/v1/pool")).json():
             await forked.api.put(f"/v1/pool/{stock['tag']}", json={"size": 0})
+        await forked.api.post("/v1/compress", json={"undo": True})
