@@ -44,7 +44,7 @@ async def adopt(store: Store, namespaces: Namespaces, directory: SandboxDirector
     assert record is not None
     run, death = None, None
     if record.run is None or not is_alive(record.run):
-        kill_strays(directory.path)
+        await asyncio.to_thread(kill_strays, directory.path)
         stood_by = directory.has_standby()
         parent = directory.parent()
         mounts = await _hold(store, record)
@@ -54,7 +54,7 @@ async def adopt(store: Store, namespaces: Namespaces, directory: SandboxDirector
                 log_tail(directory.log),
             )
     else:
-        kill_strays(directory.path, keep=record.run.pid)
+        await asyncio.to_thread(kill_strays, directory.path, keep=record.run.pid)
         directory.discard_standby()
         parent = directory.parent()
         mounts = await _hold(store, record)
@@ -66,7 +66,7 @@ async def adopt(store: Store, namespaces: Namespaces, directory: SandboxDirector
                 store, directory, record.run, namespace, record.options.limits, parent, mounts
             )
         except (HostError, MachineError, GuestError) as error:
-            kill_strays(directory.path)
+            await asyncio.to_thread(kill_strays, directory.path)
             death = MachineDied(f"sandbox {record.id} could not be taken over: {error}")
     sandbox = Sandbox(directory, run, parent, record.machine_id, record.options)
     _recall(sandbox, record)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ratoon import files
@@ -14,6 +15,9 @@ from ratoon.sandbox.record import processes_of, read_record
 from ratoon.snapshot.store import Store
 
 log = logging.getLogger(__name__)
+
+#: Seconds for a killed machine to end.
+PATIENCE = 10.0
 
 
 def sweep(store: Store, runtime: Path, *, claim: bool = False) -> list[SandboxDirectory]:
@@ -44,8 +48,20 @@ def sweep(store: Store, runtime: Path, *, claim: bool = False) -> list[SandboxDi
 
 
 def kill_strays(directory: Path, *, keep: int | None = None) -> None:
-    """Kill the machines that were started with files of a sandbox's directory, all but one."""
-    for pid in processes_of(directory):
-        if pid != keep:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    """Kill the machines that were started with files of a sandbox's directory, all but one; blocks.
+
+    They are gone then: one that is ending holds the locks of its disk until its memory is freed.
+    """
+    with ExitStack() as held:
+        killed = {}
+        for pid in processes_of(directory):
+            if pid != keep:
+                with suppress(ProcessLookupError):
+                    killed[pid] = fd = os.pidfd_open(pid)
+                    held.callback(os.close, fd)
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+        for pid, fd in killed.items():
+            end = select.poll()
+            end.register(fd, select.POLLIN)
+            if not end.poll(PATIENCE * 1e3):
+                log.warning("process %d of %s was killed, and does not end", pid, directory)
