@@ -98,8 +98,8 @@ async def test_no_answer_in_time() -> None:
 async def test_rebirth_brings_randomness_time_and_a_name() -> None:
     async with connected() as (channel, peer):
         seen = []
-        for resume, expected in ((False, wire.FORK), (True, wire.RESUME)):
-            rebirth = channel.rebirth("sb-ü", "5" * 32, resume=resume, timeout=5)
+        for expected in (wire.FORK, wire.RESUME, wire.PRACTICE):
+            rebirth = channel.rebirth("sb-ü", "5" * 32, expected, timeout=5)
             asking = asyncio.create_task(rebirth)
             stream, kind, payload = await peer.receive()
             assert kind == wire.REBIRTH
@@ -110,7 +110,7 @@ async def test_rebirth_brings_randomness_time_and_a_name() -> None:
             seen.append(entropy)
             peer.reply(stream)
             await asking
-        assert len(set(seen)) == 2
+        assert len(set(seen)) == 3
 
 
 # A session ------------------------------------------------------------------------------------

@@ -76,10 +76,10 @@ async def test_nothing_runs_in_a_fork_before_it_is_reborn(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def slowly(
-        channel: Channel, name: str, machine_id: str, *, resume: bool = False, timeout: float
+        channel: Channel, name: str, machine_id: str, kind: int, *, timeout: float
     ) -> None:
         await asyncio.sleep(1)
-        await rebirth(channel, name, machine_id, resume=resume, timeout=timeout)
+        await rebirth(channel, name, machine_id, kind, timeout=timeout)
 
     async with await engine.fork_one("base") as source:
         await sh(source, f"setsid python3 -c '{WATCH}' >/dev/shm/notes 2>&1 &")

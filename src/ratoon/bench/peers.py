@@ -45,7 +45,7 @@ class Guest:
     async def greet(self) -> None:
         """Once it has booted: it answers, and has got its identity."""
         await self.channel.request("hello", timeout=TIMEOUT)
-        await self.channel.rebirth("peer", "0" * 32, resume=False, timeout=TIMEOUT)
+        await self.channel.rebirth("peer", "0" * 32, timeout=TIMEOUT)
 
     async def exec(self, argv: list[str]) -> str:
         """What `argv` prints. RatoonError: it did not exit with 0."""

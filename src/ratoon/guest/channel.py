@@ -244,16 +244,16 @@ class Channel(asyncio.Protocol):
         return GuestStream(self, op, wire.REQUEST, _message(op, fields))
 
     async def rebirth(
-        self, name: str, machine_id: str, *, resume: bool = False, timeout: float
+        self, name: str, machine_id: str, kind: int = wire.FORK, *, timeout: float
     ) -> bool:
         """Give the guest names, randomness and the time, and let its processes run.
 
-        `resume`: it is the individual that it was before a standby; of the names, nothing changes.
+        `kind`: wire.RESUME for the individual that it was before a standby, whose names stay.
         Returns whether it has mounts of volumes from before.
         GuestError names what the guest's own part failed in, such as a hook.
         """
         fields = wire.REBIRTH_FIELDS.pack(
-            wire.RESUME if resume else wire.FORK,
+            kind,
             time.time_ns(),
             machine_id.encode(),
             secrets.token_bytes(64),

@@ -15,8 +15,6 @@ from ratoon.guest.commands import OUTPUT_LIMIT
 #: Seconds for the agent to report code whose time is over: it is interrupted, and if that does not
 #: help killed; a loaded host is slow.
 TIMEOUT_GRACE = 70.0
-#: Seconds for an interpreter to start, under emulation on a busy host.
-START_TIMEOUT = 120.0
 
 #: What is given output as it comes. While it is awaited no more is read, and in the end the code
 #: waits too.
@@ -82,15 +80,6 @@ async def evaluate(
             f"the agent did not report the end of an evaluation within {deadline:g} s, "
             f"although its time is {timeout:g} s"
         ) from None
-
-
-async def warm_up(agent: Agent) -> bool:
-    """Start the interpreter, so that forks of this guest have it ready; False: there is none."""
-    try:
-        await evaluate(agent, "", timeout=START_TIMEOUT)
-    except NoPython:
-        return False
-    return True
 
 
 async def _collect(

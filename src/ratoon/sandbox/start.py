@@ -17,6 +17,7 @@ from pathlib import Path
 from ratoon import files
 from ratoon.disk.qcow2 import OverlayTemplates
 from ratoon.errors import HostError
+from ratoon.guest.agent import wire
 from ratoon.guest.channel import Channel
 from ratoon.host.limits import Limits
 from ratoon.network.namespaces import Namespace
@@ -198,7 +199,8 @@ class Starter:
             with stages("resume"):
                 await machine.resume()
             with stages("rebirth"):
-                inherits = await rebirth(name, machine_id, machine, channel, resume=resume)
+                kind = wire.RESUME if resume else wire.FORK
+                inherits = await rebirth(name, machine_id, machine, channel, kind)
             if volumes or inherits:
                 with stages("volumes"):
                     volumes = volumes or mounts.serve(name, machine, inherits=True)
@@ -272,7 +274,7 @@ def explaining(what: str) -> Iterator[None]:
 
 
 async def rebirth(
-    name: str, machine_id: str, machine: Machine, channel: Channel, *, resume: bool = False
+    name: str, machine_id: str, machine: Machine, channel: Channel, kind: int = wire.FORK
 ) -> bool:
     """Begin a fresh session with the agent and make the guest an individual of its own.
 
@@ -281,4 +283,4 @@ async def rebirth(
     """
     async with explained(name, machine):
         channel.begin()
-        return await channel.rebirth(name, machine_id, resume=resume, timeout=REBIRTH_TIMEOUT)
+        return await channel.rebirth(name, machine_id, kind, timeout=REBIRTH_TIMEOUT)

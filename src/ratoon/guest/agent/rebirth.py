@@ -59,21 +59,21 @@ class Identity:
         fcntl.ioctl(self._random, RNDADDENTROPY, pool)
         fcntl.ioctl(self._random, RNDRESEEDCRNG)
         self.set_clock(unix_ns)
-        if kind == wire.FORK:
-            self._become(message[wire.REBIRTH_FIELDS.size :], machine_id)
+        if kind != wire.RESUME:
+            self._become(message[wire.REBIRTH_FIELDS.size :], machine_id, kind)
         self.thaw()
 
     def set_clock(self, unix_ns: int) -> None:
         """It stood still while the machine was paused, or was a snapshot."""
         time.clock_settime_ns(time.CLOCK_REALTIME, unix_ns)
 
-    def _become(self, name: bytes, machine_id: bytes) -> None:
+    def _become(self, name: bytes, machine_id: bytes, kind: int) -> None:
         """Be another one than the snapshot was of."""
         socket.sethostname(name.decode())
         os.pwrite(self._machine_id, machine_id + b"\n", 0)
         os.pwrite(self._instance_id, name + b"\n", 0)
         chores = self._chores or Chores(self._evaluator)
-        if chores.host_keys or chores.hooks:
+        if kind == wire.FORK and (chores.host_keys or chores.hooks):
             renew_host_keys(chores.host_keys, name.decode())
             ids = {"RATOON_INSTANCE_ID": name.decode(), "RATOON_MACHINE_ID": machine_id.decode()}
             run_hooks(chores.hooks, ids)

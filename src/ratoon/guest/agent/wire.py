@@ -50,12 +50,13 @@ OUTPUT_WINDOW = 512 * 1024
 CREDIT = struct.Struct(">I")
 SIZE = struct.Struct(">HH")
 HEADER = struct.Struct(">IIB")
-#: REBIRTH's payload: FORK or RESUME, wall clock in ns, machine-id, entropy; the rest is the
+#: REBIRTH's payload: which of those below, wall clock in ns, machine-id, entropy; the rest is the
 #: instance's name, which becomes the hostname too. Packed, not JSON: it is on the path of every
 #: fork, and under emulation each line of code that runs for the first time is paid for.
 REBIRTH_FIELDS = struct.Struct(">Bq32s64s")
-#: A new individual; or the one that it was, which keeps its names.
-FORK, RESUME = 1, 2
+#: A new individual; the one that it was, which keeps its names; or as a new one, but without the
+#: image's hooks and keys, only so that it has been done before.
+FORK, RESUME, PRACTICE = 1, 2, 3
 
 
 class ProtocolError(Exception):
