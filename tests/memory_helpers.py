@@ -19,9 +19,11 @@ from ratoon.memory import (
     hash_pages,
     memory_root,
     overlay,
+    read_index,
     write_page_set,
     zero_array,
 )
+from ratoon.memory.pageset import DATA_OFFSET
 
 #: A layer in short: page number -> the byte its page begins and ends with. 0 is the zero page.
 Layer = Mapping[int, int]
@@ -62,6 +64,11 @@ def write_chain(directory: Path, chain: Sequence[Layer], ram_pages: int = RAM) -
         array = overlay(array, index)
         links.append(Link(f"L{i}", path, index, memory_root(array)))
     return links
+
+
+def last_data_byte(path: Path) -> int:
+    """Where the last page of a plain layer ends in its file."""
+    return DATA_OFFSET + read_index(path, label="L").stored * PAGE_SIZE - 1
 
 
 def flatten(chain: Sequence[Layer]) -> dict[int, int]:

@@ -17,7 +17,7 @@ from ratoon.check.findings import Finding, Kind
 from ratoon.check.scrub import EVERYTHING, Slice, Unit, scrub
 from ratoon.errors import InvalidInput
 from ratoon.memory import PAGE_SIZE
-from ratoon.memory.pageset import read_index
+from ratoon.memory.pageset import DATA_OFFSET, read_index
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from sound_snapshots import RAM, make_image, poke, publish_sound, stamp_image
@@ -86,7 +86,7 @@ def test_slices_partition_the_work(
 @pytest.mark.usefixtures("small_grain")
 def test_one_slice_of_all_finds_the_damage(store: Store, head: Snapshot) -> None:
     memory = store.snapshots / "base/memory.bin"
-    poke(memory, read_index(memory, label="base").data_offset + 77 * PAGE_SIZE)
+    poke(memory, DATA_OFFSET + 77 * PAGE_SIZE)
     found = [check_store(store, read_data=Slice(n, 5)).findings for n in range(1, 6)]
     assert sorted(map(len, found)) == [0, 0, 0, 0, 1]
 

@@ -13,7 +13,7 @@ import pytest
 from ratoon.check.check import check_store
 from ratoon.check.findings import Kind
 from ratoon.check.scrub import EVERYTHING
-from ratoon.memory.pageset import PageIndex, read_index
+from ratoon.memory.pageset import DATA_OFFSET, PageIndex, read_index
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from sound_snapshots import make_image, poke, publish_sound, stamp_image
@@ -73,18 +73,16 @@ def layer_targets(snapshot: Snapshot, number: int) -> Iterator[Target]:
     yield Target("disk", disk, 0, disk.stat().st_size, Kind.DISK, tag)
     memory = snapshot.memory_path(number)
     index = read_index(memory, label=tag)
-    entries = len(index.numbers)
-    digests, padding = 64 + 8 * entries, 64 + 40 * entries
+    tail = DATA_OFFSET + 4096 * index.stored
+    digests = tail + 8 * len(index.numbers)
     for what, begin, end in (
         ("header", 0, 64),
-        ("numbers", 64, digests),
-        ("digests", digests, padding),
-        ("padding", padding, index.data_offset),
+        ("padding", 64, DATA_OFFSET),
+        ("numbers", tail, digests),
+        ("digests", digests, memory.stat().st_size),
     ):
         yield Target(what, memory, begin, end, Kind.MEMORY, tag)
-    end = memory.stat().st_size
-    page = page_at(index)
-    yield Target("data", memory, index.data_offset, end, Kind.MEMORY, tag, page)
+    yield Target("data", memory, DATA_OFFSET, tail, Kind.MEMORY, tag, page_at(index))
 
 
 def page_at(index: PageIndex) -> Callable[[int], int]:

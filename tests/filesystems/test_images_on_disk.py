@@ -28,6 +28,7 @@ from ratoon.memory import (
     read_pages,
     resolve,
 )
+from ratoon.memory.pageset import DATA_OFFSET
 from ratoon.memory.reflink import can_reflink
 
 pytest_plugins = ["filesystem_fixtures"]
@@ -127,7 +128,7 @@ def test_an_image_outlives_its_layers_and_its_forks_outlive_it(
 def test_a_damaged_layer_makes_no_image(links: list[Link], store: ImageStore) -> None:
     links[0].path.chmod(0o600)
     with links[0].path.open("r+b") as file:
-        file.seek(links[0].index.data_offset + 3 * PAGE_SIZE + 9)
+        file.seek(DATA_OFFSET + 3 * PAGE_SIZE + 9)
         file.write(b"!")
     with pytest.raises(Corrupt, match="snapshot L0, memory layer: page 9 does not match"):
         store.make(links, RAM)

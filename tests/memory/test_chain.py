@@ -22,6 +22,7 @@ from ratoon.memory import (
     resolve,
     zero_array,
 )
+from ratoon.memory.pageset import DATA_OFFSET
 
 
 @given(chains)
@@ -104,7 +105,7 @@ def test_damaged_pages_name_their_snapshot(tmp_path: Path) -> None:
     links = write_chain(tmp_path, [{1: 1}, {2: 2}])
     links[1].path.chmod(0o600)
     with links[1].path.open("r+b") as file:
-        file.seek(links[1].index.data_offset)
+        file.seek(DATA_OFFSET)
         file.write(b"!")
     with pytest.raises(Corrupt, match="snapshot L1, memory layer: page 2 "):
         list(pages_above(links, 0))

@@ -20,8 +20,9 @@ from ratoon.errors import Corrupt, Incompatible, RatoonError
 from ratoon.memory import PAGE_SIZE, ImageStore, PageIndex, hash_pages, read_index, read_pages
 from ratoon.memory.compressed import FRAME
 from ratoon.memory.merge import write_merged
-from ratoon.memory.pageset import is_compressed, plain_content, plain_size, write_page_set
+from ratoon.memory.pageset import DATA_OFFSET, is_compressed, plain_content, plain_size
 from ratoon.memory.recode import compress_page_set, expand_page_set
+from ratoon.memory.writing import write_page_set
 
 shared_directory = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -235,7 +236,7 @@ def test_a_damaged_layer_is_not_compressed(tmp_path: Path) -> None:
     path = tmp_path / "layer"
     index = write_layer(path, {3: 1, 5: 2})
     raw = bytearray(path.read_bytes())
-    raw[index.data_offset] ^= 1
+    raw[DATA_OFFSET] ^= 1
     path.unlink()
     path.write_bytes(raw)
     with pytest.raises(Corrupt, match="page 3"):

@@ -21,6 +21,7 @@ from ratoon.errors import ChainMismatch, Corrupt
 from ratoon.files import locked
 from ratoon.memory import PAGE_SIZE, ImageStore, hash_pages, memory_root, zero_array
 from ratoon.memory import image as image_module
+from ratoon.memory.pageset import DATA_OFFSET
 
 CHAIN = [{1: 1, 2: 2, 9: 3}, {2: 0, 5: 4}, {60: 5}]
 
@@ -167,7 +168,7 @@ def test_a_damaged_layer_leaves_nothing(tmp_path: Path, store: ImageStore) -> No
     links = write_chain(tmp_path, CHAIN)
     links[0].path.chmod(0o600)
     with links[0].path.open("r+b") as file:
-        file.seek(links[0].index.data_offset + 2 * PAGE_SIZE)
+        file.seek(DATA_OFFSET + 2 * PAGE_SIZE)
         file.write(b"!")
     with pytest.raises(Corrupt, match="snapshot L0, memory layer: page 9 "):
         store.make(links, RAM)

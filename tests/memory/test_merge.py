@@ -11,13 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_helpers import RAM, Layer, chains, flatten, page, ram_of, u64, write_chain
+from memory_helpers import (
+    RAM,
+    Layer,
+    chains,
+    flatten,
+    last_data_byte,
+    page,
+    ram_of,
+    u64,
+    write_chain,
+)
 from ratoon.errors import ChainMismatch, Corrupt
 from ratoon.memory import hash_pages, memory_root, read_index, read_pages
 from ratoon.memory import pageset as pageset_module
 from ratoon.memory.merge import write_merged
-from ratoon.memory.pageset import write_page_set, write_page_stream
 from ratoon.memory.positioned import write_at
+from ratoon.memory.writing import write_page_set, write_page_stream
 
 CHAIN: Sequence[Layer] = ({1: 1, 2: 2, 5: 5}, {2: 3, 9: 9}, {5: 0, 0: 4})
 
@@ -81,7 +91,7 @@ def test_a_damaged_page_is_named_and_no_file_left(tmp_path: Path) -> None:
     links = write_chain(tmp_path, CHAIN)
     links[1].path.chmod(0o644)
     raw = bytearray(links[1].path.read_bytes())
-    raw[-1] ^= 1  # of page 9
+    raw[last_data_byte(links[1].path)] ^= 1  # of page 9
     links[1].path.write_bytes(raw)
     with pytest.raises(Corrupt, match=r"snapshot L1.*page 9"):
         write_merged(tmp_path / "merged", links, RAM)
@@ -105,7 +115,7 @@ def test_what_cannot_be_read_back_is_not_left(
         if offset:
             write_at(fd, memoryview(b"x"), offset)
 
-    monkeypatch.setattr("ratoon.memory.pageset.write_at", misplace)
+    monkeypatch.setattr("ratoon.memory.writing.write_at", misplace)
     with pytest.raises(Corrupt, match="merged"):
         write_merged(tmp_path / "merged", links, RAM)
     assert not (tmp_path / "merged").exists()

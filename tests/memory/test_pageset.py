@@ -23,9 +23,12 @@ from ratoon.memory import (
     read_pages,
     write_page_set,
 )
+from ratoon.memory.pageset import DATA_OFFSET
 
 shared_directory = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 SMALL = {3: 1, 4: 0, 5: 2, 40: 3}
+#: Where the data of that one ends.
+END = DATA_OFFSET + 3 * PAGE_SIZE
 
 
 def read_all(path: Path, index: PageIndex) -> dict[int, bytes]:
@@ -53,7 +56,7 @@ def test_round_trip(tmp_path: Path, layer: dict[int, int]) -> None:
     assert index.ram_pages == RAM
     assert index.numbers.tolist() == sorted(layer)
     assert index.stored == sum(fill != 0 for fill in layer.values())
-    assert path.stat().st_size == index.data_offset + index.stored * PAGE_SIZE
+    assert path.stat().st_size == DATA_OFFSET + index.stored * PAGE_SIZE + 40 * len(layer)
     assert read_all(path, index) == {n: page(fill).tobytes() for n, fill in layer.items()}
 
 
@@ -62,10 +65,10 @@ def test_layout_on_disk(tmp_path: Path) -> None:
     index = write_layer(path, SMALL)
     raw = path.read_bytes()
 
-    assert raw[:40] == b"RATOONPS" + struct.pack("<IIQQQ", 1, 4096, RAM, 4, 3)
-    assert raw[64:96] == struct.pack("<4Q", 3, 4, 5, 40)
-    assert raw[128:160] == ZERO_DIGEST
-    assert index.data_offset == 4096
+    assert raw[:40] == b"RATOONPS" + struct.pack("<IIQQQ", 2, 4096, RAM, 4, 3)
+    assert raw[END : END + 32] == struct.pack("<4Q", 3, 4, 5, 40)
+    assert raw[END + 64 : END + 96] == ZERO_DIGEST
+    assert len(raw) == END + 4 * (8 + 32)
     assert index.data_positions.tolist() == [4096, -1, 8192, 12288]
     assert raw[8192:12288] == page(2).tobytes()
     assert path.stat().st_mode & 0o777 == 0o444
@@ -107,7 +110,7 @@ def test_every_flipped_index_byte_is_found(tmp_path: Path) -> None:
     path = tmp_path / "layer"
     index = write_layer(path, SMALL)
     raw = bytearray(path.read_bytes())
-    for at in range(index.data_offset):
+    for at in (*range(DATA_OFFSET), *range(END, len(raw))):
         raw[at] ^= 0x10
         with pytest.raises((Corrupt, Incompatible), match="snapshot L"):
             reread(path, raw, index.index_digest)
@@ -117,12 +120,13 @@ def test_every_flipped_index_byte_is_found(tmp_path: Path) -> None:
 
 def test_every_flipped_structural_byte_is_found_without_a_manifest(tmp_path: Path) -> None:
     path = tmp_path / "layer"
-    index = write_layer(path, {RAM - 1: 1})
+    write_layer(path, {RAM - 1: 1})
     raw = bytearray(path.read_bytes())
-    digest = range(72, 104)  # found when the page is read
-    # One more page of RAM, or another number for the page, only the manifest can tell.
-    untold = {16, 17, 18, 19, 20, 21, 64}
-    for at in set(range(index.data_offset)) - set(digest) - untold:
+    # One more page of RAM, or another number for the page, only the manifest can tell; another
+    # digest is found when the page is read.
+    untold = {16, 17, 18, 19, 20, 21}
+    end = DATA_OFFSET + PAGE_SIZE
+    for at in {*range(DATA_OFFSET), *range(end + 1, end + 8)} - untold:
         raw[at] ^= 0x80
         with pytest.raises((Corrupt, Incompatible)):
             reread(path, raw)
@@ -141,9 +145,10 @@ def test_every_flipped_structural_byte_is_found_without_a_manifest(tmp_path: Pat
         (24, struct.pack("<Q", 2**40), "impossible counts"),
         (32, struct.pack("<Q", 5), "impossible counts"),
         (32, struct.pack("<Q", 2), "bytes long"),
-        (64, struct.pack("<Q", 4), "not in order"),
-        (64, struct.pack("<Q", 5), "not in order"),
-        (128, bytes(32), "stored count"),
+        (END, struct.pack("<Q", 4), "not in order"),
+        (END, struct.pack("<Q", 5), "not in order"),
+        (END + 64, bytes(32), "stored count"),
+        (64, b"\1", "padding"),
         (4095, b"\1", "padding"),
     ],
 )
@@ -160,8 +165,8 @@ def test_another_version_is_incompatible_and_both_are_named(tmp_path: Path) -> N
     path = tmp_path / "layer"
     write_layer(path, SMALL)
     raw = bytearray(path.read_bytes())
-    raw[8] = 2
-    with pytest.raises(Incompatible, match="version 2, this Ratoon reads version 1"):
+    raw[8] = 1
+    with pytest.raises(Incompatible, match="version 1, this Ratoon reads version 2"):
         reread(path, raw)
 
 
@@ -190,7 +195,7 @@ def test_a_file_that_is_too_long_missing_or_no_file(tmp_path: Path) -> None:
 
 
 def test_huge_counts_allocate_nothing(tmp_path: Path) -> None:
-    header = b"RATOONPS" + struct.pack("<IIQQQ", 1, 4096, 2**50, 2**49, 2**48) + bytes(24)
+    header = b"RATOONPS" + struct.pack("<IIQQQ", 2, 4096, 2**50, 2**49, 2**48) + bytes(24)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(Corrupt, match="bytes long"):
         reread(tmp_path / "layer", header + bytes(8192))
@@ -204,7 +209,7 @@ def test_a_flipped_data_byte_names_its_page(tmp_path: Path, at: int, flip: int) 
     path.unlink(missing_ok=True)
     index = write_layer(path, SMALL)
     raw = bytearray(path.read_bytes())
-    raw[index.data_offset + at] ^= flip
+    raw[DATA_OFFSET + at] ^= flip
     assert reread(path, raw, index.index_digest).stored == 3
     number = [3, 5, 40][at // PAGE_SIZE]
     with pytest.raises(Corrupt, match=f"snapshot L: page {number} does not match"):
@@ -215,7 +220,7 @@ def test_data_cut_short_after_the_index_was_read(tmp_path: Path) -> None:
     path = tmp_path / "layer"
     index = write_layer(path, SMALL)
     path.chmod(0o600)
-    os.truncate(path, index.data_offset + PAGE_SIZE + 100)
+    os.truncate(path, DATA_OFFSET + PAGE_SIZE + 100)
     with pytest.raises(Corrupt, match=r"snapshot L: page 3 .*cut short"):
         list(read_pages(path, index, None, label="snapshot L"))
 
@@ -226,10 +231,11 @@ def test_data_cut_short_after_the_index_was_read(tmp_path: Path) -> None:
         st.binary(max_size=300),
         st.builds(
             lambda counts, rest: (
-                b"RATOONPS" + struct.pack("<IIQQQ", 1, 4096, *counts) + bytes(24) + rest
-            ).ljust(4096 * (1 + counts[2] % 4), b"\0"),
-            st.tuples(st.integers(0, 99), st.integers(0, 99), st.integers(0, 99)),
-            st.binary(max_size=200),
+                (b"RATOONPS" + struct.pack("<IIQQQ", 2, 4096, *counts)).ljust(4096, b"\0")
+                + (rest * 9000)[: 4096 * counts[2] + 40 * counts[1]]
+            ),
+            st.tuples(st.integers(0, 99), st.integers(0, 99), st.integers(0, 9)),
+            st.binary(min_size=1, max_size=200),
         ),
     )
 )

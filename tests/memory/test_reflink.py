@@ -20,6 +20,7 @@ from ratoon import files
 from ratoon.errors import Corrupt
 from ratoon.memory import PAGE_SIZE, ImageStore, Link
 from ratoon.memory import reflink as reflink_module
+from ratoon.memory.pageset import DATA_OFFSET
 from ratoon.memory.reflink import can_reflink
 
 CHAIN = [{1: 1, 2: 2, 3: 3, 9: 4, 10: 5}, {2: 0, 3: 6, 5: 7, 6: 0, 7: 8}]
@@ -61,7 +62,7 @@ def sharing_store(directory: Path) -> ImageStore:
 
 
 def offset_of(link: Link, data_page: int) -> int:
-    return link.index.data_offset + data_page * P
+    return DATA_OFFSET + data_page * P
 
 
 def test_one_call_for_each_run_in_layer_and_image(

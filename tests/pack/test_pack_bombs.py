@@ -152,7 +152,7 @@ def bomb_ram(path: Path, members: Members) -> str:
     host = os.sysconf("SC_PHYS_PAGES")
     document["machine"]["ram_bytes"] = 3 * host * 4096
     changed = {}
-    index = struct.pack("<8sIIQQQ24x", b"RATOONPS", 1, 4096, 3 * host, 0, 0).ljust(4096, b"\0")
+    index = struct.pack("<8sIIQQQ24x", b"RATOONPS", 2, 4096, 3 * host, 0, 0).ljust(4096, b"\0")
     for number, layer in enumerate(document["layers"]):
         layer["memory"] = {"entries": 0, "index_digest": digest(index), "size": 4096, "stored": 0}
         changed["memory.bin" if number == 2 else f"ancestry/{number}/memory.bin"] = index

@@ -32,6 +32,9 @@ from ratoon.snapshot.store import Store
 
 MIB = 1 << 20
 
+#: Where the data of the head's memory layer ends.
+END = 4096 * (1 + 2)
+
 Refuse = Callable[[Path, type[RatoonError], str | None], None]
 
 
@@ -313,11 +316,13 @@ def test_a_manifest_digest_that_is_not_one(path: Path, members: Members, refuse:
 # Layers ----------------------------------------------------------------------------------------
 
 
-def with_memory(members: Members, layer: int, raw: bytes, index_size: int = 4096) -> Members:
+def with_memory(members: Members, layer: int, raw: bytes) -> Members:
     """Another memory layer, whose maker has made the index digest fit."""
     document = json.loads(members["manifest.json"])
     reference = document["layers"][layer]["memory"]
-    reference |= {"index_digest": digest(raw[:index_size]), "size": len(raw)}
+    stored = int.from_bytes(raw[32:40], "little")
+    index = raw[:4096] + raw[4096 * (1 + stored) :]
+    reference |= {"index_digest": digest(index), "size": len(raw)}
     name = "memory.bin" if layer == 2 else f"ancestry/{layer}/memory.bin"
     return with_manifest({**members, name: raw}, document)
 
@@ -328,17 +333,24 @@ def flipped(raw: bytes, at: int) -> bytes:
     return bytes(changed)
 
 
+def swapped(raw: bytes, at: int, size: int) -> bytes:
+    """The two words from `at` on have changed places."""
+    middle, end = at + size, at + 2 * size
+    return raw[:at] + raw[middle:end] + raw[at:middle] + raw[end:]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        (lambda raw: flipped(raw, -1), Corrupt, "page 255 does not match its digest"),
+        (lambda raw: flipped(raw, END - 1), Corrupt, "page 255 does not match its digest"),
         (lambda raw: flipped(raw, 0), Corrupt, "not a page set"),
-        (lambda raw: flipped(raw, 8), Incompatible, "version 0"),
+        (lambda raw: flipped(raw, 8), Incompatible, "version 3"),
         (lambda raw: flipped(raw, 16), Corrupt, "its counts"),
-        (lambda raw: flipped(raw, 24), Corrupt, "beyond the 256 pages"),
+        (lambda raw: flipped(raw, 24), Corrupt, "bytes long"),
+        (lambda raw: flipped(raw, END + 9), Corrupt, "beyond the 256 pages"),
         (lambda raw: flipped(raw, 4095), Corrupt, "padding"),
-        (lambda raw: raw[:64] + raw[72:80] + raw[64:72] + raw[80:], Corrupt, "not in order"),
-        (lambda raw: flipped(raw, 80), ChainMismatch, "chain link L2"),
+        (lambda raw: swapped(raw, END, 8), Corrupt, "not in order"),
+        (lambda raw: flipped(raw, END), ChainMismatch, "chain link L2"),
         (lambda raw: raw[:-4096], Corrupt, "bytes long"),
         (lambda raw: raw + bytes(4096), Corrupt, "bytes long"),
         (lambda raw: raw[:10], Corrupt, "memory.bin"),

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from chain_snapshots import RAM, make_chain, ram_of, with_root
 
+from memory_helpers import last_data_byte
 from ratoon.errors import ChainMismatch, Corrupt, NotFound
 from ratoon.memory import PAGE_SIZE, ImageStore, memory_root, zero_array
 from ratoon.sandbox import heads as heads_module
@@ -194,16 +195,19 @@ async def test_a_head_of_a_false_root_is_refused(heads: Heads, chain: list[Snaps
         await heads.make_image(false)
 
 
-def damage(snapshot: Snapshot, layer: int, offset: int) -> None:
-    with snapshot.memory_path(layer).open("r+b") as file:
-        file.seek(offset, os.SEEK_SET if offset >= 0 else os.SEEK_END)
+def damage(snapshot: Snapshot, layer: int, offset: int | None = None) -> None:
+    """At the offset, or at the end of the last page."""
+    path = snapshot.memory_path(layer)
+    at = last_data_byte(path) if offset is None else offset
+    with path.open("r+b") as file:
+        file.seek(at)
         file.write(b"!")
 
 
 async def test_a_damaged_page_is_found_before_it_is_written(
     heads: Heads, chain: list[Snapshot]
 ) -> None:
-    damage(chain[2], 0, -1)
+    damage(chain[2], 0)
     _, patch = await choose(heads, chain[2])
     assert patch is not None
     with pytest.raises(Corrupt, match="snapshot s0, memory layer: page 9 "):
@@ -226,7 +230,7 @@ async def test_a_background_image_that_fails_is_told_to_the_log(
 ) -> None:
     """The fork itself has what it needs: its twin of the snapshot."""
     twin = make_chain(tmp_path / "twin", CHAIN)[2]
-    damage(chain[2], 0, -1)
+    damage(chain[2], 0)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             memory, patch = await choose(heads, chain[2], twin)

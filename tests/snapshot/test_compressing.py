@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from memory_helpers import last_data_byte
 from ratoon import files
 from ratoon.check.check import check_store
 from ratoon.check.repair import plan_repairs, repair_store
@@ -288,7 +289,7 @@ def test_one_at_a_time(store: Store) -> None:
 
 def test_a_damaged_layer_stays_and_is_named(store: Store) -> None:
     path = store.get("base").memory_path(0)
-    poke(path, path.stat().st_size - 1)
+    poke(path, last_data_byte(path))
     found = {each.tag: each for each in rewrite_layers(store, "compressed")}
     assert found["base"].outcome == "failed"
     assert "page 199" in (found["base"].why or "")

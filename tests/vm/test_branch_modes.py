@@ -10,7 +10,7 @@ import pytest
 from vm_helpers import CHECK, FOR_EVER, WRITE, assert_whole, leaves_nothing, no_space, sh, until
 
 from ratoon.errors import AlreadyExists, Conflict, HostError, InFlight, InvalidInput, NotFound
-from ratoon.memory.pageset import write_page_set
+from ratoon.memory.writing import writing_page_set
 from ratoon.sandbox import branch, layer
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
@@ -80,8 +80,8 @@ class Held:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._go_on = threading.Event()
         self.fails = False
-        self._write = write_page_set
-        monkeypatch.setattr(layer, "write_page_set", self._hold)
+        self._write = writing_page_set
+        monkeypatch.setattr(layer, "writing_page_set", self._hold)
 
     def _hold(self, *arguments: Any) -> Any:
         self._go_on.wait(FOR_EVER)

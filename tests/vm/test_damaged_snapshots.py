@@ -99,11 +99,11 @@ def end(path: Path) -> int:
 
 
 def numbers(path: Path) -> int:
-    return 64
+    return 4096 * (1 + int.from_bytes(path.read_bytes()[32:40], "little"))
 
 
 def digests(path: Path) -> int:
-    return 64 + 8 * int.from_bytes(path.read_bytes()[24:32], "little")
+    return numbers(path) + 8 * int.from_bytes(path.read_bytes()[24:32], "little")
 
 
 def data(snapshot: Snapshot, layer: int) -> list[int]:
@@ -126,7 +126,7 @@ FLIPS: list[tuple[str, str, Callable[[Path], int] | int]] = [
     *(
         (at, "memory.bin", where)
         for at in LAYER_NAMES
-        for where in (0, 8, 16, 24, 32, 40, 63, numbers, digests)
+        for where in (0, 8, 16, 24, 32, 40, 63, 4095, numbers, digests)
     ),
 ]
 

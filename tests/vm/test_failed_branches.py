@@ -34,7 +34,7 @@ async def refuse(machine: QemuMachine) -> None:
 FAILURES: list[tuple[Any, str]] = [
     (capture, "dirty_pages"),
     (capture, "read_into"),
-    (layer, "write_page_set"),
+    (layer, "writing_page_set"),
     (layer, "file_digest"),
     (Staging, "adopt_ancestry"),
     (Staging, "publish"),
@@ -69,7 +69,7 @@ async def test_what_is_written_meanwhile_survives(
         no_space()
 
     with leaves_nothing(engine), monkeypatch.context() as patch:
-        patch.setattr(layer, "write_page_set", write_then_fail)
+        patch.setattr(layer, "writing_page_set", write_then_fail)
         with pytest.raises(HostError, match="No space left"):
             await engine.branch(source, "failed")
     await sh(source, CHECK)
@@ -103,7 +103,7 @@ async def test_an_undo_that_fails_is_made_up_for(
     engine: Engine, source: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(layer, "write_page_set", no_space)
+        patch.setattr(layer, "writing_page_set", no_space)
         patch.setattr(QemuMachine, "undo_overlay", refuse)
         with pytest.raises(HostError, match="No space left"):
             await engine.branch(source, "failed")

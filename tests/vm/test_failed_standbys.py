@@ -26,7 +26,7 @@ from vm_helpers import (
 from ratoon import paths
 from ratoon.errors import HostError, MachineDied, RatoonError
 from ratoon.guest.channel import Channel
-from ratoon.memory import pageset
+from ratoon.memory import writing
 from ratoon.sandbox import capture, heads, layer, standby, start
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
@@ -59,7 +59,7 @@ STANDBY: list[tuple[Any, str, Callable[..., Any]]] = [
     (QemuMachine, "save_state", no_space),
     (capture, "dirty_pages", no_space),
     (capture, "read_into", no_space),
-    (pageset, "write_at", write_half),
+    (writing, "write_at", write_half),
     (layer, "file_digest", no_space),
     (Staging, "adopt_ancestry", no_space),
     (Staging, "publish", no_space),
@@ -92,14 +92,14 @@ async def test_a_standby_that_is_cancelled_is_complete(
     engine: Engine, source: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached, cancelled = threading.Event(), threading.Event()
-    write = pageset.write_page_set
+    write = writing.writing_page_set
 
     def dawdle(*arguments: Any) -> Any:
         reached.set()
         cancelled.wait(FOR_EVER)
         return write(*arguments)
 
-    monkeypatch.setattr(layer, "write_page_set", dawdle)
+    monkeypatch.setattr(layer, "writing_page_set", dawdle)
     suspending = asyncio.create_task(engine.standby(source))
     await asyncio.to_thread(reached.wait, FOR_EVER)
     suspending.cancel()
@@ -191,7 +191,7 @@ async def test_a_dead_one_cannot_go_to_standby(engine: Engine, source: Sandbox) 
 
 KILLED_IN: list[tuple[str, Any, str]] = [
     ("standby", capture, "read_into"),
-    ("standby", layer, "write_page_set"),
+    ("standby", layer, "writing_page_set"),
     ("standby", layer, "disk_root"),
     ("resume", start, "verify_disks"),
     ("resume", start, "write_patch"),

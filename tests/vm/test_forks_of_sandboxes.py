@@ -130,7 +130,7 @@ async def test_one_that_fails_costs_one(
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(layer, "write_page_set"), (SandboxDirectory, "_replace_parent"), (QemuMachine, "start")],
+    [(layer, "writing_page_set"), (SandboxDirectory, "_replace_parent"), (QemuMachine, "start")],
     ids=["written", "stood on", "started"],
 )
 async def test_a_failure_leaves_the_source_whole(

@@ -34,7 +34,7 @@ async def source(engine: Engine) -> AsyncIterator[Sandbox]:
     [
         (capture, "dirty_pages"),
         (capture, "read_into"),
-        (layer, "write_page_set"),
+        (layer, "writing_page_set"),
         (layer, "file_digest"),
     ],
 )
@@ -127,7 +127,7 @@ async def test_qemu_dies_in_the_pause(engine: Engine, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(capture, "read_into"), (layer, "write_page_set"), (layer, "disk_root")],
+    [(capture, "read_into"), (layer, "writing_page_set"), (layer, "disk_root")],
 )
 async def test_killed_meanwhile(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str

@@ -12,7 +12,7 @@ import pytest
 from vm_helpers import CHECK, WRITE, Counter, leaves_nothing, no_space, sh, until
 
 from ratoon.errors import Conflict
-from ratoon.memory.pageset import write_page_set
+from ratoon.memory.writing import writing_page_set
 from ratoon.sandbox import layer
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.options import SandboxOptions
@@ -84,7 +84,7 @@ async def test_used_while_it_goes_to_standby(
         await sh(sandbox, WRITE.format("before"))
         loop = asyncio.get_running_loop()
         uses: list[asyncio.Task[str]] = []
-        write = write_page_set
+        write = writing_page_set
 
         def use_first(*arguments: Any) -> Any:
             started = asyncio.run_coroutine_threadsafe(begin_use(), loop)
@@ -96,7 +96,7 @@ async def test_used_while_it_goes_to_standby(
             await asyncio.sleep(0)
 
         with monkeypatch.context() as patch:
-            patch.setattr(layer, "write_page_set", use_first)
+            patch.setattr(layer, "writing_page_set", use_first)
             over(sandbox)
             await until(lambda: bool(uses), "the use")
             assert await uses[0] == "used\n"
@@ -144,7 +144,7 @@ async def test_a_disk_that_is_full_does_not_end_the_keeper(
 ) -> None:
     async with await forked(engine, idle_seconds=600) as sandbox:
         with monkeypatch.context() as patch:
-            patch.setattr(layer, "write_page_set", no_space)
+            patch.setattr(layer, "writing_page_set", no_space)
             over(sandbox)
             await until(lambda: "No space left" in caplog.text, "the failure")
             assert sandbox.idle_seconds < 600, "it is not tried again at once"

@@ -82,7 +82,7 @@ async def reopened(engine: Engine, bystander: Sandbox) -> None:
         "QemuMachine.switch_overlay = die",
         "QemuMachine.resume = die",
         "capture.read_into = die",
-        "layer.write_page_set = die",
+        "layer.writing_page_set = die",
         "layer.file_digest = die",
         "Staging.publish = die",
         "os.fsync = die",

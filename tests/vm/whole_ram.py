@@ -30,10 +30,10 @@ def read_layer(path: Path) -> tuple[NDArray[np.uint64], Ram]:
     """Page numbers and pages of a page-set file; every digest is checked."""
     raw = path.read_bytes()
     magic, version, page_size, _, entries, stored = struct.unpack_from("<8sIIQQQ", raw)
-    assert (magic, version, page_size) == (b"RATOONPS", 1, PAGE)
-    numbers = np.frombuffer(raw, "<u8", entries, 64)
-    at = 64 + 8 * entries
-    data = -(-(at + 32 * entries) // PAGE) * PAGE
+    assert (magic, version, page_size) == (b"RATOONPS", 2, PAGE)
+    data, end = PAGE, PAGE + PAGE * stored
+    numbers = np.frombuffer(raw, "<u8", entries, end)
+    at = end + 8 * entries
     pages = np.zeros((entries, PAGE), np.uint8)
     empty = blake3(bytes(PAGE)).digest()
     for entry in range(entries):
@@ -43,8 +43,7 @@ def read_layer(path: Path) -> tuple[NDArray[np.uint64], Ram]:
             assert blake3(content).digest() == digest
             pages[entry] = np.frombuffer(content, np.uint8)
             data += PAGE
-            stored -= 1
-    assert (stored, data) == (0, len(raw))
+    assert (data, at + 32 * entries) == (end, len(raw))
     return numbers, pages
 
 

@@ -22,8 +22,8 @@ from ratoon.bench.tables import Table, spread
 from ratoon.memory.chain import Link, overlay
 from ratoon.memory.digests import PAGE_SIZE, hash_pages, memory_root, zero_array
 from ratoon.memory.image import ImageStore
-from ratoon.memory.pageset import write_page_set
 from ratoon.memory.runs import run_bounds
+from ratoon.memory.writing import write_page_set
 
 DISK_BYTES = 2 << 30
 RAM_PAGES = 512 * MIB // PAGE_SIZE

@@ -30,7 +30,8 @@ from ratoon.memory.digests import (
     memory_root,
     zero_array,
 )
-from ratoon.memory.pageset import PageIndex, read_index, read_pages, write_page_stream
+from ratoon.memory.pageset import PageIndex, read_index, read_pages
+from ratoon.memory.writing import write_page_stream
 from ratoon.snapshot.links import ram_pages
 from ratoon.snapshot.snapshot import ANCESTRY, MANIFEST, VERIFIED, Snapshot, load_snapshot
 from ratoon.snapshot.store import Store

@@ -12,8 +12,9 @@ from ratoon.memory.digests import (
 )
 from ratoon.memory.dirty import dirty_pages
 from ratoon.memory.image import ImageStore
-from ratoon.memory.pageset import PageIndex, read_index, read_pages, write_page_set
+from ratoon.memory.pageset import PageIndex, read_index, read_pages
 from ratoon.memory.process import Mapping, PageBuffer, find_mapping, read_into, write_pages
+from ratoon.memory.writing import write_page_set
 
 __all__ = [
     "DIGEST_SIZE",

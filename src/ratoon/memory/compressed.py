@@ -5,7 +5,7 @@
     0        header, 64 bytes: magic "RATOONPZ", version u32, pages a frame u32,
              plain size u64, index length u64, frames u64, then zeros
     64       lengths of the frames: frames * u32
-    ...      index: one zstd frame, all that is before the data in the plain form
+    ...      index: one zstd frame, all that is around the data in the plain form
     ...      data: zstd frames, each of 64 pages of the plain form's data, the last of the rest
 
 It decompresses to the plain form (`pageset`), byte for byte, and its identity is the same: the
@@ -69,7 +69,7 @@ class Frames:
         self.count: int = count
 
     def index(self) -> bytes:
-        """All that stands before the data in the plain form; not checked any further. Corrupt."""
+        """All of the plain form but its data; not checked any further. Corrupt."""
         begin, length = self._index
         what = f"{self._label}: the compressed index"
         return self._decompressed(begin, length, self.plain_size, what)
@@ -98,8 +98,8 @@ def write_frames(
 ) -> int:
     """Write a new compressed page set, mode 0444, flushed; its size in bytes.
 
-    `index` is what stands before the data in the plain form, `stored` how many pages follow there,
-    and `frames` are those: 64 at a time, the last of them the rest. A failure leaves no file.
+    `index` is all of the plain form but its data, `stored` how many pages that has, and `frames`
+    are those: 64 at a time, the last of them the rest. A failure leaves no file.
     """
     count = -(-stored // FRAME)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -12,7 +12,8 @@ from ratoon.artifacts import Progress, silent
 from ratoon.errors import Corrupt
 from ratoon.memory.chain import Link, overlay, pages_above, resolve
 from ratoon.memory.digests import PAGE_SIZE, are_stored, digests_differ, memory_root
-from ratoon.memory.pageset import PageIndex, read_index, read_pages, write_page_stream
+from ratoon.memory.pageset import PageIndex, read_index, read_pages
+from ratoon.memory.writing import write_page_stream
 
 _MIB = 1024 * 1024
 _REPORT = 64 * _MIB // PAGE_SIZE  # pages

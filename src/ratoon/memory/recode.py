@@ -9,13 +9,8 @@ import numpy as np
 
 from ratoon.memory.compressed import FRAME, write_frames
 from ratoon.memory.digests import are_stored
-from ratoon.memory.pageset import (
-    PageIndex,
-    index_bytes,
-    read_index,
-    read_pages,
-    write_page_stream,
-)
+from ratoon.memory.pageset import PageIndex, index_bytes, read_index, read_pages
+from ratoon.memory.writing import write_page_stream
 
 
 def compress_page_set(source: Path, path: Path, index_digest: str, level: int, label: str) -> None:
@@ -26,7 +21,7 @@ def compress_page_set(source: Path, path: Path, index_digest: str, level: int, l
     """
     index = read_index(source, label=label, expected_digest=index_digest)
     frames = _frames(source, index, label)
-    write_frames(path, index_bytes(index), index.stored, frames, level)
+    write_frames(path, b"".join(index_bytes(index)), index.stored, frames, level)
     _read_back(path, index_digest)
 
 

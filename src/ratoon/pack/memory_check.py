@@ -78,9 +78,12 @@ def _root(numbers: NDArray[np.uint64], digests: NDArray[np.uint8], ram_pages: in
 
 def _plain_digest(path: Path, index: PageIndex, label: str, meter: Meter) -> str:
     """The digest of a whole page set, of pages that were checked as they were hashed."""
-    hasher = blake3(index_bytes(index))
-    meter.add(index.data_offset)
+    before, after = index_bytes(index)
+    hasher = blake3(before)
+    meter.add(len(before))
     for _, pages in read_pages(path, index, np.flatnonzero(are_stored(index.digests)), label=label):
         hasher.update(pages.reshape(-1).data)
         meter.add(pages.nbytes)
+    hasher.update(after)
+    meter.add(len(after))
     return hasher.hexdigest()

@@ -11,8 +11,8 @@ from blake3 import blake3
 
 from ratoon.disk.qcow2 import disk_root, file_digest
 from ratoon.memory.chain import overlay
-from ratoon.memory.digests import PAGE_SIZE, memory_root, select_changed, zero_array
-from ratoon.memory.pageset import write_page_set
+from ratoon.memory.digests import PAGE_SIZE, changed_pieces, memory_root, zero_array
+from ratoon.memory.writing import writing_page_set
 from ratoon.network.policy import NetworkPolicy
 from ratoon.sandbox.capture import Capture
 from ratoon.sandbox.heads import Heads
@@ -52,16 +52,16 @@ def publish_layer(
     with stages("pack"):
         ram_pages = machine.ram_bytes // PAGE_SIZE
         below = heads.array(parent) if parent else zero_array(ram_pages)
-        changed, digests, rows = select_changed(captured.numbers, captured.pages, below)
+        changed = changed_pieces(captured.numbers, captured.pages, below)
         path = staging.path / MEMORY
-        index = write_page_set(path, ram_pages, changed, digests, captured.pages, rows)
-        array = overlay(below, index)
-        root = memory_root(array)
-        state = packed_vmstate(captured.state)
-        (staging.path / VMSTATE).write_bytes(state)
-        os.link(disk, staging.path / DISK)
-        if parent:
-            staging.adopt_ancestry(parent)
+        with writing_page_set(path, ram_pages, changed) as index:
+            array = overlay(below, index)
+            root = memory_root(array)
+            state = packed_vmstate(captured.state)
+            (staging.path / VMSTATE).write_bytes(state)
+            os.link(disk, staging.path / DISK)
+            if parent:
+                staging.adopt_ancestry(parent)
     with stages("digest"):
         own = LayerRef(
             tag=staging.tag,
