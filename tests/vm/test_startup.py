@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,12 +20,14 @@ from ratoon.guest.agent import wire
 from ratoon.guest.build import build_guest
 from ratoon.sandbox.accelerator import choose_accelerator
 from ratoon.sandbox.engine import Engine
+from ratoon.sandbox.options import SandboxOptions, Volume
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.sources.resolve import resolve
 from ratoon.startup.key import Started, booted
 from ratoon.startup.prune import prune
 from ratoon.startup.runner import Run, Runner
 from ratoon.startup.spec import CommandHealth, HttpHealth, LogHealth, RunSpec
+from ratoon.volumes.named import directory
 
 #: Answers each request with the value of $WHO, and counts them.
 SERVER = """
@@ -92,6 +95,31 @@ async def test_the_second_run_starts_where_the_first_was_up(engine: Engine, runn
         assert await ask(sandbox) == "you 2"
     assert len(await prune(engine, runner.cache, everything=True)) == 3
     assert tags(engine) == {"base"}
+
+
+async def test_a_start_is_of_what_its_volumes_hold(
+    engine: Engine, runner: Runner, tmp_path: Path
+) -> None:
+    (tmp_path / "name").write_text("one")
+    options = SandboxOptions(
+        volumes=(
+            Volume(source=str(tmp_path), target="/conf", read_only=True),
+            Volume(source="kept", target="/kept"),
+        )
+    )
+    # What it writes itself as it starts is of the start too.
+    script = 'export WHO=$(cat /conf/name); date >>/kept/starts; exec python3 -c "$1"'
+    wanted = spec("sh", "-c", script, "sh", SERVER, health=UP)
+    for name, tiers in (("one", [1, 2]), ("two", [1, 2])):
+        (tmp_path / "name").write_text(name)
+        for tier in tiers:
+            run = await runner.run(wanted, options)
+            async with run.sandbox as sandbox:
+                assert run.tier == tier, run.missed
+                assert await ask(sandbox) == f"{name} 2"
+        assert [each.document.tier for each in runner.cache.entries()] == [2, 1]
+    shutil.rmtree(directory(engine.store.home) / "kept")
+    await prune(engine, runner.cache, everything=True)
 
 
 async def test_without_a_health_check_there_is_the_booted_image_alone(

@@ -8,6 +8,7 @@ compared when a snapshot is to be forked, as with any other.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -60,14 +61,22 @@ class Booted(_Document):
     host_cpu: str | None
 
 
+class Mount(_Document):
+    """A volume. `content`: what it held when the start was kept; see `describe_content`."""
+
+    source: str
+    read_only: bool
+    content: str
+
+
 class Started(_Document):
     """Tier 2: a command that was started in that, and passed its health check.
 
     All of it as it was resolved: the command with the image's entrypoint, the environment with the
-    image's.
+    image's, volumes by where they are mounted.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     tier: Literal[2] = 2
     booted: Booted
     argv: tuple[str, ...]
@@ -75,7 +84,7 @@ class Started(_Document):
     user: str | None
     workdir: str | None
     network: str
-    mounts: tuple[dict[str, Any], ...]
+    mounts: dict[str, Mount]
     health: dict[str, Any]
 
 
@@ -111,8 +120,17 @@ def booted(image: Image, spec: RunSpec, guest: Guest, accelerator: Accelerator) 
     )
 
 
-def started(below: Booted, image: Image, spec: RunSpec, options: SandboxOptions) -> Started:
-    """What the start of a command depends on, which must have a health check."""
+def started(
+    below: Booted,
+    image: Image,
+    spec: RunSpec,
+    options: SandboxOptions,
+    contents: Mapping[str, str],
+) -> Started:
+    """What the start of a command depends on, which must have a health check.
+
+    `contents`: what each volume holds, by its target.
+    """
     assert spec.health is not None
     return Started(
         booted=below,
@@ -121,7 +139,14 @@ def started(below: Booted, image: Image, spec: RunSpec, options: SandboxOptions)
         user=spec.user or image.config.user,
         workdir=spec.workdir or image.config.workdir,
         network=str(options.network or "none"),
-        mounts=tuple(volume.model_dump() for volume in options.volumes),
+        mounts={
+            volume.target: Mount(
+                source=volume.source,
+                read_only=volume.read_only,
+                content=contents[volume.target],
+            )
+            for volume in options.volumes
+        },
         health=spec.health.checked,
     )
 
@@ -133,6 +158,14 @@ def differences(one: Booted | Started, other: Booted | Started) -> tuple[Differe
         Difference(name, left.get(name), right.get(name))
         for name in sorted({*left, *right})
         if left.get(name) != right.get(name)
+    )
+
+
+def only_content_differs(one: Booted | Started, other: Booted | Started) -> bool:
+    """Whether they are of one start, whose volumes held something else."""
+    found = [each.field for each in differences(one, other)]
+    return bool(found) and all(
+        name.startswith("mounts.") and name.endswith(".content") for name in found
     )
 
 

@@ -29,21 +29,29 @@ from ratoon.guest import commands
 from ratoon.guest.build import Guest, build_guest
 from ratoon.network.policy import NONE
 from ratoon.sandbox.accelerator import choose_accelerator
+from ratoon.sandbox.branch import Branched
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.sandbox.stages import Stages
+from ratoon.sandbox.start import explaining
 from ratoon.snapshot.links import ram_pages, read_links
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.sources.image import Image
 from ratoon.sources.resolve import resolve
 from ratoon.startup.cache import Entry, StartCache, tag_of
+from ratoon.startup.content import describe_content
 from ratoon.startup.health import Program, Wait
-from ratoon.startup.key import Booted, Started, booted, started
+from ratoon.startup.key import Booted, Started, booted, only_content_differs, started
 from ratoon.startup.spec import RunSpec
 from ratoon.vmm.driver import Accelerator
+from ratoon.volumes.named import find
 
 log = logging.getLogger(__name__)
+
+#: How often it is tried to keep a start whose volumes change meanwhile: a branch has the guest
+#: write back what it has not yet, so the second attempt is the one that fits.
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,7 @@ class Runner:
     # The tiers ------------------------------------------------------------------------------------
 
     async def _from_started(self, wish: _Wish) -> Run:
-        document = started(wish.booted, wish.image, wish.spec, wish.options)
+        document = await self._document(wish)
         found = await self._fork(document, wish)
         if not isinstance(found, str):
             return _run(wish, *found, 2)
@@ -164,7 +172,7 @@ class Runner:
             try:
                 pid = await self._begin(sandbox, wish)
                 try:
-                    await self._keep(document, sandbox, pid, wish)
+                    await self._keep(sandbox, pid, wish)
                 except NotHealthy:
                     raise
                 except RatoonError as error:
@@ -282,13 +290,26 @@ class Runner:
                 return running.pid
         raise AssertionError
 
-    async def _keep(self, document: Started, sandbox: Sandbox, pid: int, wish: _Wish) -> None:
+    async def _document(self, wish: _Wish) -> Started:
+        """What the start of its command depends on, its volumes as they are now."""
+
+        def contents() -> dict[str, str]:
+            home = self._engine.store.home
+            return {
+                volume.target: describe_content(
+                    find(home, volume.source) if volume.named else Path(volume.source)
+                )
+                for volume in wish.options.volumes
+            }
+
+        with explaining(f"{wish.image.name} was not run"):
+            found = await asyncio.to_thread(contents)
+        return started(wish.booted, wish.image, wish.spec, wish.options, found)
+
+    async def _keep(self, sandbox: Sandbox, pid: int, wish: _Wish) -> None:
         """Keep the command as it is now. NotHealthy: it has ended meanwhile."""
+        document, branched = await self._branch(sandbox, wish)
         tag = tag_of(document.key)
-        wish.progress(f"keeping it as {tag}")
-        with wish.stages("branch"):
-            await self._discard(document)
-            branched = await self._engine.branch(sandbox, tag)
         listed = [each for each in await commands.processes(sandbox) if each.pid == pid]
         if not listed or listed[0].exit_code is not None:
             await self._engine.delete(tag, force=True)
@@ -305,6 +326,26 @@ class Runner:
         )
         with wish.stages("image"):
             await asyncio.to_thread(self._make_image, branched.snapshot)
+
+    async def _branch(self, sandbox: Sandbox, wish: _Wish) -> tuple[Started, Branched]:
+        """A snapshot of the command that goes with what its volumes hold.
+
+        Conflict: that would not stand still. What the command itself has changed there since it was
+        begun is in the document, so its key may be another one than was looked for.
+        """
+        for _ in range(ATTEMPTS):
+            document = await self._document(wish)
+            wish.progress(f"keeping it as {tag_of(document.key)}")
+            with wish.stages("branch"):
+                await self._discard(document)
+                branched = await self._engine.branch(sandbox, tag_of(document.key))
+            if await self._document(wish) == document:
+                for each in self.cache.entries():
+                    if only_content_differs(each.document, document):
+                        await self._discard(each.document)
+                return document, branched
+            await self._engine.delete(tag_of(document.key), force=True)
+        raise Conflict("what is in its volumes changes all the time")
 
     def _make_image(self, snapshot: Snapshot) -> None:
         """So that the next fork is no first one, which it would take longer."""
