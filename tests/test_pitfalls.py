@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from blake3 import blake3
 
 from ratoon.errors import AlreadyExists, Corrupt, InvalidInput
-from ratoon.memory import PAGE_SIZE, read_index, read_pages
+from ratoon.memory import DIGEST_SIZE, PAGE_SIZE, read_index, read_pages
 from ratoon.memory.image import ImageStore
 from ratoon.snapshot.compact import compact
 from ratoon.snapshot.links import read_links
@@ -119,7 +120,7 @@ def test_a_page_beyond_the_ram_is_named(chain: list[Snapshot]) -> None:
     path = chain[-1].path / MEMORY
     path.chmod(0o600)
     with path.open("r+b") as file:
-        file.seek(64 + 8)  # the last of two page numbers
+        file.seek(-2 * DIGEST_SIZE - 8, os.SEEK_END)  # the last of two page numbers
         file.write((RAM + 3).to_bytes(8, "little"))
     with pytest.raises(Corrupt, match=rf"two: page {RAM + 3} is beyond"):
         read_index(path, label="two")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from memory_helpers import last_data_byte
 from ratoon.snapshot.store import Store
 from sound_snapshots import make_image, poke, publish_sound
 
@@ -67,7 +68,7 @@ def test_notes_do_not_count(home: Path) -> None:
 
 def test_damage_is_named_with_its_page_and_a_way_out(home: Path) -> None:
     memory = home / "snapshots/base/memory.bin"
-    poke(memory, memory.stat().st_size - 1)
+    poke(memory, last_data_byte(memory))
     assert check(home).returncode == 0  # nothing but the data tells it
     done = check(home, "--read-data")
     assert done.returncode == 5
@@ -110,7 +111,7 @@ def test_repair_removes_what_nobody_holds_and_remakes_what_it_can(home: Path) ->
     (home / "sandboxes/sb-1-2/parent").mkdir(parents=True)
     image = next((home / "images").glob("*.ram"))
     memory = home / "snapshots/L1/memory.bin"
-    poke(memory, memory.stat().st_size - 1)
+    poke(memory, last_data_byte(memory))
     poke(home / "snapshots/base/vmstate", 0)
     report = check_json(home, "--read-data", "--repair", "--yes")
     assert {entry["file"]: entry["done"] for entry in report["repairs"]} == {
@@ -163,7 +164,7 @@ def test_repair_asks_who_sits_there(home: Path, answer: str, removed: bool) -> N
 
 def test_slices(home: Path) -> None:
     memory = home / "snapshots/base/memory.bin"
-    poke(memory, memory.stat().st_size - 1)
+    poke(memory, last_data_byte(memory))
     codes = [check(home, "--read-data", "--subset", f"{n}/3").returncode for n in (1, 2, 3)]
     assert sorted(codes) == [0, 0, 5]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from memory_helpers import last_data_byte
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import usage
 from small_chains import grow
@@ -97,7 +98,7 @@ def test_compressing(store: Store) -> None:
 
 def test_a_layer_that_is_damaged_fails_the_command(store: Store) -> None:
     path = store.get("base").memory_path(0)
-    poke(path, path.stat().st_size - 1)
+    poke(path, last_data_byte(path))
     done = ratoon(store, "compress")
     assert done.returncode == 1
     assert "base" in done.stdout
