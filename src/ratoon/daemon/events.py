@@ -37,6 +37,7 @@ QUIET = 15.0
 async def follow(daemon: TheDaemon) -> Response:
     """What happens from now on: a JSON object in each line, and an empty line now and then.
 
+    First comes how far each snapshot, or run, is that is being made, if something was told of it.
     Who does not read loses events, and gets one of kind `overflow` in their place.
     """
     held = AsyncExitStack()

@@ -55,16 +55,17 @@ async def run_image(body: RunRequest, daemon: TheDaemon, request: Request) -> Ru
     )
     options = options_of(body)
     require_allowed(daemon, request, options)
-    work = daemon.runner.run(
-        spec,
-        options,
-        start=body.start,
-        cache=body.cache,
-        refresh=body.refresh,
-        roots=roots_for(daemon, request),
-        progress=telling(daemon, body.image),
-    )
-    run = await while_connected(request, work)
+    with telling(daemon, body.image) as progress:
+        work = daemon.runner.run(
+            spec,
+            options,
+            start=body.start,
+            cache=body.cache,
+            refresh=body.refresh,
+            roots=roots_for(daemon, request),
+            progress=progress,
+        )
+        run = await while_connected(request, work)
     daemon.metrics.forked(run.sandbox.stages, run.sandbox.fork_ms)
     try:
         for port in body.publish:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,7 @@ from ratoon.daemon.models.snapshots import (
 from ratoon.daemon.problems import answers, error_response
 from ratoon.errors import AlreadyExists, InFlight, InvalidInput, NotFound
 from ratoon.network.policy import NetworkPolicy
+from ratoon.sandbox.base import Built
 from ratoon.sandbox.branch import Branched, Writing
 from ratoon.sandbox.engine import MIB
 from ratoon.snapshot.manifest import check_tag
@@ -76,24 +78,33 @@ async def make_snapshot(
 
     Events of kind `progress` tell how far it is. If the client goes away, it is given up.
     """
-    engine, progress = daemon.engine, telling(daemon, body.tag)
-    network = NetworkPolicy.parse(body.network)
-    if body.image is not None:
-        work = engine.from_image(
-            body.image,
-            body.tag,
-            ram_bytes=body.ram_mib * MIB,
-            vcpus=body.vcpus,
-            disk_bytes=body.disk_mib * MIB,
-            network=network,
-            refresh=body.refresh,
-            roots=roots_for(daemon, request),
-            progress=progress,
-        )
-    else:
+    try:
+        built = await while_connected(request, _made(body, daemon, request))
+    except (AlreadyExists, InFlight) as error:
+        return error_response(400, str(error), type(error).__name__)
+    daemon.engine.events.tell("snapshot_ready", snapshot=body.tag)
+    return summarise_branch(built.branched, measured=False)
+
+
+async def _made(body: SnapshotRequest, daemon: Daemon, request: Request) -> Built:
+    """The base that is asked for."""
+    engine, network = daemon.engine, NetworkPolicy.parse(body.network)
+    with telling(daemon, body.tag) as progress:
+        if body.image is not None:
+            return await engine.from_image(
+                body.image,
+                body.tag,
+                ram_bytes=body.ram_mib * MIB,
+                vcpus=body.vcpus,
+                disk_bytes=body.disk_mib * MIB,
+                network=network,
+                refresh=body.refresh,
+                roots=roots_for(daemon, request),
+                progress=progress,
+            )
         assert body.kernel is not None
         assert body.rootfs is not None
-        work = engine.from_files(
+        return await engine.from_files(
             Path(body.kernel),
             Path(body.rootfs),
             body.tag,
@@ -103,12 +114,6 @@ async def make_snapshot(
             network=network,
             progress=progress,
         )
-    try:
-        built = await while_connected(request, work)
-    except (AlreadyExists, InFlight) as error:
-        return error_response(400, str(error), type(error).__name__)
-    daemon.engine.events.tell("snapshot_ready", snapshot=body.tag)
-    return summarise_branch(built.branched, measured=False)
 
 
 @router.get("/v1/snapshots/{tag}", responses=answers(404, 409), response_model_exclude_none=True)
@@ -142,21 +147,21 @@ async def delete_snapshot(
 )
 async def compact_snapshot(tag: str, request: CompactRequest, daemon: TheDaemon) -> SnapshotInfo:
     """Make `to`, an equal snapshot that stands on no other."""
-    progress = telling(daemon, request.to)
-    return summarise(await daemon.engine.compact(check_exists(tag), request.to, progress=progress))
+    with telling(daemon, request.to) as progress:
+        made = await daemon.engine.compact(check_exists(tag), request.to, progress=progress)
+    return summarise(made)
 
 
-def telling(daemon: Daemon, tag: str) -> Progress:
+@contextmanager
+def telling(daemon: Daemon, tag: str) -> Iterator[Progress]:
     """Tells those who listen to events how far the making of a snapshot, or a run, is."""
     loop = asyncio.get_running_loop()
+    with daemon.engine.events.making(tag) as tell:
 
-    def tell(message: str) -> None:
-        daemon.engine.events.tell("progress", snapshot=tag, reason=message)
+        def progress(message: str) -> None:
+            loop.call_soon_threadsafe(tell, message)  # it is called in threads too
 
-    def progress(message: str) -> None:
-        loop.call_soon_threadsafe(tell, message)  # it is called in threads too
-
-    return progress
+        yield progress
 
 
 def find(daemon: Daemon, tag: str) -> SnapshotInfo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -45,7 +45,7 @@ class Event:
 
 
 class Listener:
-    """Hears what happens from now on."""
+    """Hears what happens."""
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
@@ -78,6 +78,8 @@ class Events:
 
     def __init__(self) -> None:
         self._listeners: set[Listener] = set()
+        #: The last progress of each thing that is being made.
+        self._under_way: dict[object, Event | None] = {}
 
     def tell(
         self,
@@ -87,9 +89,26 @@ class Events:
         snapshot: str | None = None,
         reason: str | None = None,
     ) -> None:
-        event = Event(kind, sandbox, snapshot, reason)
-        for listener in self._listeners:
-            listener.put(event)
+        self._put(Event(kind, sandbox, snapshot, reason))
+
+    @contextmanager
+    def making(self, snapshot: str) -> Iterator[Callable[[str], None]]:
+        """What is given tells how far the making of `snapshot` is, until the block ends.
+
+        Who begins to listen meanwhile hears first what was told last: the next may be long to come.
+        """
+        work = object()
+        self._under_way[work] = None
+
+        def tell(reason: str) -> None:
+            if work in self._under_way:  # a thread may be late
+                event = self._under_way[work] = Event("progress", None, snapshot, reason)
+                self._put(event)
+
+        try:
+            yield tell
+        finally:
+            del self._under_way[work]
 
     def end(self) -> None:
         """No more will come for those who listen."""
@@ -99,8 +118,15 @@ class Events:
     @contextmanager
     def listen(self) -> Iterator[Listener]:
         listener = Listener()
+        for event in self._under_way.values():
+            if event is not None:
+                listener.put(event)
         self._listeners.add(listener)
         try:
             yield listener
         finally:
             self._listeners.remove(listener)
+
+    def _put(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener.put(event)
