@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import ratoon.cli.bench  # noqa: F401
-from ratoon.bench.bench import NAMES, load
+from ratoon.bench.bench import NAMES, load, wait_for_calm
 from ratoon.bench.chain_report import Correct, wrong
 from ratoon.bench.plots import Plot, Series, svg
 from ratoon.bench.samples import read_rows, write_rows
@@ -89,3 +89,16 @@ def test_the_verb_lists_the_benches() -> None:
     listed = CliRunner().invoke(app, ["bench"])
     assert listed.exit_code == 0
     assert [line.split()[0] for line in listed.output.splitlines()] == [*NAMES]
+
+
+def test_a_bench_waits_for_the_one_before_to_be_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = [30.0, 10.0, 0.5]
+    monkeypatch.setattr("os.getloadavg", lambda: (loads[0], 0, 0))
+    monkeypatch.setattr("time.sleep", lambda _: loads.pop(0))
+    said: list[str] = []
+    wait_for_calm(said.append)
+    assert loads == [0.5]
+    assert [line.rpartition(" ")[2] for line in said] == ["30.0", "10.0"]
+    loads[0] = 30.0
+    wait_for_calm(said.append, within=0.0)
+    assert loads == [30.0], "it waits for so long, and goes on"

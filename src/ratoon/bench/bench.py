@@ -37,6 +37,8 @@ NAMES = {
 }
 #: What benches call their snapshots.
 PREFIX = "bench-"
+#: Seconds that a bench waits for the machine to calm down after another one.
+CALM_WITHIN = 240.0
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,17 @@ def load(name: str) -> Bench:
     found = import_module(f"ratoon.bench.{name}").BENCH
     assert isinstance(found, Bench)
     return found
+
+
+def wait_for_calm(say: Progress, within: float = CALM_WITHIN) -> None:
+    """Wait until no more is under way than there are processors, for so many seconds at most.
+
+    A bench that starts as another one ends would be said to have been measured under its load.
+    """
+    deadline = time.monotonic() + within
+    while os.getloadavg()[0] > (os.cpu_count() or 1) and time.monotonic() < deadline:
+        say(f"waiting for the machine to calm down, its load is {os.getloadavg()[0]:.1f}")
+        time.sleep(5)
 
 
 async def run(bench: Bench, settings: Settings, say: Progress) -> Outcome:

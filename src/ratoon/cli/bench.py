@@ -53,7 +53,9 @@ def bench(
     settings = benches.Settings(out_dir, iterations, base_tag, skip_build)
     documents = []
     wrong = False
-    for each in chosen:
+    for number, each in enumerate(chosen):
+        if number:
+            benches.wait_for_calm(say)
         say(f"{each.name}: {benches.NAMES[each.name]}")
         try:
             outcome = run(benches.run(each, settings, say))
