@@ -26,6 +26,7 @@ from ratoon.errors import MachineDied, RatoonError
 from ratoon.guest import commands
 from ratoon.guest.build import build_guest
 from ratoon.guest.channel import Channel
+from ratoon.guest.practice import practise
 from ratoon.sandbox.boot import boot_from
 from ratoon.sandbox.engine import DISK_BYTES
 from ratoon.vmm import command
@@ -34,6 +35,8 @@ from ratoon.vmm.driver import Accelerator, Boot, Hardware, Launch
 #: Seconds that a guest may take to boot, or to come back, and that a save may take.
 TIMEOUT = 180.0
 _SNAPSHOT = "saved"
+#: Name and machine-id.
+_NAMES = "peer", "0" * 32
 
 
 class Guest:
@@ -45,7 +48,11 @@ class Guest:
     async def greet(self) -> None:
         """Once it has booted: it answers, and has got its identity."""
         await self.channel.request("hello", timeout=TIMEOUT)
-        await self.channel.rebirth("peer", "0" * 32, timeout=TIMEOUT)
+        await self.channel.rebirth(*_NAMES, timeout=TIMEOUT)
+
+    async def practise(self) -> None:
+        """As Ratoon's bases do before they are taken, so that what is saved is the same guest."""
+        await practise(self.channel, *_NAMES)
 
     async def exec(self, argv: list[str]) -> str:
         """What `argv` prints. RatoonError: it did not exit with 0."""

@@ -88,6 +88,7 @@ async def _save(shop: Workshop, peers: Peers, domain: Domain, size: int) -> Save
     """Boot a guest, fill it, and save it all three ways."""
     shop.say(f"a guest of {size} MiB: savevm, migration to a file, virsh save")
     async with peers.booted(peers.own_disk) as peer:
+        await peer.practise()
         await peer.exec(["python3", "-c", program(size // 2)])
         began = time.perf_counter()
         await peer.save_inside()
@@ -95,6 +96,7 @@ async def _save(shop: Workshop, peers: Peers, domain: Domain, size: int) -> Save
         await peer.save_to(peers.state)
         done = time.perf_counter()
     async with domain.booted() as guest:
+        await guest.practise()
         await guest.exec(["python3", "-c", program(size // 2)])
         begun = time.perf_counter()
         await domain.save()

@@ -12,6 +12,7 @@ from ratoon.artifacts import Progress, silent
 from ratoon.errors import InvalidInput
 from ratoon.guest.build import Guest, build_guest, with_kernel
 from ratoon.guest.defaults import set_defaults
+from ratoon.guest.practice import practise
 from ratoon.host.limits import Limits
 from ratoon.memory.digests import PAGE_SIZE
 from ratoon.memory.image import ImageStore
@@ -24,7 +25,6 @@ from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.heads import Heads, MappedMemory
 from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.options import SandboxOptions
-from ratoon.sandbox.practice import practise
 from ratoon.sandbox.sandbox import Sandbox, new_machine_id
 from ratoon.sandbox.stages import Stages
 from ratoon.sandbox.start import rebirth
@@ -169,7 +169,8 @@ class BaseBuilder:
             with stages("warm"):
                 if source.image:
                     await set_defaults(sandbox, source.image.config)
-                await practise(sandbox)
+                async with sandbox.in_use() as channel:
+                    await practise(channel, sandbox.id, sandbox.machine_id)
             with stages("branch"):
                 progress(f"taking snapshot {tag}")
                 info = GuestInfo(
