@@ -72,7 +72,7 @@ def test_rmi_refuses_a_parent_and_names_who_needs_it(home: Path) -> None:
         (("from-image", "debian", "--tag", "a/b"), 2, "bad tag"),
         (("from-image", "127.0.0.1:1/gentoo", "--tag", "ok"), 1, "gentoo"),
         (("from-image", "gen too", "--tag", "ok"), 2, "gen too"),
-        (("from-image", "debian", "--tag", "ok", "--mem-size-mib", "1"), 2, "ram_mib"),
+        (("from-image", "debian", "--tag", "ok", "--mem-size-mib", "1"), 2, "--mem-size-mib: "),
         (("snapshot-diff", "--from", "absent", "--tag", "x", "--exec", "true"), 3, "absent"),
         (("snapshot-diff", "--from", "base", "--tag", "x", "--exec", "'"), 2, "--exec"),
         (("snapshot-diff", "--from", "base", "--tag", "x", "--exec", ""), 2, "empty"),

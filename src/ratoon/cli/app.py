@@ -16,7 +16,7 @@ from typer.main import get_command_from_info
 
 import ratoon
 from ratoon.cli.verbs import SUBJECTS, VERBS
-from ratoon.errors import RatoonError
+from ratoon.errors import InvalidInput, RatoonError
 
 T = TypeVar("T")
 
@@ -104,8 +104,13 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 def explain(error: RatoonError) -> str:
-    """An error's text, with the status if it came over HTTP."""
-    return f"{error} (HTTP {error.answered})" if error.answered else str(error)
+    """An error's text, about options and not fields, with the status if it came over HTTP."""
+    text = str(error)
+    if isinstance(error, InvalidInput):
+        from ratoon.cli.fields import as_options
+
+        text = as_options(text)
+    return f"{text} (HTTP {error.answered})" if error.answered else text
 
 
 def _to_stderr(text: str, colour: int) -> None:

@@ -15,9 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageWish:
-    """Those that were given, by the library's names; `waits`: there is a health check."""
+    """Those that were given, by the library's names, and as they were written.
+
+    `waits`: there is a health check.
+    """
 
     options: RunOptions
+    written: tuple[str, ...]
     waits: bool
 
 
@@ -55,18 +59,20 @@ def image_options(
     ] = False,
 ) -> ImageWish:
     """Those that were given."""
+    checks = {"--health": health, "--health-cmd": health_cmd, "--health-log": health_log}
     given = {
-        "health": health,
-        "health_cmd": health_cmd,
-        "health_log": health_log,
-        "health_interval": health_interval,
-        "health_timeout": health_timeout,
-        "health_within": health_within,
-        "ram_mib": mem_size_mib,
-        "vcpus": vcpus,
-        "disk_size_mib": disk_size_mib,
-        "cache": False if no_cache else None,
-        "refresh": True if refresh else None,
+        "--health": ("health", health),
+        "--health-cmd": ("health_cmd", health_cmd),
+        "--health-log": ("health_log", health_log),
+        "--health-interval": ("health_interval", health_interval),
+        "--health-timeout": ("health_timeout", health_timeout),
+        "--health-within": ("health_within", health_within),
+        "--mem-size-mib": ("ram_mib", mem_size_mib),
+        "--vcpus": ("vcpus", vcpus),
+        "--disk-size-mib": ("disk_size_mib", disk_size_mib),
+        "--no-cache": ("cache", False if no_cache else None),
+        "--refresh": ("refresh", True if refresh else None),
     }
-    options: Any = {name: value for name, value in given.items() if value is not None}
-    return ImageWish(options, waits=any((health, health_cmd, health_log)))
+    written = {option: each for option, each in given.items() if each[1] is not None}
+    options: Any = dict(written.values())
+    return ImageWish(options, (*written,), waits=any(checks.values()))

@@ -39,6 +39,9 @@ def published(text: str) -> tuple[int, int | None]:
         raise typer.BadParameter(
             f"{text!r}: write HOSTPORT:GUESTPORT, or GUESTPORT for any of the host's"
         )
+    for port in (host, guest) if colon else (guest,):
+        if not 1 <= int(port) <= 65535:
+            raise typer.BadParameter(f"{text!r}: {port} is no port: they are 1 to 65535")
     return int(guest), int(host) if colon else None
 
 

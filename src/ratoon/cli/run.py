@@ -89,7 +89,7 @@ async def run_in_fork(
     _check(wish, detach=detach, as_json=as_json, may_be_bare=True)
     is_image = not await images_run.is_snapshot(client, source)
     if of_image.options and not is_image:
-        raise InvalidInput(f"{source} is a snapshot: {', '.join(of_image.options)} is for images")
+        raise InvalidInput(f"{source} is a snapshot: {', '.join(of_image.written)} is for images")
     if not is_image:
         _check(wish, detach=detach, as_json=as_json)
     if name is not None:

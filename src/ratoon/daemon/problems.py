@@ -21,6 +21,7 @@ from ratoon import files
 from ratoon.daemon.models.common import ErrorAnswer
 from ratoon.daemon.responses import AsciiJson
 from ratoon.errors import RatoonError
+from ratoon.validation import complaint
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,4 @@ def explain(errors: Sequence[Any]) -> tuple[int, str]:
 def _describe(error: Any) -> str:
     if error["type"] == "json_invalid":
         return f"the body is not JSON: {error['ctx']['error']}"
-    where = ".".join(str(part) for part in error["loc"])
-    what = str(error["msg"]).removeprefix("Value error, ")
-    return f"{where}: {what}" if where else what
+    return complaint(error)

@@ -34,7 +34,7 @@ from ratoon.network.policy import NetworkPolicy
 from ratoon.sandbox.engine import MIB
 from ratoon.sandbox.options import SandboxOptions, Volume
 from ratoon.sandbox.sandbox import Sandbox
-from ratoon.snapshot.manifest import first_error
+from ratoon.validation import first_error
 
 router = APIRouter(tags=["sandboxes"])
 

@@ -23,7 +23,8 @@ LEAST_DISK = 16 * MIB
 def _bytes(least: int) -> AfterValidator:
     def check(value: int) -> int:
         if value < least:
-            raise ValueError(f"{value} bytes are too few; use {least} ({least // MIB} MiB) or more")
+            said = f"{value} bytes" if value % MIB else f"{value // MIB} MiB"
+            raise ValueError(f"{said} are too few; use {least // MIB} MiB or more")
         return value
 
     return AfterValidator(check)

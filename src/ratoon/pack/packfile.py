@@ -28,8 +28,9 @@ from pydantic_core import from_json
 
 from ratoon.compression import LEVEL, WINDOW_LOG, zstd
 from ratoon.errors import Corrupt, Incompatible
-from ratoon.snapshot.manifest import Count, Digest, Tag, first_error
+from ratoon.snapshot.manifest import Count, Digest, Tag
 from ratoon.snapshot.snapshot import ANCESTRY, DISK, MANIFEST, MANIFEST_DIGEST, MEMORY, VMSTATE
+from ratoon.validation import first_error
 
 FORMAT: Final = 1
 CONTENTS: Final = "pack.json"

@@ -16,6 +16,7 @@ from pydantic_core import from_json
 from ratoon.disk.qcow2 import disk_root
 from ratoon.errors import ChainMismatch, Corrupt, Incompatible, InvalidInput
 from ratoon.sources.image import ImageConfig
+from ratoon.validation import first_error
 
 #: 2: the device state is compressed.
 FORMAT: Final = 2
@@ -206,12 +207,3 @@ def decode(raw: bytes, digest: str, *, label: str) -> Manifest:
         return Manifest.model_validate_json(raw)
     except ValidationError as error:
         raise Corrupt(f"{label}: {first_error(error)}") from error
-
-
-def first_error(error: ValidationError) -> str:
-    """Where a document is wrong, and how. One with very many errors is not worth their listing."""
-    if error.error_count() > 100:
-        return f"{error.error_count()} errors"
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(map(str, first["loc"])) or "as a whole"
-    return f"{where}: {first['msg']}"

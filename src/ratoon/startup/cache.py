@@ -27,10 +27,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ratoon import files
 from ratoon.errors import Conflict, InvalidInput, NotFound, RatoonError
-from ratoon.snapshot.manifest import Digest, SnapshotId, Tag, first_error
+from ratoon.snapshot.manifest import Digest, SnapshotId, Tag
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.startup.key import Booted, Difference, Started, differences
+from ratoon.validation import first_error
 
 log = logging.getLogger(__name__)
 
