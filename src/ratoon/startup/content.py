@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,27 +21,30 @@ def describe_content(directory: Path) -> str:
     """
     hasher = blake3()
     count = 0
-    for path, status in _below(directory, directory.stat().st_dev):
+    for name, entry in _below(directory, "", directory.stat().st_dev):
+        status = entry.stat(follow_symlinks=False)
         fields = [status.st_mode, status.st_uid, status.st_gid]
-        if not stat.S_ISDIR(status.st_mode):
+        if not entry.is_dir(follow_symlinks=False):
             fields += [status.st_size, status.st_ctime_ns]
-        hasher.update(repr((os.fsencode(path.relative_to(directory)), fields)).encode())
+        hasher.update(os.fsencode(name) + repr(fields).encode())
         count += 1
     return f"{count} names, {hasher.hexdigest()[:_DIGITS]}"
 
 
-def _below(directory: Path, device: int) -> Iterator[tuple[Path, os.stat_result]]:
-    """All below it, in one order. What vanishes meanwhile is left out."""
+def _below(directory: Path, prefix: str, device: int) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """All below it, by names from there on, in one order. What vanishes meanwhile is left out."""
     try:
-        paths = sorted(directory.iterdir())
+        with os.scandir(directory) as found:
+            entries = sorted(found, key=lambda each: each.name)
     except FileNotFoundError:
         return
-    for path in paths:
+    for entry in entries:
         try:
-            status = path.lstat()
+            if entry.stat(follow_symlinks=False).st_dev != device:
+                continue
         except FileNotFoundError:
             continue
-        if status.st_dev == device:
-            yield path, status
-            if stat.S_ISDIR(status.st_mode):
-                yield from _below(path, device)
+        name = f"{prefix}/{entry.name}"
+        yield name, entry
+        if entry.is_dir(follow_symlinks=False):
+            yield from _below(directory / entry.name, name, device)
