@@ -40,6 +40,7 @@ from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.record import Record, forget_record, record_of, write_record
 from ratoon.sandbox.spare import Spare
 from ratoon.snapshot.snapshot import Snapshot
+from ratoon.validation import first_error
 from ratoon.vmm.driver import Machine
 
 log = logging.getLogger(__name__)
@@ -341,7 +342,7 @@ class Sandbox:
         try:
             limits = Limits(**{**self.options.limits.model_dump(), "disk_bytes": disk_bytes})
         except ValidationError as error:
-            raise InvalidInput(error.errors()[0]["msg"]) from None
+            raise InvalidInput(first_error(error)) from None
         async with self.changing:
             await self.machine.confine(None, disk_bytes)
             await self.machine.resume()
