@@ -26,7 +26,7 @@ def describe_content(directory: Path) -> str:
         fields = [status.st_mode, status.st_uid, status.st_gid]
         if not entry.is_dir(follow_symlinks=False):
             fields += [status.st_size, status.st_ctime_ns]
-        hasher.update(os.fsencode(name) + repr(fields).encode())
+        hasher.update(os.fsencode(name) + b"\0" + repr(fields).encode() + b"\0")
         count += 1
     return f"{count} names, {hasher.hexdigest()[:_DIGITS]}"
 
