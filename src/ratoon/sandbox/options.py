@@ -42,8 +42,11 @@ class Volume(BaseModel):
     @field_validator("target")
     @classmethod
     def _is_target(cls, target: str) -> str:
-        if _canonical(target) == "/":
-            raise ValueError("a volume cannot take the place of the guest's root")
+        if _canonical(target) in ("/", "/dev") or f"{target}/".startswith(("/proc/", "/sys/")):
+            raise ValueError(
+                f"a volume cannot be at {target}: the guest works by what is there; "
+                "/mnt/NAME is a place for one"
+            )
         return target
 
     @property
