@@ -78,6 +78,13 @@ def test_rmi_refuses_a_parent_and_names_who_needs_it(home: Path) -> None:
         (("snapshot-diff", "--from", "base", "--tag", "x", "--exec", ""), 2, "empty"),
         (("run", "-it", "--json", "base"), 125, "--json"),
         (("run", "--memory", "lots", "base", "true"), 2, "512m"),
+        (("run", "--health-cmd", "", "debian"), 2, "--health-cmd is empty"),
+        (("run", "--health-log", "", "debian"), 2, "--health-log is empty"),
+        (
+            ("run", "--health-within", "3s", "debian"),
+            2,
+            "--health-within: there is no health check",
+        ),
         (("kill", "--all", "--tag", "base"), 2, "--all"),
         (("ls", "--daemon-url", "nowhere"), 2, "unix:///PATH"),
         (("ls", "--daemon-url", "unix:///nowhere"), 1, "no daemon answers"),

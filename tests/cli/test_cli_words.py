@@ -19,6 +19,7 @@ from ratoon.cli.showing import age, printable
 from ratoon.cli.terminal import DETACH, Keys
 from ratoon.cli.verbs import VERBS
 from ratoon.sandbox.base import DISK_BYTES, MIB, RAM_BYTES
+from ratoon.startup.spec import LogHealth
 
 
 def test_times_and_sizes() -> None:
@@ -104,15 +105,21 @@ def test_each_verb_is_where_the_table_says_and_does_what_it_says() -> None:
         assert callback.__module__ in (f"ratoon.cli.{verb.module}", "ratoon.cli.connect"), name
 
 
-def test_the_defaults_that_help_names_are_the_engines() -> None:
+@pytest.mark.parametrize("verb", ["from-image", "run"])
+def test_the_defaults_that_help_names_are_the_engines(verb: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ratoon.cli", "from-image", "--help"],
+        [sys.executable, "-m", "ratoon.cli", verb, "--help"],
         capture_output=True,
         text=True,
         check=True,
     )
-    for default in (RAM_BYTES // MIB, DISK_BYTES // MIB):
-        assert f"{default} if not said" in " ".join(done.stdout.split())
+    defaults = [f"{RAM_BYTES // MIB}", f"{DISK_BYTES // MIB}"]
+    if verb == "run":
+        health = LogHealth(pattern="up")
+        times = (health.interval_seconds, health.timeout_seconds, health.within_seconds)
+        defaults += [f"{time:g}s" for time in times]
+    for default in defaults:
+        assert f" {default} if not said" in " ".join(done.stdout.split())
 
 
 def complete(*words: str, **environment: str) -> list[str]:

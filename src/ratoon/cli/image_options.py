@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ratoon.cli.options import seconds
+from ratoon.errors import InvalidInput
 
 if TYPE_CHECKING:
     from ratoon.client.runs import RunOptions
+
+_CHECKS = "--health, --health-cmd, --health-log"
 
 
 @dataclass(frozen=True)
@@ -40,17 +43,27 @@ def image_options(
     ] = None,
     health_interval: Annotated[
         float | None,
-        typer.Option(parser=seconds, metavar="TIME", help="Between two health checks."),
+        typer.Option(
+            parser=seconds, metavar="TIME", help="Between two health checks; 0.2s if not said."
+        ),
     ] = None,
     health_timeout: Annotated[
-        float | None, typer.Option(parser=seconds, metavar="TIME", help="For one health check.")
+        float | None,
+        typer.Option(parser=seconds, metavar="TIME", help="For one health check; 30s if not said."),
     ] = None,
     health_within: Annotated[
-        float | None, typer.Option(parser=seconds, metavar="TIME", help="Until it must be up.")
+        float | None,
+        typer.Option(parser=seconds, metavar="TIME", help="Until it must be up; 600s if not said."),
     ] = None,
-    mem_size_mib: Annotated[int | None, typer.Option(help="An image's RAM in MiB.")] = None,
-    vcpus: Annotated[int | None, typer.Option(help="An image's virtual CPUs.")] = None,
-    disk_size_mib: Annotated[int | None, typer.Option(help="An image's disk in MiB.")] = None,
+    mem_size_mib: Annotated[
+        int | None, typer.Option(help="An image's RAM in MiB; 512 if not said.")
+    ] = None,
+    vcpus: Annotated[
+        int | None, typer.Option(help="An image's virtual CPUs; 1 if not said.")
+    ] = None,
+    disk_size_mib: Annotated[
+        int | None, typer.Option(help="An image's disk in MiB; 8192 if not said.")
+    ] = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Use nothing kept of an image, and keep nothing.")
     ] = False,
@@ -58,7 +71,7 @@ def image_options(
         bool, typer.Option("--refresh", help="Look an image up again; make anew what was kept.")
     ] = False,
 ) -> ImageWish:
-    """Those that were given."""
+    """Those that were given. InvalidInput: some of them would be of no effect."""
     checks = {"--health": health, "--health-cmd": health_cmd, "--health-log": health_log}
     given = {
         "--health": ("health", health),
@@ -73,6 +86,14 @@ def image_options(
         "--no-cache": ("cache", False if no_cache else None),
         "--refresh": ("refresh", True if refresh else None),
     }
+    for option, check in checks.items():
+        if check == "":
+            raise InvalidInput(
+                f"{option} is empty: a health check that is not there cannot be passed"
+            )
+    waits = any(checks.values())
     written = {option: each for option, each in given.items() if each[1] is not None}
+    if not waits and (idle := [option for option in written if option.startswith("--health-")]):
+        raise InvalidInput(f"{', '.join(idle)}: there is no health check; give one of {_CHECKS}")
     options: Any = dict(written.values())
-    return ImageWish(options, (*written,), waits=any(checks.values()))
+    return ImageWish(options, (*written,), waits=waits)
