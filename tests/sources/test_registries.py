@@ -185,7 +185,7 @@ def test_credentials_are_those_of_the_usual_file(
         secret = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
         auth.write_text("{}")
         name = f"{private.host}/hidden:latest"
-        with pytest.raises(RegistryError, match="authentication required"):
+        with pytest.raises(RegistryError, match=f"`skopeo login {private.host}` as the user"):
             resolve(name)
         auth.write_text(json.dumps({"auths": {private.host: {"auth": secret}}}))
         private.push(layout.reference(), "hidden:latest")

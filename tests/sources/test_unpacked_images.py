@@ -19,7 +19,7 @@ import pytest
 from disk_looks import DISK, Look
 
 from oci_images import Layout, directory, file, hard_link, layer, symlink
-from ratoon.errors import Conflict, Corrupt, HostError, InvalidInput
+from ratoon.errors import Conflict, Corrupt, HostError, InvalidInput, NotFound
 from ratoon.sources.image import Image, ImageConfig
 from ratoon.sources.resolve import is_local, resolve, root_disk
 
@@ -283,11 +283,38 @@ def test_a_tree_that_changes_meanwhile_is_not_taken_for_the_other(
         root_disk(image, DISK)
 
 
-@pytest.mark.parametrize("data", [b"\x1f\x8bnonsense", b"BZhno", b"\x28\xb5\x2f\xfdno", b"?" * 512])
+@pytest.mark.parametrize("data", [b"\x1f\x8bnonsense", b"BZhno", b"\x28\xb5\x2f\xfdno"])
 def test_what_is_no_tarball_is_refused(data: bytes, cache: Path, tmp_path: Path) -> None:
     (tmp_path / "no.tar").write_bytes(data)
     with pytest.raises((Corrupt, HostError), match=r"no\.tar"):
         root_disk(resolve(f"tar:{tmp_path}/no.tar"), DISK)
+
+
+@pytest.mark.parametrize("data", [b"root:x:0:0:root:/root:/bin/bash\n", b"?" * 5120, b""])
+def test_what_is_no_archive_is_the_fault_of_who_named_it(
+    data: bytes, cache: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "passwd"
+    path.write_bytes(data)
+    with pytest.raises(InvalidInput, match=f"{path} is no tar archive"):
+        root_disk(resolve(f"tar:{path}"), DISK)
+    if data:
+        for kind in ("docker-archive", "oci-archive"):
+            with pytest.raises(InvalidInput, match=f"^{path} is no {kind}: .*{path}"):
+                resolve(f"{kind}:{path}")
+
+
+@pytest.mark.parametrize("kind", ["oci", "docker-archive", "oci-archive"])
+def test_an_image_that_is_not_in_there_is_not_found(kind: str, cache: Path, tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "oci")
+    layout.add([layer([file("x")])])
+    if kind != "oci":
+        target = f"{kind}:{tmp_path}/{kind}:there:v1"
+        subprocess.run(["skopeo", "copy", "--quiet", layout.reference(), target], check=True)
+    with pytest.raises(NotFound) as caught:
+        resolve(f"{kind}:{tmp_path}/{kind}:absent")
+    assert f"no image {kind}:{tmp_path}/{kind}:absent: " in str(caught.value)
+    assert "/proc/" not in str(caught.value)
 
 
 def test_a_truncated_tarball_is_refused(cache: Path, tmp_path: Path) -> None:

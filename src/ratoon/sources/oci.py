@@ -32,6 +32,10 @@ MIB = 1024 * 1024
 RESERVE = 512 * MIB
 #: In a room where `lay_out` has been, what fills the disk.
 UNPACK = ("umoci", "--log=error", "raw", "unpack", "--image", "layout:image", "root")
+#: What skopeo says of an image that is not there, of a file that holds none, and of credentials.
+_ABSENT = ("manifest unknown", "name unknown", "not found", "no descriptor found")
+_NO_ARCHIVE = ("loading tar component", "untarring file")
+_REFUSED = ("unauthorized", "authentication required", "access to the resource is denied")
 _MESSAGE = re.compile(r'level=fatal msg="((?:[^"\\]|\\.)*)"')
 
 
@@ -97,15 +101,14 @@ class OciImage:
         layout = room / "layout"
         layout.mkdir(parents=True)
         (layout / "blobs").symlink_to(blobs.directory() / "blobs")
-        source = f"{self.transport}:{path or ''}{self.version}"
         try:
-            self._copy(source, layout, room)
+            self._copy(path, layout, room)
             index = blobs.parse((layout / "index.json").read_bytes(), self.name)
             return str(index["manifests"][0]["digest"])
         finally:
             shutil.rmtree(room, ignore_errors=True)
 
-    def _copy(self, source: str, layout: Path, room: Path) -> None:
+    def _copy(self, path: Path | None, layout: Path, room: Path) -> None:
         free = os.statvfs(room).f_bavail * os.statvfs(room).f_frsize
         if not shutil.which("skopeo"):
             raise HostError("skopeo is not installed; `make setup` installs it")
@@ -114,10 +117,12 @@ class OciImage:
         options = ["--tmpdir", str(room), "--override-os", "linux", "--override-arch", "amd64"]
         insecure = ["--src-tls-verify=false"] if self.plain_http else []
         copy = ["copy", "--quiet", "--dest-oci-accept-uncompressed-layers", *insecure]
+        source = f"{self.transport}:{path or ''}{self.version}"
         try:
             run([*limit, "skopeo", *options, *copy, source, f"oci:{layout}:image"])
         except HostError as error:
-            raise self._explain(str(error)) from None
+            # The name by which a file is held says nothing to who named it.
+            raise self._explain(str(error).replace(str(path), str(self.path))) from None
 
     def _explain(self, said: str) -> Exception:
         messages = _MESSAGE.findall(said)
@@ -128,8 +133,15 @@ class OciImage:
             return HostError(f"image {self.name}: the cache's disk has no room for it: {reason}")
         if "digest" in low and ("not match" in low or "does not" in low or "expected" in low):
             return Corrupt(f"image {self.name} is not what its digests say: {reason}")
-        if any(word in low for word in ("manifest unknown", "name unknown", "not found")):
+        if any(word in low for word in _ABSENT):
             return NotFound(f"no image {self.name}: {reason}")
+        if self.path and any(word in low for word in _NO_ARCHIVE):
+            return InvalidInput(f"{self.path} is no {self.transport}: {reason}")
+        if not self.path and any(word in low for word in _REFUSED):
+            reason += (
+                f"; if you may have it, `skopeo login {self.name.partition('/')[0]}` as the user "
+                "that the daemon runs as"
+            )
         kind = HostError if self.path else RegistryError
         return kind(f"image {self.name} cannot be fetched: {reason}")
 

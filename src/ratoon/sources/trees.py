@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from ratoon import files
 from ratoon.artifacts import Progress, build_once
-from ratoon.errors import Conflict, InvalidInput
+from ratoon.errors import Conflict, HostError, InvalidInput
 from ratoon.sources.disk import FILE_SYSTEM, fill_disk
 from ratoon.sources.given import held
 from ratoon.sources.image import Image, ImageConfig
@@ -80,7 +80,12 @@ class Tree:
                 if self.kind == "tar":
                     with path.open("rb") as source:
                         write_plain(source, room / "tar", disk_bytes, self.name)
-                    fill_disk(room, disk_bytes, self.name, UNPACK)
+                    try:
+                        fill_disk(room, disk_bytes, self.name, UNPACK)
+                    except HostError as error:
+                        if "does not look like a tar archive" in str(error):
+                            raise InvalidInput(f"{self.path} is no tar archive") from None
+                        raise
                     (room / "tar").unlink()
                     found = _digest(path)
                 else:
