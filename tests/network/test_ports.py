@@ -14,7 +14,7 @@ import pytest
 
 from ratoon.errors import Conflict, GuestError, InvalidInput, MachineDied, NotFound
 from ratoon.network import ports as module
-from ratoon.network.ports import Ports, PublishedPort
+from ratoon.network.ports import HeldPort, Ports, PublishedPort
 
 FOR_EVER = 60
 #: Pieces under way to the guest, as its credit limits them.
@@ -337,6 +337,24 @@ async def test_a_port_that_is_taken() -> None:
             ports.publish(81, port.host_port)
         assert ports.published == (port,)
         assert await answers(port)
+
+
+async def test_a_port_that_is_held_beforehand() -> None:
+    async with publishing(Guest(p80=echo)) as ports:
+        with HeldPort(80) as held:
+            for _ in range(2):
+                with pytest.raises(Conflict, match=f"port {held.port.host_port} .* is in use"):
+                    ports.publish(81, held.port.host_port)
+            async with client(held.port) as early:
+                assert ports.take(held) == held.port
+                await asyncio.get_running_loop().sock_sendall(early, b"hello")
+                early.shutdown(socket.SHUT_WR)
+                assert await receive_all(early) == b"hello"
+        assert await answers(held.port), "it is the guest's now"
+        with HeldPort(80) as unused:
+            pass
+        again = ports.publish(80, unused.port.host_port)
+        assert again == unused.port
 
 
 @pytest.mark.parametrize(("guest_port", "host_port"), [(0, 0), (65536, 0), (80, -1), (80, 65536)])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
 from fastapi import APIRouter
 
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.models.sandboxes import PublishedPort, PublishRequest
 from ratoon.daemon.problems import answers
-from ratoon.errors import NotFound
+from ratoon.errors import Conflict, NotFound
 from ratoon.network import ports
+from ratoon.network.ports import ADDRESS, HeldPort
+from ratoon.sandbox.engine import Engine
 
 router = APIRouter(tags=["ports"])
 
@@ -23,7 +28,8 @@ async def list_ports(sandbox_id: str, daemon: TheDaemon) -> list[PublishedPort]:
 async def publish(sandbox_id: str, body: PublishRequest, daemon: TheDaemon) -> PublishedPort:
     """Have a port of the host's loopback lead to one in the guest, on its loopback."""
     sandbox = daemon.engine.get(sandbox_id)
-    return _info(sandbox.publish(body.guest_port, body.host_port or 0))
+    with held_ports(daemon.engine, [body]) as (held,):
+        return _info(sandbox.publish_held(held))
 
 
 @router.delete(
@@ -37,6 +43,24 @@ async def unpublish(sandbox_id: str, guest_port: int, daemon: TheDaemon) -> None
         raise NotFound(f"port {guest_port} of sandbox {sandbox_id} is not published")
     for each in leading:
         await sandbox.unpublish(each.host_port)
+
+
+@contextmanager
+def held_ports(engine: Engine, wanted: Sequence[PublishRequest]) -> Iterator[list[HeldPort]]:
+    """Hold these for a sandbox that is to be made. Conflict: one is taken, maybe by a sandbox."""
+    with ExitStack() as holding:
+        yield [holding.enter_context(_held(engine, each)) for each in wanted]
+
+
+def _held(engine: Engine, wanted: PublishRequest) -> HeldPort:
+    for sandbox in engine.sandboxes:
+        for port in sandbox.ports:
+            if port.host_port == wanted.host_port:
+                raise Conflict(
+                    f"port {port.host_port} of {ADDRESS} leads to sandbox {sandbox.id}; choose "
+                    f"another, or end it with `ratoon kill {sandbox.id}`"
+                )
+    return HeldPort(wanted.guest_port, wanted.host_port or 0)
 
 
 def _info(port: ports.PublishedPort) -> PublishedPort:

@@ -19,6 +19,7 @@ from ratoon.daemon.models.runs import (
     RunRequest,
     StartInfo,
 )
+from ratoon.daemon.ports import held_ports
 from ratoon.daemon.problems import answers
 from ratoon.daemon.sandboxes import options_of, summarise
 from ratoon.daemon.snapshots import telling
@@ -55,7 +56,10 @@ async def run_image(body: RunRequest, daemon: TheDaemon, request: Request) -> Ru
     )
     options = options_of(body)
     require_allowed(daemon, request, options)
-    with telling(daemon, body.image) as progress:
+    with (
+        held_ports(daemon.engine, body.publish) as ports,  # before a boot that may take long
+        telling(daemon, body.image) as progress,
+    ):
         work = daemon.runner.run(
             spec,
             options,
@@ -66,13 +70,9 @@ async def run_image(body: RunRequest, daemon: TheDaemon, request: Request) -> Ru
             progress=progress,
         )
         run = await while_connected(request, work)
+        for port in ports:
+            run.sandbox.publish_held(port)
     daemon.metrics.forked(run.sandbox.stages, run.sandbox.fork_ms)
-    try:
-        for port in body.publish:
-            run.sandbox.publish(port.guest_port, port.host_port or 0)
-    except RatoonError:
-        await run.sandbox.kill()
-        raise
     return RunInfo(
         sandbox=summarise(run.sandbox),
         argv=[*run.argv],

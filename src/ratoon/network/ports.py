@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, Self
 
 from ratoon.concurrency import beside
 from ratoon.errors import Conflict, HostError, InvalidInput, NotFound, RatoonError
@@ -63,6 +63,36 @@ class PublishedPort:
     host_port: int
 
 
+class HeldPort:
+    """A port of the host that is held for `guest_port` of a guest that there need not be yet.
+
+    Who connects meanwhile waits. A `with` block, after which it is free if no `Ports` took it.
+    Conflict, InvalidInput: as `Ports.publish`.
+    """
+
+    def __init__(self, guest_port: int, host_port: int = 0) -> None:
+        if not 1 <= guest_port <= 65535:
+            raise InvalidInput(f"port {guest_port} of the guest: use 1 to 65535")
+        if not 0 <= host_port <= 65535:
+            raise InvalidInput(f"port {host_port} of the host: use 1 to 65535, or 0 for any")
+        # It listens: two that are bound only would both have the port.
+        self._listener: socket.socket | None = _listener(host_port)
+        self.port = PublishedPort(guest_port, self._listener.getsockname()[1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._listener:
+            self._listener.close()
+
+    def take(self) -> socket.socket:
+        """The listener, which is the caller's from now on."""
+        assert self._listener is not None, "it is taken once"
+        listener, self._listener = self._listener, None
+        return listener
+
+
 class Ports:
     """The published ports of one sandbox. `close` ends them, and their connections."""
 
@@ -81,13 +111,13 @@ class Ports:
         Nobody need listen there yet; a connection is reset if nobody does. Conflict: the host's
         port is taken. InvalidInput: there is no such port.
         """
-        if not 1 <= guest_port <= 65535:
-            raise InvalidInput(f"port {guest_port} of the guest: use 1 to 65535")
-        if not 0 <= host_port <= 65535:
-            raise InvalidInput(f"port {host_port} of the host: use 1 to 65535, or 0 for any")
-        listener = _listener(host_port)
-        port = PublishedPort(guest_port, listener.getsockname()[1])
-        listening = asyncio.create_task(_listen(listener, self._dial, guest_port))
+        with HeldPort(guest_port, host_port) as held:
+            return self.take(held)
+
+    def take(self, held: HeldPort) -> PublishedPort:
+        """Publish a port that was held for it; who connected meanwhile is served now."""
+        port, listener = held.port, held.take()
+        listening = asyncio.create_task(_listen(listener, self._dial, port.guest_port))
         self._listening[port] = listener, listening
         return port
 

@@ -28,7 +28,7 @@ from ratoon.guest.evaluation import EvalResult, Listener, evaluate
 from ratoon.guest.files import GuestFiles
 from ratoon.host.limits import Limits
 from ratoon.network.policy import NONE, NetworkPolicy
-from ratoon.network.ports import Ports, PublishedPort
+from ratoon.network.ports import HeldPort, Ports, PublishedPort
 from ratoon.sandbox.confinement import loosen
 from ratoon.sandbox.deaths import explained
 from ratoon.sandbox.directory import SandboxDirectory
@@ -326,6 +326,12 @@ class Sandbox:
     def publish(self, guest_port: int, host_port: int = 0) -> PublishedPort:
         """Have a port of the host's loopback lead to one in the guest; see `Ports.publish`."""
         port = self._ports.publish(guest_port, host_port)
+        self.persist()
+        return port
+
+    def publish_held(self, held: HeldPort) -> PublishedPort:
+        """Have a port lead into the guest that was held for it before there was a sandbox."""
+        port = self._ports.take(held)
         self.persist()
         return port
 
