@@ -171,3 +171,14 @@ async def test_a_command_that_is_never_up() -> None:
     wait = Wait(Agent(), PROGRAM, health)  # type: ignore[arg-type]
     with pytest.raises(NotHealthy, match=r"(?s)within 0.01 s: no line.*\^up.*still here"):
         await wait.until_healthy(Running(b"still here"))  # type: ignore[arg-type]
+
+
+async def test_an_attempt_that_hangs_is_told_as_that() -> None:
+    class Hanging(Agent):
+        async def result(self) -> dict[str, Any]:
+            return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+    health = CommandHealth(argv=("check",), within_seconds=0.01)
+    wait = Wait(Hanging(), PROGRAM, health)  # type: ignore[arg-type]
+    with pytest.raises(NotHealthy, match=r"within 0.01 s: the first attempt had not ended; it"):
+        await wait.until_healthy(Running())  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ class Wait:
         self._health = health
         self._output = Output(health if isinstance(health, LogHealth) else None)
         #: What the last attempt came to.
-        self._last = "no attempt was made"
+        self._last = "the first attempt had not ended"
 
     async def until_healthy(self, running: Command) -> None:
         """Return once the command has passed. NotHealthy: it ended before, or took too long."""
