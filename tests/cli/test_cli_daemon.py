@@ -94,6 +94,28 @@ def test_a_daemon_is_started_and_that_is_said_once(home: Path, ratoon: Ratoon) -
     assert int((home / LOCK).read_text()) == pid
 
 
+def test_all_volumes_are_removed_that_can_be(ratoon: Ratoon) -> None:
+    assert ratoon("volume", "create", "one", "two").returncode == 0
+    done = ratoon("volume", "rm", "absent", "one", "gone", "two")
+    assert done.returncode == 3
+    for said in ("removed one", "removed two", "absent", "gone"):
+        assert said in done.stderr
+    assert "one" not in ratoon("volume", "ls").stdout
+
+
+def test_a_file_that_is_not_called_one_is_pointed_out(
+    ratoon: Ratoon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "127.0.0.1:1/here").mkdir(parents=True)
+    (tmp_path / "127.0.0.1:1/tree.tar").touch()
+    for kind, name in ("dir", "127.0.0.1:1/here"), ("tar", "127.0.0.1:1/tree.tar"):
+        done = ratoon("run", name, "true")
+        assert done.returncode == 125
+        assert f"write {kind}:{name}" in done.stderr
+    assert "write" not in ratoon("run", "127.0.0.1:1/absent", "true").stderr
+
+
 def test_what_needs_no_daemon_starts_none(home: Path, ratoon: Ratoon) -> None:
     refused = ratoon("rmi", "base")
     assert refused.returncode == 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
@@ -104,6 +104,18 @@ async def ask(
     async with _client(daemon_url, daemon_token, start=False) as client:
         return await question(client)
     raise AssertionError
+
+
+async def all_of(works: Iterable[Asked[None]]) -> None:
+    """Do each, whatever becomes of the others; the first error is raised then."""
+    import asyncio
+
+    outcomes = await asyncio.gather(*works, return_exceptions=True)
+    failed = [each for each in outcomes if isinstance(each, BaseException)]
+    for each in failed[1:]:
+        complain(explain(each) if isinstance(each, RatoonError) else str(each))
+    if failed:
+        raise failed[0]
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Coroutine
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ratoon.cli.app import print_json, say
@@ -67,6 +68,9 @@ async def started(
     except (NotFound, RegistryError):
         if _TAG.fullmatch(name):
             say(f"there is no snapshot {name}, and as an image:")
+        if (place := Path(name)).exists():
+            kind = "dir" if place.is_dir() else "tar"
+            say(printable(f"if what is called {name} here is meant, write {kind}:{name}"))
         raise
     run = sandbox.run
     assert run is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ import typer
 from ratoon.cli.app import Json, complain, explain, print_json, say
 from ratoon.cli.completion import sandboxes as ids
 from ratoon.cli.completion import snapshots
-from ratoon.cli.connect import talks
+from ratoon.cli.connect import all_of, talks
 from ratoon.cli.naming import NAME, Sandbox, Sandboxes, find
 from ratoon.cli.options import Label, published
 from ratoon.cli.showing import age, printable
@@ -186,17 +185,12 @@ async def _each(
     names: Sequence[str],
     change: Callable[[AsyncSandbox], Coroutine[Any, Any, None]],
 ) -> None:
-    """Change each of them, whatever becomes of the others; the first error is raised then."""
+    """Change each of them, as `all_of` does."""
 
     async def one(name: str) -> None:
         await change(await find(client, name))
 
-    outcomes = await asyncio.gather(*(one(name) for name in names), return_exceptions=True)
-    failed = [each for each in outcomes if isinstance(each, BaseException)]
-    for each in failed[1:]:
-        complain(explain(each) if isinstance(each, RatoonError) else str(each))
-    if failed:
-        raise failed[0]
+    await all_of(one(name) for name in names)
 
 
 @talks("port")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ratoon.cli.app import Json, print_json, say
-from ratoon.cli.connect import talks
+from ratoon.cli.connect import all_of, talks
 from ratoon.cli.showing import MIB
 from ratoon.errors import InvalidInput
 
@@ -29,14 +29,16 @@ async def volume(
     """
     if (what == "ls") != (not names):
         raise InvalidInput("write `volume ls`, `volume create NAME…` or `volume rm NAME…`")
-    for name in names or ():
-        if what == "create":
-            await client.volumes.create(name)
-        else:
-            await client.volumes.remove(name)
-            say(f"removed {name}")
+
+    async def remove(name: str) -> None:
+        await client.volumes.remove(name)
+        say(f"removed {name}")
+
     if what == "rm":
+        await all_of(remove(name) for name in names or ())
         return
+    for name in names or ():
+        await client.volumes.create(name)
     found = [each for each in await client.volumes.list() if not names or each.name in names]
     if as_json:
         print_json([asdict(each) for each in found])
