@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -148,6 +150,15 @@ async def test_pruning_takes_what_no_run_can_use(engine: Engine, cache: StartCac
     assert cache.entries() == [good]
     left = {path.name for path in engine.store.snapshots.iterdir()}
     assert left == {good.snapshot.tag, "start-up"}
+
+
+async def test_pruning_says_how_short_a_time_was(engine: Engine, cache: StartCache) -> None:
+    start = keep(engine, cache, document())
+    before = time.time() - 20
+    os.utime(cache.directory / f"{start.key}.json", (before, before))
+    (told,) = await prune(engine, cache, older_than=10, dry_run=True)
+    assert re.fullmatch(r"it was not used for 0:\d\d:\d\d", told.why)
+    assert not told.why.endswith("0:00:00")
 
 
 async def test_pruning_by_age_and_all(engine: Engine, cache: StartCache) -> None:

@@ -65,7 +65,7 @@ async def measure(shop: Workshop) -> Samples:
         }
         for number in range(-2, shop.iterations):  # the first are for warming up
             if number % 50 == 0:
-                shop.say(f"round {number} of {shop.iterations}")
+                shop.say(f"round {number + 1} of {shop.iterations}")
             for what, ask in ways.items():
                 began = time.perf_counter()
                 await ask()

@@ -6,6 +6,7 @@ import os
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 
 from ratoon.errors import InFlight, NotFound
 from ratoon.sandbox.engine import Engine
@@ -71,7 +72,7 @@ def _why(
         return f"this host cannot load it: {strange[0]}"
     idle = time.time() - cache.used_at(each.key)
     if older_than is not None and idle >= older_than:
-        return f"it was not used for {idle / 3600:.1f} h"
+        return f"it was not used for {timedelta(seconds=round(idle))}"
     return "all are to go" if everything else None
 
 
