@@ -93,7 +93,7 @@ def test_a_line_is_not_pieced_together_from_two_outputs() -> None:
 def test_what_is_shown_moves_no_terminal() -> None:
     output = Output(None)
     output.add(wire.STDOUT, b"\x1b[2Jbad\nlast")
-    assert output.shown == "\n--- end of its output ---\n\ufffd[2Jbad\nlast"
+    assert output.shown == "\n--- what it wrote last ---\n\ufffd[2Jbad\nlast"
     assert Output(None).shown == "; it wrote nothing"
 
 

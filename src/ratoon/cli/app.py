@@ -104,13 +104,18 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 def explain(error: RatoonError) -> str:
-    """An error's text, about options and not fields, with the status if it came over HTTP."""
+    """An error's text, about options and not fields, with the status if it came over HTTP.
+
+    What a program wrote may follow in further lines: the status is no part of that.
+    """
     text = str(error)
     if isinstance(error, InvalidInput):
         from ratoon.cli.fields import as_options
 
         text = as_options(text)
-    return f"{text} (HTTP {error.answered})" if error.answered else text
+    first, newline, rest = text.partition("\n")
+    status = f" (HTTP {error.answered})" if error.answered else ""
+    return f"{first}{status}{newline}{rest}"
 
 
 def _to_stderr(text: str, colour: int) -> None:

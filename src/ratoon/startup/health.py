@@ -60,7 +60,7 @@ class Output:
             char if char.isprintable() or char in "\n\t" else "\ufffd"
             for char in self._tail.strip()
         )
-        return f"\n--- end of its output ---\n{text}" if text else "; it wrote nothing"
+        return f"\n--- what it wrote last ---\n{text}" if text else "; it wrote nothing"
 
 
 class Wait:
