@@ -61,10 +61,10 @@ def keep(engine: Engine, cache: StartCache, wanted: Booted) -> Entry:
 
 
 def test_what_was_kept_is_found(engine: Engine, cache: StartCache) -> None:
-    with pytest.raises(NotFound, match="nothing of the kind"):
-        cache.find(document())
+    with pytest.raises(NotFound, match="nothing of this image was kept"):
+        cache.find(document(), "debian")
     entry = keep(engine, cache, document())
-    assert cache.find(document()) == entry
+    assert cache.find(document(), "debian") == entry
     assert cache.entries() == [entry]
     assert oct(cache.directory.stat().st_mode & 0o777) == "0o700"
 
@@ -73,17 +73,30 @@ def test_a_miss_names_what_differs(engine: Engine, cache: StartCache) -> None:
     keep(engine, cache, document(qemu_version="7.2.1"))
     keep(engine, cache, document("blake3:2", "7.2.1"))
     with pytest.raises(NotFound, match=r"differs: qemu_version is 7.2.1 there, 7.2.22 here$"):
-        cache.find(document())
+        cache.find(document(), "debian")
+
+
+def test_a_miss_is_compared_with_starts_of_the_same_image(
+    engine: Engine, cache: StartCache
+) -> None:
+    keep(engine, cache, document("blake3:2"))
+    with pytest.raises(NotFound, match=r"^nothing of this image was kept$"):
+        cache.find(document(), "python")
+    with pytest.raises(NotFound, match=r"differs: image is blake3:2 there, blake3:1 here$"):
+        cache.find(document(), "debian")  # the name leads to another one by now
+    keep(engine, cache, document(qemu_version="7.2.1"))
+    with pytest.raises(NotFound, match=r"differs: qemu_version is 7.2.1 there, 7.2.22 here$"):
+        cache.find(document(), "python")  # the same one by another name
 
 
 def test_a_start_whose_snapshot_is_gone_or_another(engine: Engine, cache: StartCache) -> None:
     entry = keep(engine, cache, document())
     engine.store.delete(entry.snapshot.tag)
     with pytest.raises(NotFound, match=f"its snapshot {entry.snapshot.tag} is gone$"):
-        cache.find(document())
+        cache.find(document(), "debian")
     publish(engine.store, entry.snapshot.tag)
     with pytest.raises(NotFound, match="another one has its name"):
-        cache.find(document())
+        cache.find(document(), "debian")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"format": 2}', b"\xff"])
@@ -91,7 +104,7 @@ def test_a_damaged_document_is_a_miss(engine: Engine, cache: StartCache, content
     entry = keep(engine, cache, document())
     (cache.directory / f"{entry.key}.json").write_bytes(content)
     with pytest.raises(NotFound, match="its document is damaged"):
-        cache.find(document())
+        cache.find(document(), "debian")
     (found,) = cache.everything()
     assert isinstance(found, Damaged)
 
@@ -101,7 +114,7 @@ def test_a_document_that_was_edited_is_a_miss(engine: Engine, cache: StartCache)
     path = cache.directory / f"{entry.key}.json"
     path.write_text(path.read_text().replace("7.2.22", "8.0.0"))
     with pytest.raises(NotFound, match="not what its key says"):
-        cache.find(document())
+        cache.find(document(), "debian")
 
 
 def test_starts_are_named_by_the_beginning_of_their_keys(engine: Engine, cache: StartCache) -> None:

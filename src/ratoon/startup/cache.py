@@ -95,11 +95,14 @@ class StartCache:
 
     # Reading --------------------------------------------------------------------------------------
 
-    def find(self, document: Booted | Started) -> Entry:
-        """The start that was kept for `document`. NotFound says why there is none to be used."""
+    def find(self, document: Booted | Started, image: str) -> Entry:
+        """The start that was kept for `document`. NotFound says why there is none to be used.
+
+        `image` is what it is asked for by.
+        """
         entry = self._read(document.key)
         if entry is None:
-            raise NotFound(self._why_none(document))
+            raise NotFound(self._why_none(document, image))
         if isinstance(entry, Damaged):
             raise NotFound(entry.reason)
         if gone := self.gone(entry):
@@ -136,12 +139,19 @@ class StartCache:
             raise Conflict(f"several starts begin with {prefix}: {keys}; use more digits")
         return found[0]
 
-    def nearest(self, document: Booted | Started) -> tuple[Entry, tuple[Difference, ...]] | None:
-        """Of the other starts of this tier the one with the fewest differences, and those."""
+    def nearest(
+        self, document: Booted | Started, image: str | None = None
+    ) -> tuple[Entry, tuple[Difference, ...]] | None:
+        """Of the other starts of this tier the one with the fewest differences, and those.
+
+        `image`: only of those that were asked for by this name, or are of the same image.
+        """
         others = [
             (each, differences(each.document, document))
             for each in self.entries()
-            if each.document.tier == document.tier and each.key != document.key
+            if each.document.tier == document.tier
+            and each.key != document.key
+            and (image in (None, each.image) or _image_of(each.document) == _image_of(document))
         ]
         return min(others, key=lambda found: len(found[1]), default=None)
 
@@ -237,11 +247,16 @@ class StartCache:
             return Damaged(key, "its document is damaged: it is not what its key says")
         return entry
 
-    def _why_none(self, document: Booted | Started) -> str:
-        near = self.nearest(document)
+    def _why_none(self, document: Booted | Started, image: str) -> str:
+        near = self.nearest(document, image)
         if near is None:
-            return "nothing of the kind was kept yet"
+            return "nothing of this image was kept"
         entry, found = near
         shown = "; ".join(str(each) for each in found[:3])
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
         return f"the nearest, {entry.key[:12]}, differs: {shown}{more}"
+
+
+def _image_of(document: Booted | Started) -> str:
+    """The digest of the image that it is a start of."""
+    return document.image if isinstance(document, Booted) else document.booted.image

@@ -227,7 +227,7 @@ class Runner:
         if wish.refresh:
             return "it is to be made anew"
         try:
-            entry = self.cache.find(document)
+            entry = self.cache.find(document, wish.image.name)
             with wish.stages("fork"):
                 sandbox = await self._engine.fork_one(entry.snapshot.tag, wish.options)
         except (NotFound, Incompatible, Corrupt) as error:
