@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ratoon.guest.agent import wire
 from ratoon.startup import key
-from ratoon.startup.key import Booted, Started, differences, unfit
+from ratoon.startup.key import Booted, Difference, Started, differences, unfit
 from ratoon.vmm import command
 
 TEXT = st.text(max_size=8)
@@ -133,3 +133,18 @@ def test_what_another_qemu_made_does_not_fit(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(key, "qemu_version", lambda: "8.0.0")
     (found,) = unfit(here)
     assert str(found) == "qemu_version is 7.2.22 there, 8.0.0 here"
+
+
+@given(st.text(max_size=300), st.text(max_size=200), st.text(max_size=200))
+def test_of_long_values_what_differs_is_shown(both: str, one: str, other: str) -> None:
+    words = str(Difference("cpu", f"{both}1{one}", f"{both}2{other}"))
+    left, _, right = words.removeprefix("cpu is ").removesuffix(" here").partition(" there, ")
+    assert left != right
+    assert len(words) < 200
+
+
+def test_long_values_are_cut_on_both_sides() -> None:
+    words = str(Difference("cpu", "x" * 1000 + "one", "x" * 1000 + "y" * 100))
+    alike = "…" + "x" * 20
+    assert words == f"cpu is {alike}one there, {alike}{'y' * 59}… here"
+    assert str(Difference("cpu", "short", None)) == "cpu is short there, nothing here"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +26,9 @@ from ratoon.startup.spec import RunSpec
 from ratoon.vmm import command
 from ratoon.vmm.driver import Accelerator, Hardware
 from ratoon.vmm.qemu import qemu_version
+
+#: Characters of a value that are shown, and of those how many both have before they differ.
+_SHOWN, _ALIKE = 80, 20
 
 
 class _Document(BaseModel):
@@ -96,7 +100,8 @@ class Difference(NamedTuple):
     other: Any
 
     def __str__(self) -> str:
-        return f"{self.field} is {_shown(self.one)} there, {_shown(self.other)} here"
+        one, other = _shown(self.one, self.other)
+        return f"{self.field} is {one} there, {other} here"
 
 
 def booted(image: Image, spec: RunSpec, guest: Guest, accelerator: Accelerator) -> Booted:
@@ -199,11 +204,24 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _shown(value: Any) -> str:
+def _shown(*values: Any) -> list[str]:
+    """Values that differ, in words; of what is too long, where it begins to differ."""
+    texts = [_in_words(value) for value in values]
+    alike = sum(1 for _ in takewhile(lambda each: len({*each}) == 1, zip(*texts, strict=False)))
+    skipped = max(0, alike - _ALIKE) if max(map(len, texts)) > _SHOWN else 0
+    return [_cut(text, skipped) for text in texts]
+
+
+def _cut(text: str, skipped: int) -> str:
+    rest = text[skipped:]
+    end = rest if len(rest) <= _SHOWN else rest[: _SHOWN - 1] + "…"
+    return f"…{end}" if skipped else end
+
+
+def _in_words(value: Any) -> str:
     if value is None:
         return "nothing"
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "…"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 @cache
