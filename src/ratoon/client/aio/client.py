@@ -152,7 +152,8 @@ class AsyncClient:
     async def events(self) -> AsyncIterator[AsyncIterator[Event]]:
         """What happens to sandboxes and snapshots from now on; within the block, iterate over it.
 
-        Who takes them too slowly gets one of kind `overflow` in place of those that were lost.
+        First comes the last progress of each thing that is being made. Who takes them too slowly
+        gets one of kind `overflow` in place of those that were lost.
         """
         async with (
             self._connection.pieces("/v1/events") as pieces,

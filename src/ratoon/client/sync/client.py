@@ -153,7 +153,8 @@ class Client:
     def events(self) -> Iterator[Iterator[Event]]:
         """What happens to sandboxes and snapshots from now on; within the block, iterate over it.
 
-        Who takes them too slowly gets one of kind `overflow` in place of those that were lost.
+        First comes the last progress of each thing that is being made. Who takes them too slowly
+        gets one of kind `overflow` in place of those that were lost.
         """
         with (
             self._connection.pieces("/v1/events") as pieces,
