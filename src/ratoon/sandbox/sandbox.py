@@ -17,16 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from ratoon.concurrency import to_the_end
-from ratoon.errors import Conflict, GuestError, InvalidInput, MachineDied
+from ratoon.errors import Conflict, GuestError, MachineDied
 from ratoon.guest import commands
 from ratoon.guest.channel import Channel, GuestStream
 from ratoon.guest.commands import ExecResult
 from ratoon.guest.evaluation import EvalResult, Listener, evaluate
 from ratoon.guest.files import GuestFiles
-from ratoon.host.limits import Limits
 from ratoon.network.policy import NONE, NetworkPolicy
 from ratoon.network.ports import HeldPort, Ports, PublishedPort
 from ratoon.sandbox.confinement import loosen
@@ -40,7 +37,6 @@ from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.record import Record, forget_record, record_of, write_record
 from ratoon.sandbox.spare import Spare
 from ratoon.snapshot.snapshot import Snapshot
-from ratoon.validation import first_error
 from ratoon.vmm.driver import Machine
 
 log = logging.getLogger(__name__)
@@ -345,10 +341,7 @@ class Sandbox:
 
         InvalidInput: too small.
         """
-        try:
-            limits = Limits(**{**self.options.limits.model_dump(), "disk_bytes": disk_bytes})
-        except ValidationError as error:
-            raise InvalidInput(first_error(error)) from None
+        limits = self.options.limits.with_disk(disk_bytes)
         async with self.changing:
             await self.machine.confine(None, disk_bytes)
             await self.machine.resume()
