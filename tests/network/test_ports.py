@@ -346,7 +346,7 @@ async def test_a_port_that_is_held_beforehand() -> None:
                 with pytest.raises(Conflict, match=f"port {held.port.host_port} .* is in use"):
                     ports.publish(81, held.port.host_port)
             async with client(held.port) as early:
-                assert ports.take(held) == held.port
+                assert ports.publish(held) == held.port
                 await asyncio.get_running_loop().sock_sendall(early, b"hello")
                 early.shutdown(socket.SHUT_WR)
                 assert await receive_all(early) == b"hello"

@@ -29,7 +29,7 @@ async def publish(sandbox_id: str, body: PublishRequest, daemon: TheDaemon) -> P
     """Have a port of the host's loopback lead to one in the guest, on its loopback."""
     sandbox = daemon.engine.get(sandbox_id)
     with held_ports(daemon.engine, [body]) as (held,):
-        return _info(sandbox.publish_held(held))
+        return _info(sandbox.publish(held))
 
 
 @router.delete(

@@ -71,7 +71,7 @@ async def run_image(body: RunRequest, daemon: TheDaemon, request: Request) -> Ru
         )
         run = await while_connected(request, work)
         for port in ports:
-            run.sandbox.publish_held(port)
+            run.sandbox.publish(port)
     daemon.metrics.forked(run.sandbox.stages, run.sandbox.fork_ms)
     return RunInfo(
         sandbox=summarise(run.sandbox),

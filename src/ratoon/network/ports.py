@@ -105,17 +105,14 @@ class Ports:
         """In the order in which they were published."""
         return tuple(self._listening)
 
-    def publish(self, guest_port: int, host_port: int = 0) -> PublishedPort:
+    def publish(self, guest_port: int | HeldPort, host_port: int = 0) -> PublishedPort:
         """Listen on `host_port` of 127.0.0.1 (0: one that is free) for `guest_port` in the guest.
 
         Nobody need listen there yet; a connection is reset if nobody does. Conflict: the host's
-        port is taken. InvalidInput: there is no such port.
+        port is taken. InvalidInput: there is no such port. Of a port that was held instead of
+        `guest_port`, who connected meanwhile is served now.
         """
-        with HeldPort(guest_port, host_port) as held:
-            return self.take(held)
-
-    def take(self, held: HeldPort) -> PublishedPort:
-        """Publish a port that was held for it; who connected meanwhile is served now."""
+        held = guest_port if isinstance(guest_port, HeldPort) else HeldPort(guest_port, host_port)
         port, listener = held.port, held.take()
         listening = asyncio.create_task(_listen(listener, self._dial, port.guest_port))
         self._listening[port] = listener, listening

@@ -319,15 +319,9 @@ class Sandbox:
         """Its ports that are published on the host's loopback."""
         return self._ports.published
 
-    def publish(self, guest_port: int, host_port: int = 0) -> PublishedPort:
+    def publish(self, guest_port: int | HeldPort, host_port: int = 0) -> PublishedPort:
         """Have a port of the host's loopback lead to one in the guest; see `Ports.publish`."""
         port = self._ports.publish(guest_port, host_port)
-        self.persist()
-        return port
-
-    def publish_held(self, held: HeldPort) -> PublishedPort:
-        """Have a port lead into the guest that was held for it before there was a sandbox."""
-        port = self._ports.take(held)
         self.persist()
         return port
 
