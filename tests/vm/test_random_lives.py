@@ -10,6 +10,7 @@ import asyncio
 import os
 import random
 import signal
+import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -250,7 +251,8 @@ async def test_random_lives(engine: Engine, soak: bool) -> None:
                 for _ in range(WORKERS):
                     workers.create_task(work())
         except* (AssertionError, RatoonError) as errors:
-            pytest.fail(f"seed {seed}: {errors.exceptions}")
+            where = "".join(map("".join, map(traceback.format_exception, errors.exceptions)))
+            pytest.fail(f"seed {seed}: {where}")
         await engine.settle()
         for tag in tags(engine) - {"base"}:
             await engine.delete(tag, force=True)
