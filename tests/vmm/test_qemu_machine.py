@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qemu.qmp import QMPClient, Runstate
 
 from ratoon.disk.qcow2 import OverlayTemplates, check_header
 from ratoon.errors import HostError, MachineDied, MachineError
 from ratoon.network.netns import new_namespace
-from ratoon.vmm import command, logs, qemu
+from ratoon.vmm import command, logs, process, qemu
 from ratoon.vmm.command import BINARY
 from ratoon.vmm.driver import Boot, Hardware, Launch
 from ratoon.vmm.qemu import QemuMachine, qemu_version
@@ -171,6 +172,24 @@ async def test_it_dies_and_the_next_command_says_so(launch: Launch) -> None:
                 await action
         with pytest.raises(MachineDied):
             await machine.load_state(b"state")
+
+
+async def test_it_dies_as_the_conversation_begins(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = QMPClient._establish_session
+
+    async def begin_and_lose_it(client: QMPClient) -> None:
+        await begin(client)
+        for pid in processes_of(launch):
+            os.kill(pid, signal.SIGKILL)
+        while client.runstate is Runstate.RUNNING:
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(QMPClient, "_establish_session", begin_and_lose_it)
+    with pytest.raises(MachineDied, match="died at start"):
+        await QemuMachine.start(launch)
+    assert processes_of(launch) == []
 
 
 async def test_it_dies_while_a_command_is_under_way(launch: Launch) -> None:
@@ -372,7 +391,7 @@ async def test_the_kernel_chooses_it_before_its_owner(launch: Launch) -> None:
     own = int(Path("/proc/self/oom_score_adj").read_text())
     async with started(launch) as machine:
         score = int(Path(f"/proc/{machine.pid}/oom_score_adj").read_text())
-    assert score == min(own + qemu.OOM_SCORE, 1000)
+    assert score == min(own + process.OOM_SCORE, 1000)
 
 
 async def test_it_lives_in_the_cgroup_that_it_is_given(launch: Launch) -> None:

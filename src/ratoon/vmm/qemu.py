@@ -31,7 +31,7 @@ from ratoon.network.netns import entered
 from ratoon.vmm import command
 from ratoon.vmm.driver import Cgroup, Launch
 from ratoon.vmm.logs import bound_logs, log_tail
-from ratoon.vmm.process import MachineProcess
+from ratoon.vmm.process import MachineProcess, prefer_to_kill
 from ratoon.vmm.standstill import EVENTS, Standstill
 
 # What goes wrong in a conversation is raised as an error of ours; it need not be logged as well.
@@ -41,8 +41,6 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 COMMAND_TIMEOUT = 60
 #: Seconds between looks at the length of the logs.
 LOGS_INTERVAL = 10.0
-#: How much sooner than its owner a machine is chosen when the host has no memory left (proc(5)).
-OOM_SCORE = 500
 
 
 @cache
@@ -114,10 +112,9 @@ class QemuMachine:
                 )
         machine = cls(launch.name, MachineProcess(process.pid, process), launch.log, launch.runtime)
         try:
-            _prefer_to_kill(process.pid)
+            prefer_to_kill(process.pid)
             await machine.confine(launch.cgroup, launch.file_limit)
-            async with machine._explained("start"):
-                await machine._qmp.connect(str(launch.runtime / "qmp"))
+            await machine._connect("start")
         except BaseException:
             await machine.kill()
             raise
@@ -135,8 +132,7 @@ class QemuMachine:
             raise MachineDied(f"QEMU of {name} (process {pid}) has died", log_tail(log)) from None
         machine = cls(name, process, log, runtime)
         try:
-            async with machine._explained("attach"):
-                await machine._qmp.connect(str(runtime / "qmp"))
+            await machine._connect("attach")
             if (await machine._execute("query-status"))["status"] == "io-error":
                 machine._standstill.begin()
         except BaseException:
@@ -320,6 +316,13 @@ class QemuMachine:
             self._qmp.send_fd_scm(fd)
         return await self._execute(name, **arguments)
 
+    async def _connect(self, what: str) -> None:
+        async with self._explained(what):
+            try:
+                await self._qmp.connect(str(self._runtime / "qmp"))
+            except AssertionError:  # the library's own: the session was lost as it began
+                raise EOFError("the connection was closed at once") from None
+
     async def _execute(self, name: str, **arguments: Any) -> Any:
         async with self._explained(name), asyncio.timeout(COMMAND_TIMEOUT):
             return await self._qmp.execute(name, arguments)
@@ -373,13 +376,6 @@ def _confinement(survives: bool) -> list[str]:
         # The one that is left is for the memory file: mode 0444, but QEMU opens it for writing.
         words += ["--inh-caps", "-all", "--bounding-set", "-all,+dac_override"]
     return [*words, "--"]
-
-
-def _prefer_to_kill(pid: int) -> None:
-    """Have the kernel choose this process before its owner when the host's memory is used up."""
-    with suppress(ProcessLookupError, FileNotFoundError):
-        score = int(Path("/proc/self/oom_score_adj").read_text()) + OOM_SCORE
-        Path(f"/proc/{pid}/oom_score_adj").write_text(str(min(score, 1000)))
 
 
 def _memory_file(content: bytes) -> int:
