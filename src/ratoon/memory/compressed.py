@@ -23,9 +23,8 @@ import numpy as np
 
 from ratoon.compression import LEVEL, decompressed, zstd
 from ratoon.errors import Corrupt, Incompatible
-from ratoon.files import naming
 from ratoon.memory.digests import PAGE_SIZE
-from ratoon.memory.positioned import read_exactly, write_at
+from ratoon.memory.positioned import new_file, read_exactly, seal, write_at
 
 #: Pages in a frame, 256 KiB of them.
 FRAME = 64
@@ -102,24 +101,18 @@ def write_frames(
     are those: 64 at a time, the last of them the rest. A failure leaves no file.
     """
     count = -(-stored // FRAME)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with naming(path), os.fdopen(fd, "wb", buffering=0) as file:
-            lengths = np.zeros(count, "<u4")
-            compressed = zstd.compress(index, level)
-            at = _HEADER.size + lengths.nbytes
-            write_at(file.fileno(), memoryview(compressed), at)
-            at += len(compressed)
-            for number, data in enumerate(zstd.compress(frame, level) for frame in frames):
-                write_at(file.fileno(), memoryview(data), at)
-                lengths[number] = len(data)
-                at += len(data)
-            plain = len(index) + stored * PAGE_SIZE
-            header = (_MAGIC, _VERSION, FRAME, plain, len(compressed), count, bytes(24))
-            write_at(file.fileno(), memoryview(_HEADER.pack(*header) + lengths.tobytes()), 0)
-            os.fchmod(file.fileno(), 0o444)
-            os.fsync(file.fileno())
-    except BaseException:
-        path.unlink()
-        raise
+    with new_file(path) as fd:
+        lengths = np.zeros(count, "<u4")
+        compressed = zstd.compress(index, level)
+        at = _HEADER.size + lengths.nbytes
+        write_at(fd, memoryview(compressed), at)
+        at += len(compressed)
+        for number, data in enumerate(zstd.compress(frame, level) for frame in frames):
+            write_at(fd, memoryview(data), at)
+            lengths[number] = len(data)
+            at += len(data)
+        plain = len(index) + stored * PAGE_SIZE
+        header = (_MAGIC, _VERSION, FRAME, plain, len(compressed), count, bytes(24))
+        write_at(fd, memoryview(_HEADER.pack(*header) + lengths.tobytes()), 0)
+        seal(fd)
     return at

@@ -1,12 +1,15 @@
-"""Reads and writes at a place in a file, however many calls they take."""
+"""New files, and reads and writes at a place in one, however many calls they take."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from ratoon.errors import Corrupt
+from ratoon.files import naming
 
 _libc = ctypes.CDLL(None)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
@@ -14,6 +17,24 @@ _SYNC_FILE_RANGE_WRITE = 2
 
 #: How many pieces one call takes (IOV_MAX).
 _AT_ONCE = 1024
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[int]:
+    """A new file, open to be written; gone if the block fails. FileExistsError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with naming(path), os.fdopen(fd, "wb", buffering=0):
+            yield fd
+    except BaseException:
+        path.unlink()
+        raise
+
+
+def seal(fd: int) -> None:
+    """Nobody is to write to it any more: mode 0444, flushed."""
+    os.fchmod(fd, 0o444)
+    os.fsync(fd)
 
 
 def read_exactly(fd: int, target: memoryview, offset: int, what: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,10 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ratoon.files import naming
 from ratoon.memory.digests import DIGEST_SIZE, PAGE_SIZE, Piece, are_stored
 from ratoon.memory.pageset import DATA_OFFSET, PageIndex, decode_index, encode_index
-from ratoon.memory.positioned import start_flushing, write_all_at, write_at
+from ratoon.memory.positioned import new_file, seal, start_flushing, write_all_at, write_at
 from ratoon.memory.runs import run_bounds
 
 
@@ -44,7 +42,7 @@ def writing_page_set(path: Path, ram_pages: int, pieces: Iterable[Piece]) -> Ite
     """
     entries = [(np.empty(0, np.uint64), np.empty((0, DIGEST_SIZE), np.uint8))]
     jobs, at = [], DATA_OFFSET
-    with _new(path) as fd, ThreadPoolExecutor(1) as writer:
+    with new_file(path) as fd, ThreadPoolExecutor(1) as writer:
         for numbers, digests, rows, pages in pieces:
             stored = rows[are_stored(digests)]
             if len(stored) and not 0 <= stored.min() <= stored.max() < len(pages):
@@ -76,7 +74,7 @@ def write_page_stream(
     Each page that is not all zero must come exactly once (else ValueError), in any order that
     increases within a piece. Holds one piece at a time.
     """
-    with _new(path) as fd:
+    with new_file(path) as fd:
         raw, index = _new_index(path, ram_pages, numbers, digests)
         stored = index.stored_numbers
         missing = np.ones(len(stored), np.bool_)
@@ -93,18 +91,6 @@ def write_page_stream(
             raise ValueError(f"{path}: no content for page {stored[missing][0]}")
         _finish(fd, raw, index)
     return index
-
-
-@contextmanager
-def _new(path: Path) -> Iterator[int]:
-    """A new file, open to be written; gone if the block fails."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with naming(path), os.fdopen(fd, "wb", buffering=0):
-            yield fd
-    except BaseException:
-        path.unlink()
-        raise
 
 
 def _new_index(
@@ -126,5 +112,4 @@ def _finish(fd: int, raw: bytes, index: PageIndex) -> None:
     view = memoryview(raw)
     write_at(fd, view[:DATA_OFFSET], 0)
     write_at(fd, view[DATA_OFFSET:], DATA_OFFSET + index.stored * PAGE_SIZE)
-    os.fchmod(fd, 0o444)
-    os.fsync(fd)
+    seal(fd)
