@@ -25,6 +25,11 @@ from ratoon.volumes.relay import VolumeServer
 MOUNT_TIMEOUT = 60.0
 
 
+def directory_of(home: Path, volume: Volume) -> Path:
+    """Where a volume is on the host; a named one of the store `home` is made if need be."""
+    return find(home, volume.source) if volume.named else Path(volume.source)
+
+
 class Mounts:
     """The volumes of one sandbox, open until `let_go`."""
 
@@ -46,8 +51,9 @@ class Mounts:
         exports: list[Export] = []
         try:
             for volume in volumes:
-                source = find(home, volume.source) if volume.named else Path(volume.source)
-                export = Export(source, key_of(directory(home)), read_only=volume.read_only)
+                export = Export(
+                    directory_of(home, volume), key_of(directory(home)), read_only=volume.read_only
+                )
                 exports.append(export)
                 if not volume.read_only:
                     hold(export, f"sandbox {sandbox_id}")

@@ -31,6 +31,7 @@ from ratoon.network.policy import NONE
 from ratoon.sandbox.accelerator import choose_accelerator
 from ratoon.sandbox.branch import Branched
 from ratoon.sandbox.engine import Engine
+from ratoon.sandbox.mounts import directory_of
 from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.sandbox.stages import Stages
@@ -45,7 +46,6 @@ from ratoon.startup.health import Program, Wait
 from ratoon.startup.key import Booted, Started, booted, only_content_differs, started
 from ratoon.startup.spec import RunSpec
 from ratoon.vmm.driver import Accelerator
-from ratoon.volumes.named import find
 
 log = logging.getLogger(__name__)
 
@@ -296,9 +296,7 @@ class Runner:
         def contents() -> dict[str, str]:
             home = self._engine.store.home
             return {
-                volume.target: describe_content(
-                    find(home, volume.source) if volume.named else Path(volume.source)
-                )
+                volume.target: describe_content(directory_of(home, volume))
                 for volume in wish.options.volumes
             }
 
@@ -324,6 +322,9 @@ class Runner:
             pid=pid,
             stages_ms={name: ms for name, ms in wish.stages.ms.items() if name != "resolve"},
         )
+        for each in self.cache.entries():
+            if only_content_differs(each.document, document):
+                await self._discard(each.document)
         with wish.stages("image"):
             await asyncio.to_thread(self._make_image, branched.snapshot)
 
@@ -333,18 +334,17 @@ class Runner:
         Conflict: that would not stand still. What the command itself has changed there since it was
         begun is in the document, so its key may be another one than was looked for.
         """
+        document = await self._document(wish)
         for _ in range(ATTEMPTS):
-            document = await self._document(wish)
             wish.progress(f"keeping it as {tag_of(document.key)}")
             with wish.stages("branch"):
                 await self._discard(document)
                 branched = await self._engine.branch(sandbox, tag_of(document.key))
-            if await self._document(wish) == document:
-                for each in self.cache.entries():
-                    if only_content_differs(each.document, document):
-                        await self._discard(each.document)
+            after = await self._document(wish)
+            if after == document:
                 return document, branched
             await self._engine.delete(tag_of(document.key), force=True)
+            document = after
         raise Conflict("what is in its volumes changes all the time")
 
     def _make_image(self, snapshot: Snapshot) -> None:
