@@ -13,7 +13,7 @@ from ratoon.errors import InvalidInput
 if TYPE_CHECKING:
     from ratoon.client.runs import RunOptions
 
-_CHECKS = "--health, --health-cmd, --health-log"
+_CHECKS = ("--health", "--health-cmd", "--health-log")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,6 @@ def image_options(
     ] = False,
 ) -> ImageWish:
     """Those that were given. InvalidInput: some of them would be of no effect."""
-    checks = {"--health": health, "--health-cmd": health_cmd, "--health-log": health_log}
     given = {
         "--health": ("health", health),
         "--health-cmd": ("health_cmd", health_cmd),
@@ -86,14 +85,16 @@ def image_options(
         "--no-cache": ("cache", False if no_cache else None),
         "--refresh": ("refresh", True if refresh else None),
     }
-    for option, check in checks.items():
-        if check == "":
+    for option in _CHECKS:
+        if given[option][1] == "":
             raise InvalidInput(
                 f"{option} is empty: a health check that is not there cannot be passed"
             )
-    waits = any(checks.values())
     written = {option: each for option, each in given.items() if each[1] is not None}
+    waits = any(option in written for option in _CHECKS)
     if not waits and (idle := [option for option in written if option.startswith("--health-")]):
-        raise InvalidInput(f"{', '.join(idle)}: there is no health check; give one of {_CHECKS}")
+        raise InvalidInput(
+            f"{', '.join(idle)}: there is no health check; give one of {', '.join(_CHECKS)}"
+        )
     options: Any = dict(written.values())
     return ImageWish(options, (*written,), waits=waits)
