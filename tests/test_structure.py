@@ -107,7 +107,8 @@ def test_the_agent_stands_alone(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_is_one_concept(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
+    """What it is says its docstring; this only finds those that are two by their length alone."""
+    assert len(path.read_text().splitlines()) <= 800
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
