@@ -11,16 +11,18 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ratoon.bench.bench import Bench, Workshop
-from ratoon.bench.fanout_report import Burst, plots, tables, targets, wrong
 from ratoon.bench.loop_mounts import mounted
+from ratoon.bench.plots import Plot, Series
 from ratoon.bench.samples import MIB, Samples, forget_files, percentile, read_bytes
+from ratoon.bench.tables import Table, Target, spread
 from ratoon.bench.textbook import data_of, images_from
 from ratoon.errors import HostError, RatoonError
 from ratoon.files import clone_range
@@ -37,6 +39,25 @@ BOOTS = 2 * CONCURRENT_STARTS
 DISK_BYTES = 8 << 30
 
 Outcomes = list[Sandbox | RatoonError]
+
+
+@dataclass(frozen=True)
+class Burst:
+    """One burst. Times in ms; bytes of all its machines together.
+
+    `read_bytes`: what they, and who started them, had fetched from disks.
+    """
+
+    what: str
+    n: int
+    round: int
+    answered: int
+    wall_ms: float
+    fork_p50_ms: float
+    fork_p95_ms: float
+    exec_p50_ms: float
+    private_bytes: int
+    read_bytes: int
 
 
 async def measure(shop: Workshop) -> Samples:
@@ -176,6 +197,90 @@ async def _first_exec(sandbox: Sandbox) -> tuple[bool, float]:
 def _private_bytes(sandbox: Sandbox) -> int:
     used = usage(sandbox.pid, sandbox.incarnation.overlay)
     return used.memory_bytes if used else 0
+
+
+def _of(rows: Sequence[Burst], what: str, n: int) -> list[Burst]:
+    return [row for row in rows if (row.what, row.n) == (what, n)]
+
+
+def _wall(rows: Sequence[Burst], what: str, n: int) -> float:
+    return median(row.wall_ms for row in _of(rows, what, n))
+
+
+def tables(samples: Samples) -> Sequence[Table]:
+    rows = samples["fanout"]
+    cells = []
+    for what, n in sorted(dict.fromkeys((row.what, row.n) for row in rows)):
+        found = _of(rows, what, n)
+        cells.append(
+            (
+                what,
+                str(n),
+                f"{sum(row.answered for row in found)}/{n * len(found)}",
+                spread((row.wall_ms / 1e3 for row in found), 2),
+                f"{median(row.wall_ms for row in found) / n:.0f}",
+                *(
+                    f"{median(getattr(row, f'fork_p{p}_ms') for row in found):.0f}"
+                    for p in (50, 95)
+                ),
+                f"{median(row.exec_p50_ms for row in found):.0f}",
+                f"{median(row.private_bytes for row in found) / n / MIB:.1f}",
+                f"{median(row.read_bytes for row in found) / MIB:.1f}",
+            )
+        )
+    columns = (
+        *("burst", "n", "answered", "wall s", "ms each", "fork p50 ms", "p95"),
+        *("first exec ms", "private MiB each", "disk read MiB"),
+    )
+    title = "Bursts until all have answered a command; median (least…most)"
+    return [Table(title, columns, tuple(cells), ("fanout",))]
+
+
+def targets(samples: Samples) -> Sequence[Target]:
+    rows = samples["fanout"]
+    cold = "nothing cached"
+    (burst,) = {row.n for row in rows if row.what == cold and row.n > 1}
+    one = median(row.read_bytes for row in _of(rows, cold, 1))
+    many = median(row.read_bytes for row in _of(rows, cold, burst))
+    found = []
+    if one:
+        what = f"disk read by {burst} forks with nothing cached / by one"
+        found.append(Target(what, many / one, "≤", 1.5, "fanout"))
+    (boots,) = {row.n for row in rows if row.what == "cold boots"}
+    largest = max(row.n for row in rows)
+    each = _wall(rows, "cold boots", boots) / boots * largest / _wall(rows, "forks", largest)
+    what = f"{largest} cold boots at the same concurrency / {largest} forks"
+    return [*found, Target(what, each, "≥", 10, "fanout")]
+
+
+def plots(samples: Samples) -> Sequence[Plot]:
+    rows = samples["fanout"]
+    sizes = sorted({row.n for row in rows if row.what == "forks"})
+    forks = Series(
+        "forks", tuple((str(n), tuple(r.wall_ms for r in _of(rows, "forks", n))) for n in sizes)
+    )
+    names = sorted({row.what for row in rows if row.what.startswith("xfs")})
+    inodes = []
+    for cached in (True, False):
+        points = (
+            (name.split(", ")[1], tuple(r.wall_ms / r.n for r in rows if r.what == name))
+            for name in names
+            if name.endswith("nothing cached") != cached
+        )
+        inodes.append(Series("warm" if cached else "nothing cached", tuple(points)))
+    (burst,) = {row.n for row in rows if row.what in names}
+    title = f"{burst} forks on xfs, until all have answered"
+    return [
+        Plot(
+            "fanout", "Forks at once, until all have answered", "forks", "ms (log)", (forks,), True
+        ),
+        Plot("fanout-inodes", title, "each fork maps", "ms a fork", tuple(inodes), linked=False),
+    ]
+
+
+def wrong(samples: Samples) -> str | None:
+    missing = sum(row.n - row.answered for row in samples["fanout"])
+    return f"{missing} machines did not answer" if missing else None
 
 
 BENCH = Bench(
