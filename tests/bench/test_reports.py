@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import ratoon.cli.bench  # noqa: F401
 from ratoon.bench.bench import NAMES, load, wait_for_calm
-from ratoon.bench.chain_report import Correct, wrong
+from ratoon.bench.chain import Correct, wrong
 from ratoon.bench.plots import Plot, Series, svg
 from ratoon.bench.samples import read_rows, write_rows
 from ratoon.bench.tables import Table, Target, markdown, spread
