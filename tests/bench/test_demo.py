@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from ratoon.bench.demo_report import Measured, percentile, write_csv
+from ratoon.bench.demo import Measured, percentile, write_csv
 from ratoon.bench.steps import HEADS, SIGNATURES, STEPS, probe_command
 
 
