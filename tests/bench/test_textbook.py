@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ratoon.bench.images import RAM_PAGES, LayerShape, write_chain
+from ratoon.bench.disk import RAM_PAGES, LayerShape, write_chain
 from ratoon.bench.textbook import Textbook, data_of, hashing_speed, sha256
 from ratoon.errors import Corrupt
 from ratoon.memory.chain import Link

@@ -11,8 +11,8 @@ import pytest
 from loop_volumes import Volume
 
 from memory_helpers import RAM, flatten, guest_on, ram_of, write_chain
-from ratoon.bench.images import CHAINS, RAM_PAGES
-from ratoon.bench.images import write_chain as write_guest_chain
+from ratoon.bench.disk import CHAINS, RAM_PAGES
+from ratoon.bench.disk import write_chain as write_guest_chain
 from ratoon.bench.loop_mounts import used_bytes
 from ratoon.errors import Corrupt
 from ratoon.files import copy_sparse
