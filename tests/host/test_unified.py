@@ -12,8 +12,8 @@ from fake_cgroups import FakeKernel, words
 
 from ratoon.errors import HostError
 from ratoon.host.cgroups import Cgroups, remove
+from ratoon.host.hierarchies import ENGINE, make_room
 from ratoon.host.limits import Limits
-from ratoon.host.unified import ENGINE, make_room
 
 ALL = ("memory", "cpu", "pids")
 MIB = 1024 * 1024

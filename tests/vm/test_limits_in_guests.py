@@ -22,7 +22,7 @@ MODULES = (
     "host/__init__.py",
     "host/cgroups.py",
     "host/hierarchies.py",
-    "host/unified.py",
+    "host/hierarchies.py",
 )
 
 #: Runs in the guest. `beside`: another process is in the group that it starts in.

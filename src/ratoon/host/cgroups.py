@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ratoon.errors import HostError
-from ratoon.host.hierarchies import Hierarchy, with_controller
-from ratoon.host.unified import make_room, pass_on
+from ratoon.host.hierarchies import Hierarchy, make_room, pass_on, with_controller
 
 if TYPE_CHECKING:
     from ratoon.host.limits import Limits
