@@ -10,9 +10,7 @@ import pytest
 
 from fake_snapshots import publish
 from ratoon.cli.app import explain
-from ratoon.cli.fields import as_options
-from ratoon.cli.image_options import image_options
-from ratoon.cli.options import fork_options, published
+from ratoon.cli.options import as_options, fork_options, image_options, published
 from ratoon.client.aio.client import AsyncClient
 from ratoon.errors import InvalidInput, NotFound
 from ratoon.snapshot.store import Store

@@ -110,7 +110,7 @@ def explain(error: RatoonError) -> str:
     """
     text = str(error)
     if isinstance(error, InvalidInput):
-        from ratoon.cli.fields import as_options
+        from ratoon.cli.options import as_options
 
         text = as_options(text)
     first, newline, rest = text.partition("\n")

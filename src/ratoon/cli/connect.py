@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from ratoon.cli.app import app, complain, explain, run, say
-from ratoon.cli.image_options import image_options
-from ratoon.cli.options import fork_options
+from ratoon.cli.options import fork_options, image_options
 from ratoon.errors import RatoonError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from ratoon.concurrency import beside
 from ratoon.errors import InvalidInput, NotFound, RegistryError
 
 if TYPE_CHECKING:
-    from ratoon.cli.image_options import ImageWish
+    from ratoon.cli.options import ImageWish
     from ratoon.cli.run import Wish
     from ratoon.client.aio.client import AsyncClient
     from ratoon.client.aio.sandbox import AsyncSandbox

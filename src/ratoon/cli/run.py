@@ -18,7 +18,7 @@ from ratoon.cli.options import Env, Timeout, User, Workdir
 from ratoon.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from ratoon.cli.image_options import ImageWish
+    from ratoon.cli.options import ImageWish
     from ratoon.client.aio.client import AsyncClient
     from ratoon.client.aio.commands import AsyncCommand
     from ratoon.client.aio.sandbox import AsyncSandbox
