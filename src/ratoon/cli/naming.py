@@ -1,4 +1,4 @@
-"""Sandboxes and images as people name them."""
+"""Sandboxes, snapshots and images as people name them, and as the shell completes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ratoon.cli.completion import sandboxes
 from ratoon.errors import AlreadyExists, Conflict, NotFound
 
 if TYPE_CHECKING:
@@ -27,13 +26,34 @@ IMAGE = (
 )
 _IMAGE_ON_HOST = re.compile(r"(oci|oci-archive|docker-archive|tar|dir):(.+)", re.DOTALL)
 
+
+def known_ids(incomplete: str) -> list[str]:
+    """Ids of the store here that begin so, for the shell: nobody is asked."""
+    return _names("sandboxes", incomplete)
+
+
+def known_tags(incomplete: str) -> list[str]:
+    """Tags of the store here that begin so, for the shell."""
+    return _names("snapshots", incomplete)
+
+
+def _names(directory: str, incomplete: str) -> list[str]:
+    from ratoon import paths
+    from ratoon.client.address import url_of_environment
+
+    place = paths.home() / directory
+    if url_of_environment() or not place.is_dir():
+        return []
+    return sorted(each.name for each in place.iterdir() if each.name.startswith(incomplete))
+
+
 Sandbox = Annotated[
     str,
-    typer.Argument(metavar="SANDBOX", help="Its id or its name.", autocompletion=sandboxes),
+    typer.Argument(metavar="SANDBOX", help="Its id or its name.", autocompletion=known_ids),
 ]
 Sandboxes = Annotated[
     list[str],
-    typer.Argument(metavar="SANDBOX", help="Their ids or names.", autocompletion=sandboxes),
+    typer.Argument(metavar="SANDBOX", help="Their ids or names.", autocompletion=known_ids),
 ]
 
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from ratoon.cli.app import OWN_FAILURE, Json, print_json, say
-from ratoon.cli.completion import snapshots
 from ratoon.cli.connect import talks
-from ratoon.cli.naming import NAME, Sandbox, find, require_free
+from ratoon.cli.naming import NAME, Sandbox, find, known_tags, require_free
 from ratoon.cli.options import Env, Timeout, User, Workdir
 from ratoon.errors import InvalidInput
 
@@ -52,7 +51,7 @@ async def run_in_fork(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SNAPSHOT|IMAGE", help="What to fork, or to run.", autocompletion=snapshots
+            metavar="SNAPSHOT|IMAGE", help="What to fork, or to run.", autocompletion=known_tags
         ),
     ],
     options: Options,

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ratoon.cli.app import Json, complain, explain, print_json, say
-from ratoon.cli.completion import sandboxes as ids
-from ratoon.cli.completion import snapshots
 from ratoon.cli.connect import all_of, talks
-from ratoon.cli.naming import NAME, Sandbox, Sandboxes, find
+from ratoon.cli.naming import NAME, Sandbox, Sandboxes, find, known_ids, known_tags
 from ratoon.cli.options import Label, published
 from ratoon.cli.showing import age, printable
 from ratoon.errors import InvalidInput, RatoonError
@@ -30,7 +28,7 @@ Many = Annotated[int, typer.Option("-n", min=1, max=1000, metavar="N", help="How
 @talks("spawn")
 async def spawn(
     client: AsyncClient,
-    tag: Annotated[str, typer.Option(help="The snapshot to fork.", autocompletion=snapshots)],
+    tag: Annotated[str, typer.Option(help="The snapshot to fork.", autocompletion=known_tags)],
     options: Options,
     n: Many = 1,
     as_json: Json = False,
@@ -133,7 +131,7 @@ async def kill(
     client: AsyncClient,
     sandboxes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="SANDBOX", help="Their ids or names.", autocompletion=ids),
+        typer.Argument(metavar="SANDBOX", help="Their ids or names.", autocompletion=known_ids),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All sandboxes.")] = False,
     tag: Annotated[str | None, typer.Option(help="Those forked from this snapshot.")] = None,

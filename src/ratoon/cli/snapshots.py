@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ratoon.cli.app import Json, print_json, say
-from ratoon.cli.completion import snapshots as tags_there_are
 from ratoon.cli.connect import Asked, talks
-from ratoon.cli.naming import IMAGE, find, located
+from ratoon.cli.naming import IMAGE, find, known_tags, located
 from ratoon.cli.showing import MIB
 from ratoon.concurrency import beside
 from ratoon.errors import AlreadyExists, CommandFailed, InvalidInput, NotFound
@@ -61,7 +60,7 @@ async def from_image(
 async def snapshot_diff(
     client: AsyncClient,
     parent: Annotated[
-        str, typer.Option("--from", help="The snapshot to fork.", autocompletion=tags_there_are)
+        str, typer.Option("--from", help="The snapshot to fork.", autocompletion=known_tags)
     ],
     tag: Tag,
     command: Annotated[str, typer.Option("--exec", help="The command to run in the fork.")],
@@ -134,7 +133,7 @@ async def snapshot_compact(
     tag: Annotated[
         str,
         typer.Option(
-            "--from", help="The snapshot to compact; it stays.", autocompletion=tags_there_are
+            "--from", help="The snapshot to compact; it stays.", autocompletion=known_tags
         ),
     ],
     to: Annotated[str, typer.Option("--to", help="The new snapshot's name.")],
@@ -153,7 +152,7 @@ async def snapshot_compact(
 async def remove(
     client: AsyncClient,
     tags: Annotated[
-        list[str], typer.Argument(help="The snapshots to delete.", autocompletion=tags_there_are)
+        list[str], typer.Argument(help="The snapshots to delete.", autocompletion=known_tags)
     ],
     cascade: Annotated[
         bool, typer.Option("--cascade", help="Delete what was made from them too, leaves first.")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ratoon.cli.app import Json, app, print_json, say
-from ratoon.cli.completion import snapshots as tags_there_are
 from ratoon.cli.connect import talks
+from ratoon.cli.naming import known_tags
 from ratoon.cli.options import byte_count, seconds
 from ratoon.cli.showing import MIB, age
 from ratoon.errors import RatoonError
@@ -45,7 +45,7 @@ async def prune(
     ] = None,
     lineage: Annotated[
         str | None,
-        typer.Option(metavar="TAG", help="Only this one's lineage.", autocompletion=tags_there_are),
+        typer.Option(metavar="TAG", help="Only this one's lineage.", autocompletion=known_tags),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would go, and why; delete nothing.")
@@ -114,7 +114,7 @@ def compress(
     tags: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TAG]...", help="Their chains; all if none.", autocompletion=tags_there_are
+            metavar="[TAG]...", help="Their chains; all if none.", autocompletion=known_tags
         ),
     ] = None,
     older_than: Annotated[
