@@ -11,9 +11,8 @@ import typer
 
 from ratoon.cli.app import say
 from ratoon.cli.connect import talks
-from ratoon.cli.meter import Meter
 from ratoon.cli.naming import find
-from ratoon.cli.showing import MIB, printable
+from ratoon.cli.showing import MIB, Meter, printable
 from ratoon.errors import GuestFileNotFound, GuestNotADirectory, InvalidInput
 
 if TYPE_CHECKING:
