@@ -67,9 +67,9 @@ def test_what_is_no_field_stays() -> None:
 
 
 def test_options_are_called_what_they_were_written_as() -> None:
-    wish = image_options(mem_size_mib=200, no_cache=True)
-    assert wish.written == ("--mem-size-mib", "--no-cache")
-    assert wish.options == {"ram_mib": 200, "cache": False}
+    given = image_options(mem_size_mib=200, no_cache=True)
+    assert given.written == ("--mem-size-mib", "--no-cache")
+    assert given.options == {"ram_mib": 200, "cache": False}
 
 
 @pytest.mark.parametrize("text", ["99999", "0", "80:70000", "0:80"])

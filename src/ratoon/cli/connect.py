@@ -144,7 +144,7 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """With annotations that are no text any more."""
     hints = get_type_hints(
         function,
-        localns={"AsyncClient": Any, "Options": Any, "ImageWish": Any},
+        localns={"AsyncClient": Any, "Options": Any, "ImageOptions": Any},
         include_extras=True,
     )
     return {

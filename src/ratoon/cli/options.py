@@ -168,7 +168,7 @@ _CHECKS = ("--health", "--health-cmd", "--health-log")
 
 
 @dataclass(frozen=True)
-class ImageWish:
+class ImageOptions:
     """Those that were given, by the library's names, and as they were written.
 
     `waits`: there is a health check.
@@ -221,7 +221,7 @@ def image_options(
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Look an image up again; make anew what was kept.")
     ] = False,
-) -> ImageWish:
+) -> ImageOptions:
     """Those that were given. InvalidInput: some of them would be of no effect."""
     given = {
         "--health": ("health", health),
@@ -248,7 +248,7 @@ def image_options(
             f"{', '.join(idle)}: there is no health check; give one of {', '.join(_CHECKS)}"
         )
     options: Any = dict(written.values())
-    return ImageWish(options, (*written,), waits=waits)
+    return ImageOptions(options, (*written,), waits=waits)
 
 
 _PATIENCE = ("interval", "timeout", "within")

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from ratoon.cli.app import OWN_FAILURE, Json, print_json, say
 from ratoon.cli.connect import talks
-from ratoon.cli.naming import NAME, Sandbox, find, known_tags, require_free
+from ratoon.cli.naming import NAME, Sandbox, find, known_tags, located, require_free
 from ratoon.cli.options import Env, Timeout, User, Workdir
-from ratoon.errors import InvalidInput
+from ratoon.cli.showing import printable
+from ratoon.errors import InvalidInput, NotFound, RegistryError
 
 if TYPE_CHECKING:
-    from ratoon.cli.options import ImageWish
+    from ratoon.cli.options import ImageOptions
     from ratoon.client.aio.client import AsyncClient
     from ratoon.client.aio.commands import AsyncCommand
     from ratoon.client.aio.sandbox import AsyncSandbox
+    from ratoon.client.answers import CommandResult
     from ratoon.client.options import Options
+    from ratoon.client.runs import RunOptions
 
 Interactive = Annotated[
     bool, typer.Option("--interactive", "-i", help="Give it what is typed or piped in here.")
@@ -31,9 +37,14 @@ Command = Annotated[
     list[str] | None, typer.Argument(metavar="COMMAND", help="What to run, and its arguments.")
 ]
 
+#: Seconds after which somebody who waits wants to hear of it.
+PATIENCE = 0.7
+
+_TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
 
 @dataclass(frozen=True)
-class Wish:
+class CommandSpec:
     """What is to be run in a sandbox, and how."""
 
     argv: list[str] | None
@@ -55,7 +66,7 @@ async def run_in_fork(
         ),
     ],
     options: Options,
-    of_image: ImageWish,
+    of_image: ImageOptions,
     command: Command = None,
     interactive: Interactive = False,
     tty: Tty = False,
@@ -82,15 +93,13 @@ async def run_in_fork(
     124: the command timed out; 125: Ratoon itself failed; 126, 127: it could not be executed, or
     was not found.
     """
-    wish = _wish(command, interactive, tty, env, workdir, user, timeout_secs)
-    from ratoon.cli import images_run
-
-    _check(wish, detach=detach, as_json=as_json, may_be_bare=True)
-    is_image = not await images_run.is_snapshot(client, source)
+    spec = _spec_of(command, interactive, tty, env, workdir, user, timeout_secs)
+    _check(spec, detach=detach, as_json=as_json, may_be_bare=True)
+    is_image = not await _is_snapshot(client, source)
     if of_image.options and not is_image:
         raise InvalidInput(f"{source} is a snapshot: {', '.join(of_image.written)} is for images")
     if not is_image:
-        _check(wish, detach=detach, as_json=as_json)
+        _check(spec, detach=detach, as_json=as_json)
     if name is not None:
         await require_free(client, name)
         options["metadata"] = {**options.get("metadata", {}), NAME: name}
@@ -98,29 +107,28 @@ async def run_in_fork(
 
     async with AsyncExitStack() as held:
         if is_image:
-            sandbox = await images_run.started(
-                client, source, wish, of_image, options, detach=detach
-            )
-            wish = replace(wish, argv=images_run.argv_of(sandbox))
+            sandbox = await _image_started(client, source, spec, of_image, options, detach=detach)
+            assert sandbox.run is not None
+            spec = replace(spec, argv=sandbox.run.argv or None)  # with the image's entrypoint
         else:
             sandbox = await AsyncSandbox.create(source, client=client, **options)
         await held.enter_async_context(sandbox)
         if detach:
-            if wish.argv is not None and not is_image:
-                await _left_running(sandbox, wish)
+            if spec.argv is not None and not is_image:
+                await _left_running(sandbox, spec)
             held.pop_all()
             if as_json:
-                print_json({**asdict(sandbox.info), **images_run.told(sandbox)})
+                print_json({**asdict(sandbox.info), **_image_facts(sandbox)})
             else:
                 print(sandbox.id)
             return
         if of_image.waits:
-            raise typer.Exit(await images_run.followed(sandbox, as_json=as_json))
+            raise typer.Exit(await _image_followed(sandbox, as_json=as_json))
         if is_image:
-            _check(wish, detach=False, as_json=as_json)
+            _check(spec, detach=False, as_json=as_json)
         if as_json:
-            await _collected(sandbox, wish)
-        code = await _followed(sandbox, wish)
+            await _collected(sandbox, spec)
+        code = await _followed(sandbox, spec)
         if code is None:
             held.pop_all()
             say(f"sandbox {sandbox.id} goes on too; `ratoon kill {sandbox.id}` ends it")
@@ -148,24 +156,24 @@ async def run_in_sandbox(
     When this is interrupted the command is killed. With -t, Ctrl-P Ctrl-Q leaves it running;
     without a COMMAND it is a shell then. Exit codes are as with `ratoon run`.
     """
-    wish = _wish(command, interactive, tty, env, workdir, user, timeout_secs)
-    _check(wish, detach=detach, as_json=as_json)
+    spec = _spec_of(command, interactive, tty, env, workdir, user, timeout_secs)
+    _check(spec, detach=detach, as_json=as_json)
     chosen = await find(client, sandbox)
     if detach:
-        if wish.argv is None:
+        if spec.argv is None:
             raise InvalidInput("-d: say which command is to run")
-        pid = await _left_running(chosen, wish)
+        pid = await _left_running(chosen, spec)
         if as_json:
             print_json({"pid": pid})
         else:
             print(pid)
         return
     if as_json:
-        await _collected(chosen, wish)
-    raise typer.Exit(await _followed(chosen, wish) or 0)
+        await _collected(chosen, spec)
+    raise typer.Exit(await _followed(chosen, spec) or 0)
 
 
-def _wish(
+def _spec_of(
     command: list[str] | None,
     interactive: bool,
     tty: bool,
@@ -173,44 +181,136 @@ def _wish(
     workdir: str | None,
     user: str | None,
     timeout: float | None,
-) -> Wish:
+) -> CommandSpec:
     argv = command[1:] if command and command[0] == "--" else command
-    return Wish(argv or None, interactive, tty, dict(env or []), workdir, user, timeout)
+    return CommandSpec(argv or None, interactive, tty, dict(env or []), workdir, user, timeout)
 
 
-def _check(wish: Wish, *, detach: bool, as_json: bool, may_be_bare: bool = False) -> None:
+def _check(spec: CommandSpec, *, detach: bool, as_json: bool, may_be_bare: bool = False) -> None:
     """InvalidInput: it makes no sense so. `may_be_bare`: there may be a command all the same."""
     from ratoon.cli.session import require_terminal
 
-    if wish.argv is None and not wish.tty and not detach and not may_be_bare:
+    if spec.argv is None and not spec.tty and not detach and not may_be_bare:
         raise InvalidInput("say which command is to run, or give -it for a shell")
-    if wish.tty and (as_json or detach):
+    if spec.tty and (as_json or detach):
         raise InvalidInput("-t is for somebody who sits here: leave -d and --json out")
-    if wish.tty:
+    if spec.tty:
         require_terminal()
 
 
+async def _is_snapshot(client: AsyncClient, name: str) -> bool:
+    """Whether there is a snapshot of that name; else it is an image's."""
+    if not _TAG.fullmatch(name):
+        return False
+    try:
+        await client.snapshots.get(name)
+    except NotFound:
+        return False
+    return True
+
+
+async def _image_started(
+    client: AsyncClient,
+    name: str,
+    spec: CommandSpec,
+    image: ImageOptions,
+    options: Options,
+    *,
+    detach: bool,
+) -> AsyncSandbox:
+    """The sandbox of an image that is run; a line says where it came from.
+
+    What is waited for, or left running, is started there; the rest is for who follows it.
+    """
+    name, start = located(name), image.waits or detach
+    if image.waits and (spec.interactive or spec.tty):
+        raise InvalidInput("with -i or -t nothing can be kept of a command: leave the check out")
+    if start and spec.timeout is not None:
+        raise InvalidInput("--timeout-secs is for who waits for the end: use --ttl here")
+    given: Any = {**options, **image.options, "start": start}
+    if start:
+        given |= {"env": spec.env, "user": spec.user, "workdir": spec.cwd}
+    run_options: RunOptions = given
+    command = spec.argv or None
+    try:
+        sandbox = await _patiently(client, name, client.run_image(name, command, **run_options))
+    except (NotFound, RegistryError):
+        if _TAG.fullmatch(name):
+            say(f"there is no snapshot {name}, and as an image:")
+        if (place := Path(name)).exists():
+            kind = "dir" if place.is_dir() else "tar"
+            say(printable(f"if what is called {name} here is meant, write {kind}:{name}"))
+        raise
+    run = sandbox.run
+    assert run is not None
+    tag = sandbox.info.snapshot_tag
+    kept = (
+        "the image was booted",
+        f"started from tier 1, {tag}, the booted image",
+        f"started from tier 2, {tag}, where it was up",
+    )[run.tier]
+    missed = f"; {'; '.join(run.missed)}" if run.missed else ""
+    say(printable(f"{name}: {kept}{missed}"))
+    return sandbox
+
+
+async def _patiently(
+    client: AsyncClient, image: str, work: Coroutine[Any, Any, AsyncSandbox]
+) -> AsyncSandbox:
+    """What `work` gives; if it takes long, how far it is is said meanwhile."""
+    import asyncio
+
+    from ratoon.concurrency import beside
+
+    async def tell() -> None:
+        await asyncio.sleep(PATIENCE)
+        async with client.events() as events:
+            async for event in events:
+                if event.kind == "progress" and event.snapshot == image and event.reason:
+                    say(printable(event.reason))
+
+    return await beside(work, tell())
+
+
+async def _image_followed(sandbox: AsyncSandbox, *, as_json: bool) -> int:
+    """Show what a command that was started has written, and writes, until it ends; its code."""
+    from ratoon.cli.session import follow
+
+    assert sandbox.run is not None
+    assert sandbox.run.pid is not None
+    async with await sandbox.commands.connect(sandbox.run.pid) as running:
+        if not as_json:
+            return await follow(running, stdin=False, on_terminal=False)
+        result = await running.wait(check=False)
+    print_json({**_as_json(sandbox, result), **_image_facts(sandbox)})
+    return result.exit_code
+
+
 async def _started(
-    sandbox: AsyncSandbox, wish: Wish, *, background: bool, terminal: tuple[int, int] | None = None
+    sandbox: AsyncSandbox,
+    spec: CommandSpec,
+    *,
+    background: bool,
+    terminal: tuple[int, int] | None = None,
 ) -> AsyncCommand:
     from ratoon.client.aio.pty import LOGIN_SHELL, TERM
 
-    env = {"TERM": os.environ.get("TERM", TERM), **wish.env} if terminal else wish.env
+    env = {"TERM": os.environ.get("TERM", TERM), **spec.env} if terminal else spec.env
     return await sandbox.commands.start(
-        wish.argv or LOGIN_SHELL,
-        stdin=wish.interactive,
+        spec.argv or LOGIN_SHELL,
+        stdin=spec.interactive,
         env=env,
-        cwd=wish.cwd,
-        user=wish.user,
-        timeout=wish.timeout,
+        cwd=spec.cwd,
+        user=spec.user,
+        timeout=spec.timeout,
         terminal=terminal,
         background=background,
     )
 
 
-async def _left_running(sandbox: AsyncSandbox, wish: Wish) -> int:
+async def _left_running(sandbox: AsyncSandbox, spec: CommandSpec) -> int:
     """The pid of the command, which goes on by itself."""
-    async with await _started(sandbox, wish, background=True) as running:
+    async with await _started(sandbox, spec, background=True) as running:
         if running.pid is None:
             ended = await running.wait(check=False)
             raise InvalidInput(ended.reason or "the command could not be started")
@@ -218,46 +318,55 @@ async def _left_running(sandbox: AsyncSandbox, wish: Wish) -> int:
     raise AssertionError
 
 
-async def _collected(sandbox: AsyncSandbox, wish: Wish) -> NoReturn:
+async def _collected(sandbox: AsyncSandbox, spec: CommandSpec) -> NoReturn:
     """Print all about the command as JSON, once it has ended; Exit with its exit code."""
-    from ratoon.cli import images_run
-
-    assert wish.argv is not None
+    assert spec.argv is not None
     result = await sandbox.commands.run(
-        wish.argv,
-        stdin=sys.stdin.buffer.read() if wish.interactive else None,
-        env=wish.env,
-        cwd=wish.cwd,
-        user=wish.user,
-        timeout=wish.timeout,
+        spec.argv,
+        stdin=sys.stdin.buffer.read() if spec.interactive else None,
+        env=spec.env,
+        cwd=spec.cwd,
+        user=spec.user,
+        timeout=spec.timeout,
         check=False,
     )
     info = sandbox.info
-    print_json(
-        {
-            "sandbox": sandbox.id,
-            "exit_code": result.exit_code,
-            "stdout": result.stdout,
-            "stderr": result.stderr,
-            "timed_out": result.timed_out,
-            "error": result.reason,
-            "truncated": result.truncated,
-            "stages_ms": {**info.stages_ms, "fork": info.fork_ms},
-            **images_run.told(sandbox),
-        }
-    )
+    took = {
+        "timed_out": result.timed_out,
+        "stages_ms": {**info.stages_ms, "fork": info.fork_ms},
+    }
+    print_json({**_as_json(sandbox, result), **took, **_image_facts(sandbox)})
     raise typer.Exit(result.exit_code)
 
 
-async def _followed(sandbox: AsyncSandbox, wish: Wish) -> int | None:
+def _as_json(sandbox: AsyncSandbox, result: CommandResult) -> dict[str, Any]:
+    """All about a command that has ended."""
+    return {
+        "sandbox": sandbox.id,
+        "exit_code": result.exit_code,
+        "stdout": result.stdout,
+        "stderr": result.stderr,
+        "error": result.reason,
+        "truncated": result.truncated,
+    }
+
+
+def _image_facts(sandbox: AsyncSandbox) -> dict[str, Any]:
+    """How an image was run, for JSON; nothing if it was a snapshot."""
+    if sandbox.run is None:
+        return {}
+    return {"run": asdict(sandbox.run)}
+
+
+async def _followed(sandbox: AsyncSandbox, spec: CommandSpec) -> int | None:
     """The exit code of the command; None: it is left running."""
     from ratoon.cli.session import Detached, abandon, follow, size_here
 
-    size = size_here() if wish.tty else None
+    size = size_here() if spec.tty else None
     # On a terminal it can be left, so it must be able to go on.
-    async with await _started(sandbox, wish, background=wish.tty, terminal=size) as running:
+    async with await _started(sandbox, spec, background=spec.tty, terminal=size) as running:
         try:
-            return await follow(running, stdin=wish.interactive, on_terminal=wish.tty)
+            return await follow(running, stdin=spec.interactive, on_terminal=spec.tty)
         except Detached:
             say(f"\r\ndetached; `ratoon attach {sandbox.id} {running.pid}` goes on")
             return None
