@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ratoon.cli.app import OWN_FAILURE, say
-from ratoon.cli.connect import talks
+from ratoon.cli.connect import client_command
 from ratoon.cli.naming import Sandbox, find
 from ratoon.errors import Conflict, NotFound
 
@@ -27,7 +27,7 @@ Pid = Annotated[
 ]
 
 
-@talks("attach", failure=OWN_FAILURE)
+@client_command("attach", failure=OWN_FAILURE)
 async def attach(client: AsyncClient, sandbox: Sandbox, pid: Pid = None) -> None:
     """Go on with a command that runs in a sandbox.
 
@@ -51,7 +51,7 @@ async def attach(client: AsyncClient, sandbox: Sandbox, pid: Pid = None) -> None
     raise typer.Exit(code)
 
 
-@talks("logs")
+@client_command("logs")
 async def logs(
     client: AsyncClient,
     sandbox: Sandbox,

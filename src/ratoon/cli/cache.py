@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ratoon.cli.app import Json, print_json, say
-from ratoon.cli.connect import talks
+from ratoon.cli.connect import client_command
 from ratoon.cli.options import seconds
 from ratoon.cli.showing import MIB, age, printable
 from ratoon.errors import InvalidInput
@@ -30,7 +30,7 @@ class Action(StrEnum):
     PRUNE = "prune"
 
 
-@talks("cache", start=False)
+@client_command("cache", start=False)
 async def cache(
     client: AsyncClient,
     action: Annotated[Action, typer.Argument(help="What to do.")],

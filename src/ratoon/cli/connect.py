@@ -38,7 +38,7 @@ async def _with_daemon(daemon_url: Url = None, daemon_token: Token = None) -> No
     """The options that each of these verbs has besides its own."""
 
 
-def talks(
+def client_command(
     name: str, *, start: bool = True, failure: int | None = None, takes_all: bool = False
 ) -> Callable[[Main], Main]:
     """Make `function(client, …)` the verb `name`.

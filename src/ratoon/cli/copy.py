@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ratoon.cli.app import say
-from ratoon.cli.connect import talks
+from ratoon.cli.connect import client_command
 from ratoon.cli.naming import find
 from ratoon.cli.showing import MIB, Meter, printable
 from ratoon.errors import GuestFileNotFound, GuestNotADirectory, InvalidInput
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SHOWN = 10
 
 
-@talks("cp")
+@client_command("cp")
 async def copy(
     client: AsyncClient,
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="SANDBOX:PATH, or a path here.")],

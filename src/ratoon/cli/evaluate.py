@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ratoon.cli.app import OWN_FAILURE, Json, print_json
-from ratoon.cli.connect import talks
+from ratoon.cli.connect import client_command
 from ratoon.cli.naming import Sandbox, find
 from ratoon.cli.options import Timeout
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ratoon.client.aio.client import AsyncClient
 
 
-@talks("eval", failure=OWN_FAILURE)
+@client_command("eval", failure=OWN_FAILURE)
 async def evaluate(
     client: AsyncClient,
     sandbox: Sandbox,

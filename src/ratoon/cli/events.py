@@ -8,14 +8,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ratoon.cli.app import Json
-from ratoon.cli.connect import talks
+from ratoon.cli.connect import client_command
 from ratoon.cli.showing import printable
 
 if TYPE_CHECKING:
     from ratoon.client.aio.client import AsyncClient
 
 
-@talks("events")
+@client_command("events")
 async def events(client: AsyncClient, as_json: Json = False) -> None:
     """Show what happens to sandboxes and snapshots.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ratoon.cli.app import Json, print_json
-from ratoon.cli.connect import talks
+from ratoon.cli.connect import client_command
 from ratoon.cli.showing import MIB
 from ratoon.errors import InvalidInput
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ratoon.client.aio.client import AsyncClient
 
 
-@talks("pool")
+@client_command("pool")
 async def pool(
     client: AsyncClient,
     tag: Annotated[str | None, typer.Argument(help="The snapshot.")] = None,

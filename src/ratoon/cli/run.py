@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ratoon.cli.app import OWN_FAILURE, Json, print_json, say
-from ratoon.cli.connect import talks
+from ratoon.cli.connect import client_command
 from ratoon.cli.naming import NAME, Sandbox, find, known_tags, located, require_free
 from ratoon.cli.options import Env, Timeout, User, Workdir
 from ratoon.cli.showing import printable
@@ -56,7 +56,7 @@ class CommandSpec:
     timeout: float | None
 
 
-@talks("run", failure=OWN_FAILURE, takes_all=True)
+@client_command("run", failure=OWN_FAILURE, takes_all=True)
 async def run_in_fork(
     client: AsyncClient,
     source: Annotated[
@@ -135,7 +135,7 @@ async def run_in_fork(
     raise typer.Exit(code or 0)
 
 
-@talks("exec", failure=OWN_FAILURE, takes_all=True)
+@client_command("exec", failure=OWN_FAILURE, takes_all=True)
 async def run_in_sandbox(
     client: AsyncClient,
     sandbox: Sandbox,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ratoon.cli.app import Json, complain, explain, print_json, say
-from ratoon.cli.connect import all_of, talks
+from ratoon.cli.connect import all_of, client_command
 from ratoon.cli.naming import NAME, Sandbox, Sandboxes, find, known_ids, known_tags
 from ratoon.cli.options import Label, published
 from ratoon.cli.showing import age, printable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Many = Annotated[int, typer.Option("-n", min=1, max=1000, metavar="N", help="How many.")]
 
 
-@talks("spawn")
+@client_command("spawn")
 async def spawn(
     client: AsyncClient,
     tag: Annotated[str, typer.Option(help="The snapshot to fork.", autocompletion=known_tags)],
@@ -40,7 +40,7 @@ async def spawn(
     _show_forks(await client.fork(tag, n, **options), as_json)
 
 
-@talks("fork")
+@client_command("fork")
 async def fork(
     client: AsyncClient,
     sandbox: Sandbox,
@@ -84,8 +84,8 @@ State = Annotated[str | None, typer.Option(help="Those alone: running, standby o
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Ids alone.")]
 
 
-@talks("ps")
-@talks("ls")
+@client_command("ps")
+@client_command("ls")
 async def list_sandboxes(
     client: AsyncClient,
     label: Label = None,
@@ -126,7 +126,7 @@ def _show_table(found: Sequence[SandboxInfo]) -> None:
     show(table)
 
 
-@talks("kill")
+@client_command("kill")
 async def kill(
     client: AsyncClient,
     sandboxes: Annotated[
@@ -152,19 +152,19 @@ async def _kill(sandbox: AsyncSandbox) -> None:
     say(f"killed {sandbox.id}")
 
 
-@talks("standby")
+@client_command("standby")
 async def standby(client: AsyncClient, sandboxes: Sandboxes) -> None:
     """Put sandboxes to standby: on the disk, out of the memory."""
     await _each(client, sandboxes, _changing("standby"))
 
 
-@talks("resume")
+@client_command("resume")
 async def resume(client: AsyncClient, sandboxes: Sandboxes) -> None:
     """Let sandboxes in standby go on."""
     await _each(client, sandboxes, _changing("resume"))
 
 
-@talks("reset")
+@client_command("reset")
 async def reset(client: AsyncClient, sandboxes: Sandboxes) -> None:
     """Take sandboxes back to their last branch, or their snapshot."""
     await _each(client, sandboxes, _changing("reset"))
@@ -191,7 +191,7 @@ async def _each(
     await all_of(one(name) for name in names)
 
 
-@talks("port")
+@client_command("port")
 async def port(
     client: AsyncClient,
     sandbox: Sandbox,
@@ -233,7 +233,7 @@ def _show_ports(ports: Sequence[PublishedPort], as_json: bool) -> None:
         print(f"127.0.0.1:{each.host_port} -> {each.guest_port}")
 
 
-@talks("top")
+@client_command("top")
 async def top(client: AsyncClient, sandbox: Sandbox, as_json: Json = False) -> None:
     """Show the commands of a sandbox.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ratoon.cli.app import Json, print_json, say
-from ratoon.cli.connect import Asked, talks
+from ratoon.cli.connect import Asked, client_command
 from ratoon.cli.naming import IMAGE, find, known_tags, located
 from ratoon.cli.showing import MIB
 from ratoon.concurrency import beside
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Tag = Annotated[str, typer.Option("--tag", help="The new snapshot's name.")]
 
 
-@talks("from-image", start=False)
+@client_command("from-image", start=False)
 async def from_image(
     client: AsyncClient,
     image: Annotated[str, typer.Argument(help=IMAGE)],
@@ -56,7 +56,7 @@ async def from_image(
     _show(made, began, {}, as_json)
 
 
-@talks("snapshot-diff", start=False)
+@client_command("snapshot-diff", start=False)
 async def snapshot_diff(
     client: AsyncClient,
     parent: Annotated[
@@ -91,7 +91,7 @@ async def snapshot_diff(
     _show(made, began, stages, as_json)
 
 
-@talks("snapshot", start=True)
+@client_command("snapshot", start=True)
 async def snapshot(
     client: AsyncClient,
     sandbox: Annotated[
@@ -127,7 +127,7 @@ async def snapshot(
     _show(made, began, {}, as_json)
 
 
-@talks("snapshot-compact", start=False)
+@client_command("snapshot-compact", start=False)
 async def snapshot_compact(
     client: AsyncClient,
     tag: Annotated[
@@ -148,7 +148,7 @@ async def snapshot_compact(
     _show(made, began, {}, as_json)
 
 
-@talks("rmi", start=False)
+@client_command("rmi", start=False)
 async def remove(
     client: AsyncClient,
     tags: Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ratoon.cli.app import Json, app, print_json, say
-from ratoon.cli.connect import talks
+from ratoon.cli.connect import client_command
 from ratoon.cli.naming import known_tags
 from ratoon.cli.options import byte_count, seconds
 from ratoon.cli.showing import MIB, age
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ratoon.snapshot.compress import Rewritten
 
 
-@talks("prune", start=False)
+@client_command("prune", start=False)
 async def prune(
     client: AsyncClient,
     keep_last: Annotated[

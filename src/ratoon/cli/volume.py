@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ratoon.cli.app import Json, print_json, say
-from ratoon.cli.connect import all_of, talks
+from ratoon.cli.connect import all_of, client_command
 from ratoon.cli.showing import MIB
 from ratoon.errors import InvalidInput
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ratoon.client.aio.client import AsyncClient
 
 
-@talks("volume")
+@client_command("volume")
 async def volume(
     client: AsyncClient,
     what: Annotated[Literal["ls", "create", "rm"], typer.Argument(help="What to do.")] = "ls",
