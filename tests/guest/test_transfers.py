@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 from channel_peer import Peer, connected, together
 from files_on_host import FilesOnHost, files_on_host, until
+from served_files import served
 
+from ratoon.client.aio import trees
+from ratoon.client.aio.files import AsyncFiles
 from ratoon.errors import (
     AlreadyExists,
     Conflict,
@@ -28,6 +31,7 @@ from ratoon.errors import (
     HostError,
     InvalidInput,
     NotFound,
+    Unreachable,
     UnsafeArchive,
 )
 from ratoon.guest.agent import tar, wire
@@ -48,6 +52,13 @@ async def _all_is_let_go(files: FilesOnHost) -> AsyncIterator[None]:
     yield
     await until(lambda: files.process.descriptors == before)
     assert len(list(Path("/proc/self/fd").iterdir())) == ours
+
+
+@pytest.fixture
+async def copies(_all_is_let_go: None, files: FilesOnHost) -> AsyncIterator[AsyncFiles]:
+    """The same files, for whom uses the library."""
+    async with served(files.channel) as copies:
+        yield copies
 
 
 def tree(root: Path, *, files: int = 50) -> dict[str, tuple[object, ...]]:
@@ -80,27 +91,29 @@ def listing(root: Path) -> dict[str, tuple[object, ...]]:
 # There and back ---------------------------------------------------------------------------------
 
 
-async def test_a_tree_there_and_back(files: FilesOnHost, tmp_path: Path) -> None:
+async def test_a_tree_there_and_back(copies: AsyncFiles, tmp_path: Path) -> None:
     there, back = tmp_path / "there", tmp_path / "back"
     expected = tree(tmp_path / "from")
     counts: list[int] = []
-    up = await files.upload(tmp_path / "from", there, progress=counts.append)
+    up = await copies.upload(tmp_path / "from", there, on_bytes=counts.append)
     assert listing(there) == expected
     assert (there / "large").samefile(there / "d" / "e" / "same")
     assert stat.S_IMODE((there / "d" / "1").stat().st_mode) == 0o4755
     assert counts == sorted(counts)
     assert counts[-1] == up.size_bytes
     counts.clear()
-    down = await files.download(there, back, progress=counts.append)
+    down = await copies.download(there, back, on_bytes=counts.append)
     assert listing(back) == expected
     assert (back / "large").samefile(back / "d" / "e" / "same")
     assert stat.S_IMODE((back / "d" / "1").stat().st_mode) == 0o755
     assert counts[-1] == down.size_bytes == up.size_bytes
     assert up.entries == down.entries == len(expected)
-    assert up.left_out == down.left_out == ()
+    assert up.left_out == down.left_out == []
 
 
-async def test_a_large_file_there_and_back(files: FilesOnHost, tmp_path: Path) -> None:
+async def test_a_large_file_there_and_back(
+    files: FilesOnHost, copies: AsyncFiles, tmp_path: Path
+) -> None:
     """Neither side holds much of it."""
     with (tmp_path / "from").open("wb") as file:
         digest = sha256()
@@ -110,8 +123,8 @@ async def test_a_large_file_there_and_back(files: FilesOnHost, tmp_path: Path) -
             file.write(piece)
     (tmp_path / "from").chmod(0o640)
     before = files.process.resident_bytes
-    await files.upload(tmp_path / "from", tmp_path / "there")
-    await files.download(tmp_path / "there", tmp_path / "back")
+    await copies.upload(tmp_path / "from", tmp_path / "there")
+    await copies.download(tmp_path / "there", tmp_path / "back")
     assert files.process.resident_bytes - before < 16 * MIB
     for path in (tmp_path / "there", tmp_path / "back"):
         assert sha256(path.read_bytes()).digest() == digest.digest()
@@ -152,7 +165,7 @@ async def test_an_archive_that_is_none(files: FilesOnHost, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_owners_are_kept_when_asked(files: FilesOnHost, tmp_path: Path) -> None:
+async def test_owners_are_kept_when_asked(copies: AsyncFiles, tmp_path: Path) -> None:
     (tmp_path / "from").mkdir()
     (tmp_path / "from" / "file").touch()
     (tmp_path / "from" / "link").symlink_to("file")
@@ -165,48 +178,45 @@ async def test_owners_are_kept_when_asked(files: FilesOnHost, tmp_path: Path) ->
 
     for keep, expected in ((False, (0, 0)), (True, (12, 34))):
         there, back = tmp_path / f"there-{keep}", tmp_path / f"back-{keep}"
-        await files.upload(tmp_path / "from", there, owners=keep)
+        await copies.upload(tmp_path / "from", there, owners=keep)
         assert owners(there) == {expected}
-        await files.download(tmp_path / "from", back, owners=keep)
+        await copies.download(tmp_path / "from", back, owners=keep)
         assert owners(back) == {expected if keep else (os.getuid(), os.getgid())}
 
 
-async def test_what_leads_out_is_left_out_and_named(files: FilesOnHost, tmp_path: Path) -> None:
+async def test_what_leads_out_is_left_out_and_named(copies: AsyncFiles, tmp_path: Path) -> None:
     (tmp_path / "from").mkdir()
     (tmp_path / "from" / "passwd").symlink_to("/etc/passwd")
     os.mkfifo(tmp_path / "from" / "fifo")
-    down = await files.download(tmp_path / "from", tmp_path / "back")
+    down = await copies.download(tmp_path / "from", tmp_path / "back")
     assert list((tmp_path / "back").iterdir()) == []
-    assert down.left_out == (
-        "fifo: neither a file, a directory nor a link",
-        "passwd: a link out of the tree, to /etc/passwd",
-    )
-    assert down.left_out_count == 2
-    up = await files.upload(tmp_path / "from", tmp_path / "there")
+    assert down.left_out == ["passwd: a link out of the tree, to /etc/passwd"]
+    assert down.left_out_count == 1  # what the guest left out is not in an archive
+    up = await copies.upload(tmp_path / "from", tmp_path / "there")
     assert (tmp_path / "there" / "passwd").readlink() == Path("/etc/passwd")
-    assert up.left_out == ("fifo: neither a file, a directory nor a link",)
+    assert up.left_out == ["fifo: neither a file, a directory nor a link"]
 
 
-async def test_places_that_are_taken(files: FilesOnHost, tmp_path: Path) -> None:
+async def test_places_that_are_taken(copies: AsyncFiles, tmp_path: Path) -> None:
     tree(tmp_path / "from")
     for name in ("there", "back"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "old").touch()
     with pytest.raises(GuestFileExists):
-        await files.upload(tmp_path / "from", tmp_path / "there")
+        await copies.upload(tmp_path / "from", tmp_path / "there")
     with pytest.raises(AlreadyExists, match="or ask to merge"):
-        await files.download(tmp_path / "from", tmp_path / "back")
+        await copies.download(tmp_path / "from", tmp_path / "back")
     for name in ("there", "back"):
         assert [path.name for path in (tmp_path / name).iterdir()] == ["old"]
-    await files.upload(tmp_path / "from", tmp_path / "there", merge=True)
-    await files.download(tmp_path / "from", tmp_path / "back", merge=True)
+    await copies.upload(tmp_path / "from", tmp_path / "there", merge=True)
+    await copies.download(tmp_path / "from", tmp_path / "back", merge=True)
     names = {path.name for path in (tmp_path / "from").iterdir()}
     for name in ("there", "back"):
         assert {path.name for path in (tmp_path / name).iterdir()} == {*names, "old"}
 
 
 async def test_what_goes_wrong_is_told_and_leaves_nothing(
-    files: FilesOnHost, tmp_path: Path
+    copies: AsyncFiles, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "directory").mkdir()
@@ -215,34 +225,42 @@ async def test_what_goes_wrong_is_told_and_leaves_nothing(
     file, directory, missing = (tmp_path / name for name in ("file", "directory", "missing"))
     cases: list[tuple[Callable[[], Awaitable[Any]], type[Exception], str]] = [
         (
-            lambda: files.download(missing, tmp_path / "x"),
+            lambda: copies.download(missing, tmp_path / "x"),
             GuestFileNotFound,
             "missing: No such file",
         ),
         (
-            lambda: files.download(file / "x", tmp_path / "x"),
+            lambda: copies.download(file / "x", tmp_path / "x"),
             GuestNotADirectory,
             "file/x: Not a dir",
         ),
         (
-            lambda: files.download(tmp_path / "fifo", tmp_path / "x"),
+            lambda: copies.download(tmp_path / "fifo", tmp_path / "x"),
             GuestFileError,
             "neither a file",
         ),
-        (lambda: files.download(file, missing / "x"), NotFound, "on this host: .*missing"),
+        (lambda: copies.download(file, missing / "x"), NotFound, "on this host: .*missing"),
         (
-            lambda: files.download(file, directory, merge=True),
+            lambda: copies.download(file, directory, merge=True),
             Conflict,
             "directory: Is a directory",
         ),
-        (lambda: files.download(directory, file, merge=True), Conflict, "file: Not a directory"),
-        (lambda: files.upload(missing, tmp_path / "x"), NotFound, "on this host: .*missing"),
-        (lambda: files.upload(tmp_path / "fifo", tmp_path / "x"), HostError, "neither a file"),
-        (lambda: files.upload(file, missing / "x"), GuestFileNotFound, "missing"),
-        (lambda: files.upload(file, directory), GuestIsADirectory, "directory: Is a dir"),
-        (lambda: files.upload(directory, file, merge=True), GuestNotADirectory, "file: Not a dir"),
+        (lambda: copies.download(directory, file, merge=True), Conflict, "file: Not a directory"),
+        (lambda: copies.upload(missing, tmp_path / "x"), NotFound, "on this host: .*missing"),
         (
-            lambda: files.upload(file, file / "x", parents=True),
+            lambda: copies.upload(file, missing / "x", parents=False),
+            GuestFileNotFound,
+            "missing",
+        ),
+        (
+            lambda: copies.upload(directory, missing / "x", parents=False),
+            GuestFileNotFound,
+            "missing",
+        ),
+        (lambda: copies.upload(file, directory), GuestIsADirectory, "directory: Is a dir"),
+        (lambda: copies.upload(directory, file, merge=True), GuestNotADirectory, "file: Not a dir"),
+        (
+            lambda: copies.upload(file, file / "x"),
             GuestFileExists,
             "file: File exists",
         ),
@@ -251,7 +269,7 @@ async def test_what_goes_wrong_is_told_and_leaves_nothing(
         with pytest.raises(kind, match=message):
             await wrong()
     assert listing(tmp_path) == before
-    await files.upload(file, missing / "x", parents=True)
+    await copies.upload(file, missing / "x")
     assert (missing / "x").is_file()
 
 
@@ -260,9 +278,9 @@ async def test_a_disk_that_has_no_more_room(tmp_path: Path) -> None:
     (tmp_path / "from" / "small").touch()
     (tmp_path / "from" / "large").write_bytes(bytes(5 * MIB))
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))"
-    async with files_on_host(before=limit) as files:
+    async with files_on_host(before=limit) as files, served(files.channel) as copies:
         with pytest.raises(GuestFileError, match="to/large: File too large") as caught:
-            await files.upload(tmp_path / "from", tmp_path / "to")
+            await copies.upload(tmp_path / "from", tmp_path / "to")
         assert caught.value.kind == "EFBIG"
         # The refusal comes once all is gone.
         assert [path.name for path in tmp_path.iterdir()] == ["from"]
@@ -297,26 +315,26 @@ class Halfway:
             await self.task
 
 
-async def test_a_cancelled_upload_leaves_nothing(files: FilesOnHost, tmp_path: Path) -> None:
+async def test_a_cancelled_upload_leaves_nothing(copies: AsyncFiles, tmp_path: Path) -> None:
     tree(tmp_path / "from", files=500)
     (tmp_path / "from" / "z").write_bytes(bytes(20 * MIB))
     (tmp_path / "to").mkdir()
     there = Halfway(5 * MIB, lambda: bool(temporary(tmp_path / "to")))
-    await there.cancels(files.upload(tmp_path / "from", tmp_path / "to" / "x", progress=there))
+    await there.cancels(copies.upload(tmp_path / "from", tmp_path / "to" / "x", on_bytes=there))
     await until(lambda: list((tmp_path / "to").iterdir()) == [])
     alone = Halfway(5 * MIB, lambda: bool(temporary(tmp_path / "to")))
-    transfer = files.upload(tmp_path / "from" / "z", tmp_path / "to" / "x", progress=alone)
+    transfer = copies.upload(tmp_path / "from" / "z", tmp_path / "to" / "x", on_bytes=alone)
     await alone.cancels(transfer)
     await until(lambda: list((tmp_path / "to").iterdir()) == [])
 
 
-async def test_a_cancelled_download_leaves_nothing(files: FilesOnHost, tmp_path: Path) -> None:
+async def test_a_cancelled_download_leaves_nothing(copies: AsyncFiles, tmp_path: Path) -> None:
     tree(tmp_path / "from", files=500)
     (tmp_path / "from" / "z").write_bytes(bytes(20 * MIB))
     (tmp_path / "to").mkdir()
     for source in (tmp_path / "from", tmp_path / "from" / "z"):
         halfway = Halfway(5 * MIB)
-        await halfway.cancels(files.download(source, tmp_path / "to" / "x", progress=halfway))
+        await halfway.cancels(copies.download(source, tmp_path / "to" / "x", on_bytes=halfway))
         assert list((tmp_path / "to").iterdir()) == []
 
 
@@ -340,28 +358,31 @@ async def test_an_upload_whose_host_goes_away_leaves_nothing(tmp_path: Path) -> 
         await until(lambda: files.process.descriptors == before)
 
 
-async def test_a_source_that_becomes_shorter(files: FilesOnHost, tmp_path: Path) -> None:
-    log = tmp_path / "log"
+async def test_a_source_that_becomes_shorter(copies: AsyncFiles, tmp_path: Path) -> None:
+    log = tmp_path / "from" / "log"
+    log.parent.mkdir()
 
     def truncate(count: int) -> None:
         os.truncate(log, 100)
 
     log.write_bytes(bytes(20 * MIB))
     with pytest.raises(HostError, match="log: it became shorter while it was read"):
-        await files.upload(log, tmp_path / "to", progress=truncate)
+        await copies.upload(tmp_path / "from", tmp_path / "to", on_bytes=truncate)
     log.write_bytes(bytes(20 * MIB))
-    with pytest.raises(GuestFileError, match="log: it became shorter while it was read"):
-        await files.download(log, tmp_path / "to", progress=truncate)
-    await until(lambda: list(tmp_path.iterdir()) == [log])
+    with pytest.raises(Unreachable, match="was cut short"):
+        await copies.download(tmp_path / "from", tmp_path / "to", on_bytes=truncate)
+    await until(lambda: list(tmp_path.iterdir()) == [log.parent])
 
 
 # Side by side -----------------------------------------------------------------------------------
 
 
-async def test_a_transfer_holds_up_nobody(files: FilesOnHost, tmp_path: Path) -> None:
+async def test_a_transfer_holds_up_nobody(
+    files: FilesOnHost, copies: AsyncFiles, tmp_path: Path
+) -> None:
     (tmp_path / "from").write_bytes(bytes(50 * MIB))
-    up = asyncio.create_task(files.upload(tmp_path / "from", tmp_path / "up"))
-    down = asyncio.create_task(files.download(tmp_path / "from", tmp_path / "down"))
+    up = asyncio.create_task(copies.upload(tmp_path / "from", tmp_path / "up"))
+    down = asyncio.create_task(copies.download(tmp_path / "from", tmp_path / "down"))
     await until(lambda: len(temporary(tmp_path)) == 2)
     for _ in range(5):
         assert (await files.stat(tmp_path / "from")).size_bytes == 50 * MIB
@@ -385,22 +406,34 @@ async def test_a_reader_that_does_not_read_holds_up_nobody(
 # Guests that are not what they seem -------------------------------------------------------------
 
 
-async def served(
-    local: Path, *sent: bytes, reply: dict[str, Any] | None = None, **options: Any
-) -> Any:
+async def downloaded(local: Path, *sent: bytes) -> Any:
     """What a download ends with if the guest sends this."""
+
+    async def script(peer: Peer) -> None:
+        stream, request = await peer.request()
+        assert request["op"] == "files.pack"
+        for data in sent:
+            peer.send(stream, wire.STDOUT, data)
+        peer.reply(stream, entries=1, left_out=[], left_out_count=0)
+
+    async with connected() as (channel, peer), served(channel) as copies:
+        result, _ = await together(copies.download("/x", local), script(peer))
+        return result
+
+
+async def extracted(**reply: Any) -> Any:
+    """What unpacking in a guest ends with if that is how it replies."""
+
+    async def script(peer: Peer) -> None:
+        stream, request = await peer.request()
+        assert request["op"] == "files.unpack"
+        peer.reply(stream, **reply)
+
+    async def nothing() -> AsyncIterator[bytes]:
+        yield b""
+
     async with connected() as (channel, peer):
-
-        async def script(peer: Peer) -> None:
-            stream, request = await peer.request()
-            assert request["op"] == "files.pack"
-            for data in sent:
-                peer.send(stream, wire.STDOUT, data)
-            fields = {"entries": 1, "left_out": [], "left_out_count": 0}
-            peer.reply(stream, **(fields if reply is None else reply))
-
-        files = GuestFiles(channel)
-        result, _ = await together(files.download("/x", local, **options), script(peer))
+        result, _ = await together(GuestFiles(channel).extract("/x", nothing()), script(peer))
         return result
 
 
@@ -423,50 +456,53 @@ FILE = tar.encode(tar.Entry(b"f", tar.FILE, size=3)) + b"abc" + tar.padding(3)
     ],
 )
 async def test_an_archive_that_would_do_harm(tmp_path: Path, archive: bytes, reason: str) -> None:
-    error = await served(tmp_path / "to", archive)
+    error = await downloaded(tmp_path / "to", archive)
     assert type(error) is UnsafeArchive
     assert reason in str(error)
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_more_than_was_allowed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("limit", "enough"), [("MAX_BYTES", 3), ("MAX_ENTRIES", 2)])
+async def test_more_than_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, enough: int
+) -> None:
     archive = ROOT + FILE + tar.END
-    for error in (
-        await served(tmp_path / "to", archive, max_bytes=2),
-        await served(tmp_path / "to", archive, max_entries=1),
-    ):
-        assert type(error) is UnsafeArchive
+    monkeypatch.setattr(trees, limit, enough - 1)
+    assert type(await downloaded(tmp_path / "to", archive)) is UnsafeArchive
     assert list(tmp_path.iterdir()) == []
-    assert (await served(tmp_path / "to", archive, max_bytes=3, max_entries=2)).entries == 2
+    monkeypatch.setattr(trees, limit, enough)
+    assert (await downloaded(tmp_path / "to", archive)).entries == 2
 
 
 @pytest.mark.parametrize(
-    "reply", [{}, {"left_out": 1, "left_out_count": 1}, {"left_out": [], "left_out_count": "1"}]
+    "reply",
+    [
+        {},
+        {"entries": 1},
+        {"entries": "1", "left_out": [], "left_out_count": 0},
+        {"entries": 1, "left_out": 1, "left_out_count": 1},
+        {"entries": 1, "left_out": [], "left_out_count": "1"},
+    ],
 )
-async def test_a_guest_that_does_not_say_how_it_ended(
-    tmp_path: Path, reply: dict[str, Any]
-) -> None:
-    error = await served(tmp_path / "to", ROOT + FILE + tar.END, reply=reply)
-    assert type(error) is GuestError
-    assert list(tmp_path.iterdir()) == []
+async def test_a_guest_that_does_not_say_how_it_ended(reply: dict[str, Any]) -> None:
+    assert type(await extracted(**reply)) is GuestError
 
 
-async def test_what_a_guest_says_is_fit_to_be_shown(tmp_path: Path) -> None:
-    reply = {"left_out": ["\x1b[2J", 7, *["x"] * 5000], "left_out_count": 5002}
-    result = await served(tmp_path / "to", ROOT + tar.END, reply=reply)
+async def test_what_a_guest_says_is_fit_to_be_shown() -> None:
+    left_out = ["\x1b[2J", 7, *["x"] * 5000]
+    result = await extracted(entries=1, left_out=left_out, left_out_count=5002)
     assert result.left_out[:3] == ("\ufffd[2J", "7", "x")
     assert (len(result.left_out), result.left_out_count) == (1000, 5002)
 
 
 async def test_a_guest_that_falls_silent_for_good(tmp_path: Path) -> None:
-    async with connected() as (channel, peer):
+    async def script(peer: Peer) -> None:
+        stream, _ = await peer.request()
+        peer.send(stream, wire.STDOUT, ROOT + FILE)
+        await until(lambda: bool(temporary(tmp_path)))
+        await peer.close()
 
-        async def script() -> None:
-            stream, _ = await peer.request()
-            peer.send(stream, wire.STDOUT, ROOT + FILE)
-            await until(lambda: bool(temporary(tmp_path)))
-            await peer.close()
-
-        error, _ = await together(GuestFiles(channel).download("/x", tmp_path / "to"), script())
-        assert isinstance(error, GuestError)
+    async with connected() as (channel, peer), served(channel) as copies:
+        error, _ = await together(copies.download("/x", tmp_path / "to"), script(peer))
+        assert isinstance(error, Unreachable)
         assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, cast
 
 from ratoon.concurrency import beside
@@ -13,7 +12,7 @@ from ratoon.errors import GuestError, GuestFileNotFound, GuestNotADirectory, Inv
 from ratoon.guest import transfers, watching
 from ratoon.guest.channel import Agent, GuestStream
 from ratoon.guest.file_requests import GuestPath, ask, conversation, guest_path, lines, output
-from ratoon.guest.transfers import MAX_BYTES, MAX_ENTRIES, OnBytes, Transfer
+from ratoon.guest.transfers import Transfer
 from ratoon.guest.watching import FileEvent
 
 FileType = Literal[
@@ -98,7 +97,7 @@ class GuestFiles:
     ) -> bytes:
         """The content of a regular file, or `length` bytes of it from `offset` on.
 
-        GuestError: that is more than `limit` bytes; `download` and `reading` have none.
+        GuestError: that is more than `limit` bytes; `reading` has none.
         """
         content = bytearray()
         async with self.reading(path, offset=offset, length=length) as pieces:
@@ -162,69 +161,14 @@ class GuestFiles:
 
     # Trees ----------------------------------------------------------------------------------------
 
-    async def download(
-        self,
-        path: GuestPath,
-        local: Path,
-        *,
-        merge: bool = False,
-        owners: bool = False,
-        max_bytes: int = MAX_BYTES,
-        max_entries: int = MAX_ENTRIES,
-        progress: OnBytes = lambda count: None,
-    ) -> Transfer:
-        """Copy a file, or a directory with all in it, to `local` on this host.
-
-        Content, permissions (but setuid), times, symbolic and hard links are kept; with `owners`,
-        the numbers of owners and groups too. `local` gets it whole or not at all. If it is a
-        directory that is there already, `merge` must say that the guest may write into it; then
-        each file is whole or not there, and what else is in it stays.
-
-        Links that lead out of the tree, devices, sockets and pipes are left out, and so are other
-        file systems mounted in it. More than `max_bytes` or `max_entries`, or an archive that would
-        do harm, raises UnsafeArchive. Errors of this host are AlreadyExists, NotFound, HostError.
-        """
-        return await transfers.download(
-            self._agent,
-            path,
-            local,
-            merge=merge,
-            owners=owners,
-            max_bytes=max_bytes,
-            max_entries=max_entries,
-            progress=progress,
-        )
-
-    async def upload(
-        self,
-        local: Path,
-        path: GuestPath,
-        *,
-        merge: bool = False,
-        owners: bool = False,
-        parents: bool = False,
-        progress: OnBytes = lambda count: None,
-    ) -> Transfer:
-        """Copy a file, or a directory with all in it, from this host to `path` in the guest.
-
-        What is kept, and what `merge` means, is as with `download`; setuid is kept too, all links
-        are, and without `owners` everything is root's. `parents`: make the directories above it.
-        """
-        return await transfers.upload(
-            self._agent,
-            local,
-            path,
-            merge=merge,
-            owners=owners,
-            parents=parents,
-            progress=progress,
-        )
-
     @asynccontextmanager
     async def archive(
         self, path: GuestPath, *, owners: bool = False
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """What `download` gets, as the guest packs it: a tar, piece by piece, not to be trusted."""
+        """A file, or a directory with all in it, as a tar, piece by piece; not to be trusted.
+
+        Other file systems mounted in it are left out, and so are devices, sockets and pipes.
+        """
         async with conversation(self._agent, "files.pack", path, owners=owners) as stream:
             yield output(stream)
 
@@ -237,7 +181,13 @@ class GuestFiles:
         owners: bool = False,
         parents: bool = False,
     ) -> Transfer:
-        """As `upload` of a directory, of what is in a tar: POSIX or GNU, whoever made it."""
+        """Unpack a tar at `path`: POSIX or GNU, whoever made it.
+
+        Permissions, times and links are kept; with `owners`, the numbers of owners and groups too,
+        else everything is root's. `path` gets it whole or not at all. If it is a directory that is
+        there already, `merge` must say that it may be written into; then each file is whole or not
+        there, and what else is in it stays. `parents`: make the directories above it.
+        """
         return await transfers.extract(
             self._agent, path, archive, merge=merge, owners=owners, parents=parents
         )
