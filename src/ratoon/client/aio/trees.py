@@ -9,9 +9,9 @@ from pathlib import Path
 from ratoon.client.aio.connection import AsyncConnection
 from ratoon.client.aio.parallel import in_thread
 from ratoon.client.files import OnBytes, Transfer
+from ratoon.client.local_trees import exhaust, local_errors, refused
 from ratoon.guest.agent.packing import MAX_LISTED, Packer
 from ratoon.guest.agent.unpacking import Bounds, Unpacker
-from ratoon.guest.local_trees import exhaust, local_errors, refused
 
 #: What a tree may have at most, if a guest sends it.
 MAX_BYTES = 16 * 1024**3

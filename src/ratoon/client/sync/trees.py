@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ratoon.client.files import OnBytes, Transfer
+from ratoon.client.local_trees import exhaust, local_errors, refused
 from ratoon.client.sync.connection import Connection
 from ratoon.client.sync.parallel import in_thread
 from ratoon.guest.agent.packing import MAX_LISTED, Packer
 from ratoon.guest.agent.unpacking import Bounds, Unpacker
-from ratoon.guest.local_trees import exhaust, local_errors, refused
 
 #: What a tree may have at most, if a guest sends it.
 MAX_BYTES = 16 * 1024**3
