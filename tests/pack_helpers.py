@@ -14,15 +14,10 @@ import numpy as np
 
 from fake_snapshots import MACHINE, digest, fill
 from ratoon.disk.qcow2 import disk_root
-from ratoon.memory import (
-    PAGE_SIZE,
-    hash_pages,
-    memory_root,
-    overlay,
-    resolve,
-    write_page_set,
-    zero_array,
-)
+from ratoon.memory.chain import overlay, resolve
+from ratoon.memory.digests import hash_pages, memory_root, zero_array
+from ratoon.memory.page import PAGE_SIZE
+from ratoon.memory.writing import write_page_set
 from ratoon.pack.packfile import Contents, PackedFile, tar_header
 from ratoon.snapshot.links import read_links
 from ratoon.snapshot.manifest import Manifest, MemoryFile

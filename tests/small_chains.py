@@ -12,15 +12,11 @@ from numpy.typing import NDArray
 
 from fake_snapshots import DISK_BYTES, MACHINE, digest
 from ratoon.disk.qcow2 import OverlayTemplates, disk_root, file_digest
-from ratoon.memory import (
-    PAGE_SIZE,
-    hash_pages,
-    memory_root,
-    overlay,
-    write_page_set,
-    zero_array,
-)
+from ratoon.memory.chain import overlay
+from ratoon.memory.digests import hash_pages, memory_root, zero_array
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.pageset import plain_content
+from ratoon.memory.writing import write_page_set
 from ratoon.snapshot.links import read_links
 from ratoon.snapshot.manifest import (
     FileRef,

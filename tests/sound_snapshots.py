@@ -15,16 +15,11 @@ from numpy.typing import NDArray
 from fake_snapshots import DISK_BYTES, MACHINE, digest, size
 from ratoon.disk.qcow2 import OverlayTemplates, disk_root, file_digest
 from ratoon.files import Stamp
-from ratoon.memory import (
-    PAGE_SIZE,
-    ImageStore,
-    hash_pages,
-    memory_root,
-    overlay,
-    resolve,
-    write_page_set,
-    zero_array,
-)
+from ratoon.memory.chain import overlay, resolve
+from ratoon.memory.digests import hash_pages, memory_root, zero_array
+from ratoon.memory.image import ImageStore
+from ratoon.memory.page import PAGE_SIZE
+from ratoon.memory.writing import write_page_set
 from ratoon.snapshot.links import read_links
 from ratoon.snapshot.manifest import FileRef, GuestInfo, LayerRef, Manifest, MemoryFile
 from ratoon.snapshot.snapshot import Snapshot, packed_vmstate

@@ -11,8 +11,9 @@ import pytest
 from blake3 import blake3
 
 from ratoon.errors import AlreadyExists, Corrupt, InvalidInput
-from ratoon.memory import DIGEST_SIZE, PAGE_SIZE, read_index, read_pages
 from ratoon.memory.image import ImageStore
+from ratoon.memory.page import DIGEST_SIZE, PAGE_SIZE
+from ratoon.memory.pageset import read_index, read_pages
 from ratoon.snapshot.compact import compact
 from ratoon.snapshot.links import read_links
 from ratoon.snapshot.manifest import decode, encode

@@ -22,7 +22,7 @@ from ratoon.check.findings import Finding, Kind, Report
 from ratoon.check.repair import plan_repairs
 from ratoon.check.scrub import EVERYTHING
 from ratoon.errors import Incompatible
-from ratoon.memory import ImageStore
+from ratoon.memory.image import ImageStore
 from ratoon.snapshot.manifest import encode
 from ratoon.snapshot.snapshot import Snapshot, link_snapshot
 from ratoon.snapshot.store import Store

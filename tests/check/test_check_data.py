@@ -16,7 +16,7 @@ from ratoon.check.check import check_store
 from ratoon.check.findings import Finding, Kind
 from ratoon.check.scrub import EVERYTHING, Slice, Unit, scrub
 from ratoon.errors import InvalidInput
-from ratoon.memory import PAGE_SIZE
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.pageset import DATA_OFFSET, read_index
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store

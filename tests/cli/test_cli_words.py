@@ -13,12 +13,14 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fake_snapshots import publish
 from ratoon.cli.app import app
 from ratoon.cli.options import fork_options, mebibytes, pair, published, seconds, variable
 from ratoon.cli.showing import age, printable
 from ratoon.cli.terminal import DETACH, Keys
 from ratoon.cli.verbs import VERBS
 from ratoon.sandbox.base import DISK_BYTES, MIB, RAM_BYTES
+from ratoon.snapshot.store import Store
 from ratoon.startup.spec import LogHealth
 
 
@@ -168,3 +170,20 @@ def test_it_starts_without_what_it_does_not_need(option: str) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.endswith("loaded: []\n")
+
+
+def test_snapshots_are_shown_without_numpy(tmp_path: Path) -> None:
+    publish(Store.open(tmp_path / "home"), "base")
+    environment = {**os.environ, "RATOON_HOME": str(tmp_path / "home")}
+    environment.pop("RATOON_URL", None)
+    for words in (["images"], ["snapshot-info", "base"]):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "ratoon.cli", *words],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "base" in done.stdout
+        assert "ratoon.snapshot.store" in done.stderr
+        assert "numpy" not in done.stderr

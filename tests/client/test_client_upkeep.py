@@ -11,7 +11,7 @@ import pytest
 
 from both_libraries import Libraries
 from ratoon.errors import InvalidInput, NotFound
-from ratoon.memory.pageset import is_compressed
+from ratoon.memory.compressed import is_compressed
 from ratoon.snapshot.snapshot import link_snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import usage

@@ -15,7 +15,7 @@ from fake_snapshots import publish
 from memory_helpers import RAM, ram_of, write_chain, write_layer
 from ratoon.bench.loop_mounts import used_bytes
 from ratoon.files import copy_sparse, write_durable
-from ratoon.memory import ImageStore
+from ratoon.memory.image import ImageStore
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import check_sizes, verify_disks

@@ -16,19 +16,13 @@ from ratoon.bench.disk import write_chain as write_guest_chain
 from ratoon.bench.loop_mounts import used_bytes
 from ratoon.errors import Corrupt
 from ratoon.files import copy_sparse
-from ratoon.memory import (
-    PAGE_SIZE,
-    ImageStore,
-    Link,
-    dirty_pages,
-    find_mapping,
-    hash_pages,
-    memory_root,
-    read_index,
-    read_pages,
-    resolve,
-)
-from ratoon.memory.pageset import DATA_OFFSET
+from ratoon.memory.chain import Link, resolve
+from ratoon.memory.digests import hash_pages, memory_root
+from ratoon.memory.dirty import dirty_pages
+from ratoon.memory.image import ImageStore
+from ratoon.memory.page import PAGE_SIZE
+from ratoon.memory.pageset import DATA_OFFSET, read_index, read_pages
+from ratoon.memory.process import find_mapping
 from ratoon.memory.reflink import can_reflink
 
 pytest_plugins = ["filesystem_fixtures"]

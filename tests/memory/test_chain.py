@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 
 from memory_helpers import RAM, chains, flatten, page, ram_of, write_chain, write_layer
 from ratoon.errors import ChainMismatch, Corrupt
-from ratoon.memory import (
-    count_above,
-    hash_pages,
-    memory_root,
-    owners,
-    pages_above,
-    resolve,
-    zero_array,
-)
+from ratoon.memory.chain import count_above, owners, pages_above, resolve
+from ratoon.memory.digests import hash_pages, memory_root, zero_array
 from ratoon.memory.pageset import DATA_OFFSET
 
 

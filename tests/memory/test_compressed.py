@@ -17,10 +17,18 @@ from numpy.typing import NDArray
 from memory_helpers import RAM, Layer, chains, layers, page, ram_of, write_chain, write_layer
 from ratoon.compression import LEVEL
 from ratoon.errors import Corrupt, Incompatible, RatoonError
-from ratoon.memory import PAGE_SIZE, ImageStore, PageIndex, hash_pages, read_index, read_pages
-from ratoon.memory.compressed import FRAME
+from ratoon.memory.compressed import FRAME, is_compressed, plain_size
+from ratoon.memory.digests import hash_pages
+from ratoon.memory.image import ImageStore
 from ratoon.memory.merge import write_merged
-from ratoon.memory.pageset import DATA_OFFSET, is_compressed, plain_content, plain_size
+from ratoon.memory.page import PAGE_SIZE
+from ratoon.memory.pageset import (
+    DATA_OFFSET,
+    PageIndex,
+    plain_content,
+    read_index,
+    read_pages,
+)
 from ratoon.memory.recode import compress_page_set, expand_page_set
 from ratoon.memory.writing import write_page_set
 

@@ -15,9 +15,11 @@ import pytest
 from memory_helpers import RAM, Layer, guest_on, ram_of, write_chain
 from ratoon.errors import InvalidInput
 from ratoon.files import locked
-from ratoon.memory import PAGE_SIZE, ImageStore, Link
 from ratoon.memory.budget import VARIABLE, CachedImage, evictable, image_budget, parse_size
 from ratoon.memory.cache import OpenImage
+from ratoon.memory.chain import Link
+from ratoon.memory.image import ImageStore
+from ratoon.memory.page import PAGE_SIZE
 
 #: Three memories, of 4, 3 and 2 pages.
 MEMORIES: list[Layer] = [{1: 1, 2: 2, 3: 3, 9: 4}, {2: 1, 5: 2, 6: 3}, {60: 5, 62: 6}]

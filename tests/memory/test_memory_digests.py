@@ -8,14 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory_helpers import RAM, page, ram_of, u64
-from ratoon.memory import (
-    PAGE_SIZE,
-    ZERO_DIGEST,
-    hash_pages,
-    memory_root,
-    select_changed,
-    zero_array,
-)
+from ratoon.memory.digests import ZERO_DIGEST, hash_pages, memory_root, select_changed, zero_array
+from ratoon.memory.page import PAGE_SIZE
 
 fills = st.dictionaries(st.integers(0, RAM - 1), st.integers(0, 3), max_size=10)
 

@@ -23,9 +23,10 @@ from memory_helpers import (
     write_chain,
 )
 from ratoon.errors import ChainMismatch, Corrupt
-from ratoon.memory import hash_pages, memory_root, read_index, read_pages
 from ratoon.memory import pageset as pageset_module
+from ratoon.memory.digests import hash_pages, memory_root
 from ratoon.memory.merge import write_merged
+from ratoon.memory.pageset import read_index, read_pages
 from ratoon.memory.positioned import write_at
 from ratoon.memory.writing import write_page_set, write_page_stream
 

@@ -15,16 +15,10 @@ from hypothesis import strategies as st
 
 from memory_helpers import Guest, guest_on, u64
 from ratoon.errors import MachineDied, MachineError
-from ratoon.memory import (
-    PAGE_SIZE,
-    PageBuffer,
-    dirty,
-    dirty_pages,
-    find_mapping,
-    read_into,
-    write_pages,
-)
-from ratoon.memory.dirty import is_dirty
+from ratoon.memory import dirty
+from ratoon.memory.dirty import dirty_pages, is_dirty
+from ratoon.memory.page import PAGE_SIZE
+from ratoon.memory.process import PageBuffer, find_mapping, read_into, write_pages
 
 RAM = 4096
 LENGTH = RAM * PAGE_SIZE

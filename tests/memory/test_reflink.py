@@ -18,8 +18,10 @@ from hypothesis import given, settings
 from memory_helpers import RAM, chains, flatten, ram_of, write_chain
 from ratoon import files
 from ratoon.errors import Corrupt
-from ratoon.memory import PAGE_SIZE, ImageStore, Link
 from ratoon.memory import reflink as reflink_module
+from ratoon.memory.chain import Link
+from ratoon.memory.image import ImageStore
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.pageset import DATA_OFFSET
 from ratoon.memory.reflink import can_reflink
 

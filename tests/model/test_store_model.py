@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from ratoon.check.check import check_store
 from ratoon.check.scrub import Slice
 from ratoon.errors import AlreadyExists, HasDependents, NotFound
-from ratoon.memory import PAGE_SIZE
 from ratoon.memory.image import ImageStore
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.pack.pack import pack
 from ratoon.pack.unpack import unpack
 from ratoon.snapshot.compact import compact

@@ -11,14 +11,10 @@ from numpy.typing import NDArray
 
 from fake_snapshots import MACHINE, digest
 from ratoon.disk.qcow2 import disk_root
-from ratoon.memory import (
-    PAGE_SIZE,
-    hash_pages,
-    memory_root,
-    overlay,
-    write_page_set,
-    zero_array,
-)
+from ratoon.memory.chain import overlay
+from ratoon.memory.digests import hash_pages, memory_root, zero_array
+from ratoon.memory.page import PAGE_SIZE
+from ratoon.memory.writing import write_page_set
 from ratoon.snapshot.manifest import (
     FileRef,
     GuestInfo,

@@ -10,7 +10,8 @@ import pytest
 from chain_snapshots import RAM, make_chain, ram_of
 
 from ratoon.errors import HostError
-from ratoon.memory import PAGE_SIZE, ImageStore
+from ratoon.memory.image import ImageStore
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.sandbox.heads import ATTEMPTS, Heads, MappedMemory
 from ratoon.snapshot.snapshot import Snapshot
 

@@ -19,7 +19,9 @@ from chain_snapshots import RAM, make_chain, ram_of, with_root
 
 from memory_helpers import last_data_byte
 from ratoon.errors import ChainMismatch, Corrupt, NotFound
-from ratoon.memory import PAGE_SIZE, ImageStore, memory_root, zero_array
+from ratoon.memory.digests import memory_root, zero_array
+from ratoon.memory.image import ImageStore
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.sandbox import heads as heads_module
 from ratoon.sandbox.heads import Heads, MappedMemory, Patch, write_patch
 from ratoon.snapshot.snapshot import Snapshot

@@ -15,8 +15,9 @@ from memory_helpers import last_data_byte
 from ratoon.disk import flatten as flatten_module
 from ratoon.disk.qcow2 import check_header
 from ratoon.errors import AlreadyExists, Corrupt, HostError, InFlight, InvalidInput, NotFound
-from ratoon.memory import ImageStore, resolve
 from ratoon.memory import merge as merge_module
+from ratoon.memory.chain import resolve
+from ratoon.memory.image import ImageStore
 from ratoon.snapshot import compact as compact_module
 from ratoon.snapshot.compact import compact
 from ratoon.snapshot.links import ram_pages, read_links

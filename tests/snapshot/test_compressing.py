@@ -16,8 +16,8 @@ from ratoon.check.check import check_store
 from ratoon.check.repair import plan_repairs, repair_store
 from ratoon.check.scrub import EVERYTHING, Slice
 from ratoon.errors import Corrupt, HostError, InFlight, NotFound
+from ratoon.memory.compressed import is_compressed
 from ratoon.memory.image import ImageStore
-from ratoon.memory.pageset import is_compressed
 from ratoon.pack.pack import pack
 from ratoon.pack.unpack import unpack
 from ratoon.snapshot.compact import compact

@@ -15,7 +15,7 @@ import pytest
 from vm_helpers import control_groups_of, forget, open_files, processes_of, tags
 
 from ratoon import paths
-from ratoon.memory.pageset import is_compressed
+from ratoon.memory.compressed import is_compressed
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
 

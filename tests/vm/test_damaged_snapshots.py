@@ -12,7 +12,7 @@ import pytest
 from vm_helpers import leaves_nothing, ram_pages, sh
 
 from ratoon.errors import Corrupt, Incompatible
-from ratoon.memory import owners
+from ratoon.memory.chain import owners
 from ratoon.sandbox.engine import Engine
 from ratoon.snapshot.links import read_links
 from ratoon.snapshot.snapshot import Snapshot

@@ -7,7 +7,7 @@ from functools import partial
 
 from vm_helpers import sh, tags
 
-from ratoon.memory.pageset import is_compressed
+from ratoon.memory.compressed import is_compressed
 from ratoon.sandbox.engine import MIB, Engine
 from ratoon.sandbox.prune import prune
 from ratoon.snapshot.compress import Form, rewrite_layers

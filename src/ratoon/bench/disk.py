@@ -30,8 +30,9 @@ from ratoon.bench.plots import Plot, Series
 from ratoon.bench.samples import MIB, Samples, milliseconds
 from ratoon.bench.tables import Table, Target, spread
 from ratoon.memory.chain import Link, overlay
-from ratoon.memory.digests import PAGE_SIZE, hash_pages, memory_root, zero_array
+from ratoon.memory.digests import hash_pages, memory_root, zero_array
 from ratoon.memory.image import ImageStore
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.runs import run_bounds
 from ratoon.memory.writing import write_page_set
 from ratoon.sandbox.engine import RAM_BYTES, Engine

@@ -24,7 +24,7 @@ from ratoon.bench.samples import milliseconds
 from ratoon.errors import Corrupt
 from ratoon.memory.cache import OpenImage
 from ratoon.memory.chain import Link
-from ratoon.memory.digests import PAGE_SIZE
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.pageset import read_pages
 from ratoon.memory.runs import run_bounds
 from ratoon.sandbox.engine import Engine

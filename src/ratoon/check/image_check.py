@@ -14,8 +14,9 @@ from ratoon.check.litter import image_lock
 from ratoon.check.structure import Head
 from ratoon.errors import RatoonError
 from ratoon.memory.cache import DISK, KINDS, RAM, is_litter
-from ratoon.memory.digests import PAGE_SIZE, memory_root, zero_array
+from ratoon.memory.digests import memory_root, zero_array
 from ratoon.memory.image import ImageStore
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.snapshot.flat_disks import FlatDisks
 from ratoon.snapshot.roots import roots_of
 from ratoon.snapshot.snapshot import MANIFEST, Snapshot, load_snapshot

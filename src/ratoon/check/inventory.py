@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ratoon.check.findings import Finding, Kind, unreadable
 from ratoon.errors import RatoonError
-from ratoon.memory.pageset import plain_size
+from ratoon.memory.compressed import plain_size
 from ratoon.snapshot.snapshot import ANCESTRY, Snapshot
 
 #: Device and inode number.

@@ -22,14 +22,8 @@ from ratoon.check.inventory import Expected, Identity, expected_files, identity_
 from ratoon.check.scrub import GRAIN, digest_of, read_image
 from ratoon.errors import CannotRestore, RatoonError
 from ratoon.memory.chain import Link, resolve
-from ratoon.memory.digests import (
-    PAGE_SIZE,
-    are_stored,
-    digests_differ,
-    hash_pages,
-    memory_root,
-    zero_array,
-)
+from ratoon.memory.digests import are_stored, digests_differ, hash_pages, memory_root, zero_array
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.pageset import PageIndex, read_index, read_pages
 from ratoon.memory.writing import write_page_stream
 from ratoon.snapshot.links import ram_pages

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from ratoon.check.findings import Finding, Kind, unreadable
 from ratoon.check.inventory import StoredFile, identity_of
 from ratoon.errors import Corrupt, InvalidInput, RatoonError
-from ratoon.memory.digests import PAGE_SIZE, digests_differ, hash_pages
+from ratoon.memory.digests import digests_differ, hash_pages
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.pageset import PageIndex, read_pages
 from ratoon.snapshot.progress import ByteProgress, Meter
 

@@ -16,7 +16,8 @@ from ratoon.check.findings import Finding, Kind, unreadable
 from ratoon.check.inventory import StoredFile, Surveyed, identity_of
 from ratoon.errors import Incompatible, InvalidInput, NotFound, RatoonError
 from ratoon.memory.chain import overlay
-from ratoon.memory.digests import PAGE_SIZE, memory_root, zero_array
+from ratoon.memory.digests import memory_root, zero_array
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.pageset import PageIndex, read_index
 from ratoon.snapshot.manifest import LayerRef, check_tag
 from ratoon.snapshot.snapshot import MANIFEST, MANIFEST_DIGEST, load_snapshot

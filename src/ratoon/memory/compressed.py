@@ -10,20 +10,25 @@
 
 It decompresses to the plain form (`pageset`), byte for byte, and its identity is the same: the
 digests in the index. A frame is decompressed by itself, so few pages cost little.
+
+No numpy here: who lists snapshots asks for the size of their layers, and for nothing else of them.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import struct
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
-
-import numpy as np
 
 from ratoon.compression import LEVEL, decompressed, zstd
 from ratoon.errors import Corrupt, Incompatible
-from ratoon.memory.digests import PAGE_SIZE
+from ratoon.files import naming
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.positioned import new_file, read_exactly, seal, write_at
 
 #: Pages in a frame, 256 KiB of them.
@@ -53,12 +58,12 @@ class Frames:
         begin = _HEADER.size + 4 * count
         if frame != FRAME or any(rest) or begin + index_length > size or plain_size > _MAX_PLAIN:
             raise Corrupt(f"{label}: the header of the compressed file is damaged")
-        lengths = np.empty(count, "<u4")
-        read_exactly(fd, lengths.view(np.uint8).data, _HEADER.size, label)
+        lengths = array("I", bytes(4 * count))
+        read_exactly(fd, memoryview(lengths).cast("B"), _HEADER.size, label)
         self._index = begin, index_length
         #: Where each frame begins, and the last one ends.
-        self._bounds = begin + index_length + np.concatenate(([0], np.cumsum(lengths, dtype=int)))
-        if (end := int(self._bounds[-1])) != size:
+        self._bounds = array("Q", accumulate(lengths, initial=begin + index_length))
+        if (end := self._bounds[-1]) != size:
             raise Corrupt(f"{label} is {size} bytes long, its compressed frames end at {end}")
         self._fd = fd
         self._label = label
@@ -75,7 +80,7 @@ class Frames:
 
     def frame(self, number: int, pages: int, what: str) -> bytes:
         """One frame, which must have so many pages. Corrupt, naming `what` it is."""
-        begin, end = (int(bound) for bound in self._bounds[number : number + 2])
+        begin, end = self._bounds[number : number + 2]
         data = self._decompressed(begin, end - begin, pages * PAGE_SIZE, what)
         if len(data) != pages * PAGE_SIZE:
             raise Corrupt(f"{what} cannot be decompressed: it is too short")
@@ -92,6 +97,38 @@ def opened_frames(fd: int, label: str) -> Frames | None:
     return Frames(fd, label) if os.pread(fd, len(_MAGIC), 0) == _MAGIC else None
 
 
+def plain_size(path: Path, *, label: str) -> int:
+    """How many bytes the plain form of the file at `path` has; whatever is no page set is plain.
+
+    Corrupt: it is missing, or its header is not as it must be.
+    """
+    with opened(path, label) as fd:
+        frames = opened_frames(fd, label)
+        return frames.plain_size if frames else os.fstat(fd).st_size
+
+
+def is_compressed(path: Path, *, label: str) -> bool:
+    """Whether the page set at `path` lies there compressed. Corrupt."""
+    with opened(path, label) as fd:
+        return opened_frames(fd, label) is not None
+
+
+@contextmanager
+def opened(path: Path, label: str) -> Iterator[int]:
+    """A file of either form, to be read. Corrupt: it is missing, or none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise Corrupt(f"{label} is missing: there is no {path}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise Corrupt(f"{label} is not a regular file: {path}")
+        with naming(path):
+            yield fd
+    finally:
+        os.close(fd)
+
+
 def write_frames(
     path: Path, index: bytes, stored: int, frames: Iterable[memoryview], level: int = LEVEL
 ) -> int:
@@ -102,9 +139,9 @@ def write_frames(
     """
     count = -(-stored // FRAME)
     with new_file(path) as fd:
-        lengths = np.zeros(count, "<u4")
+        lengths = array("I", bytes(4 * count))
         compressed = zstd.compress(index, level)
-        at = _HEADER.size + lengths.nbytes
+        at = _HEADER.size + 4 * count
         write_at(fd, memoryview(compressed), at)
         at += len(compressed)
         for number, data in enumerate(zstd.compress(frame, level) for frame in frames):

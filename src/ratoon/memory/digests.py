@@ -13,10 +13,8 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-#: Bytes in a page, whatever the host's or the guest's large pages are.
-PAGE_SIZE = 4096
-#: Bytes in a digest.
-DIGEST_SIZE = 32
+from ratoon.memory.page import DIGEST_SIZE, PAGE_SIZE
+
 #: The digest of a page of zeros.
 ZERO_DIGEST = blake3(bytes(PAGE_SIZE)).digest()
 

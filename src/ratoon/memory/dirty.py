@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ratoon.errors import MachineDied
-from ratoon.memory.digests import PAGE_SIZE
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.process import explained
 
 # An entry of /proc/PID/pagemap. A swapped page is not present and has bit 62; so has a page that

@@ -11,7 +11,8 @@ from pathlib import Path
 from ratoon.files import naming
 from ratoon.memory.cache import RAM, ImageCache, OpenImage
 from ratoon.memory.chain import Link, entries_above, resolve
-from ratoon.memory.digests import PAGE_SIZE, memory_root
+from ratoon.memory.digests import memory_root
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.pageset import read_pages
 from ratoon.memory.positioned import write_at
 from ratoon.memory.reflink import can_reflink, share_pages

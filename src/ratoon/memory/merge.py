@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ratoon.artifacts import Progress, silent
 from ratoon.errors import Corrupt
 from ratoon.memory.chain import Link, overlay, pages_above, resolve
-from ratoon.memory.digests import PAGE_SIZE, are_stored, digests_differ, memory_root
+from ratoon.memory.digests import are_stored, digests_differ, memory_root
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.pageset import PageIndex, read_index, read_pages
 from ratoon.memory.writing import write_page_stream
 

@@ -20,10 +20,8 @@ The same content can lie there compressed (`compressed`). What reads page sets r
 from __future__ import annotations
 
 import os
-import stat
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
@@ -34,15 +32,9 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from ratoon.errors import Corrupt, Incompatible
-from ratoon.files import naming
-from ratoon.memory.compressed import FRAME, Frames, opened_frames
-from ratoon.memory.digests import (
-    DIGEST_SIZE,
-    PAGE_SIZE,
-    are_stored,
-    digests_differ,
-    hash_pages,
-)
+from ratoon.memory.compressed import FRAME, Frames, opened, opened_frames
+from ratoon.memory.digests import are_stored, digests_differ, hash_pages
+from ratoon.memory.page import DIGEST_SIZE, PAGE_SIZE
 from ratoon.memory.positioned import read_exactly
 from ratoon.memory.runs import run_bounds
 
@@ -96,7 +88,7 @@ def read_index(path: Path, *, label: str, expected_digest: str | None = None) ->
     digest from the manifest. Raises Corrupt where anything but page data is not as it must be, a
     missing file included, and Incompatible for another version of the format.
     """
-    with _opened(path, label) as fd:
+    with opened(path, label) as fd:
         frames = opened_frames(fd, label)
         if frames:
             index = decode_index(frames.index(), frames.plain_size, label, expected_digest)
@@ -114,25 +106,9 @@ def read_index(path: Path, *, label: str, expected_digest: str | None = None) ->
     return decode_index(bytes(plain), size, label, expected_digest)
 
 
-def plain_size(path: Path, *, label: str) -> int:
-    """How many bytes the plain form of the file at `path` has; whatever is no page set is plain.
-
-    Corrupt: it is missing, or its header is not as it must be.
-    """
-    with _opened(path, label) as fd:
-        frames = opened_frames(fd, label)
-        return frames.plain_size if frames else os.fstat(fd).st_size
-
-
-def is_compressed(path: Path, *, label: str) -> bool:
-    """Whether the page set at `path` lies there compressed. Corrupt."""
-    with _opened(path, label) as fd:
-        return opened_frames(fd, label) is not None
-
-
 def plain_content(path: Path, *, label: str, piece: int) -> Iterator[bytes]:
     """The bytes of the plain form, checked against nothing, so many at a time. Corrupt."""
-    with _opened(path, label) as fd:
+    with opened(path, label) as fd:
         frames = opened_frames(fd, label)
         if not frames:
             at = 0
@@ -172,7 +148,7 @@ def read_pages(
     """
     if entries is None:
         entries = np.arange(len(index.numbers))
-    with _opened(path, label) as fd:
+    with opened(path, label) as fd:
         positions = index.data_positions[entries]
         frames = opened_frames(fd, label)
         if not frames:
@@ -326,18 +302,3 @@ def _read_frames(
         rows = np.flatnonzero((wanted == frame) & (positions >= 0))
         pages[rows] = kept[frame][ranks[rows] - frame * FRAME]
     return pages
-
-
-@contextmanager
-def _opened(path: Path, label: str) -> Iterator[int]:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError as error:
-        raise Corrupt(f"{label} is missing: there is no {path}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise Corrupt(f"{label} is not a regular file: {path}")
-        with naming(path):
-            yield fd
-    finally:
-        os.close(fd)

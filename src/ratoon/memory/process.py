@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ratoon.errors import MachineDied, MachineError
-from ratoon.memory.digests import PAGE_SIZE
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.runs import run_bounds
 
 _IOV_MAX = 1024

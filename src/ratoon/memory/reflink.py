@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ratoon.files import clone_range
 from ratoon.memory.chain import Link
 from ratoon.memory.compressed import opened_frames
-from ratoon.memory.digests import PAGE_SIZE
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.pageset import read_checked
 from ratoon.memory.runs import run_bounds
 

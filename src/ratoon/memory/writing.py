@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ratoon.memory.digests import DIGEST_SIZE, PAGE_SIZE, Piece, are_stored
+from ratoon.memory.digests import Piece, are_stored
+from ratoon.memory.page import DIGEST_SIZE, PAGE_SIZE
 from ratoon.memory.pageset import DATA_OFFSET, PageIndex, decode_index, encode_index
 from ratoon.memory.positioned import new_file, seal, start_flushing, write_all_at, write_at
 from ratoon.memory.runs import run_bounds

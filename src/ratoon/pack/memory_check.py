@@ -10,11 +10,12 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from ratoon.errors import ChainMismatch, Corrupt
-from ratoon.memory.digests import DIGEST_SIZE, are_stored, zero_array
+from ratoon.memory.compressed import plain_size
+from ratoon.memory.digests import are_stored, zero_array
+from ratoon.memory.page import DIGEST_SIZE
 from ratoon.memory.pageset import (
     PageIndex,
     index_bytes,
-    plain_size,
     read_index,
     read_pages,
 )

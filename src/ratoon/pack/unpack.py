@@ -32,7 +32,8 @@ from ratoon.errors import (
     NotFound,
 )
 from ratoon.files import Stamp
-from ratoon.memory.pageset import plain_content, plain_size
+from ratoon.memory.compressed import plain_size
+from ratoon.memory.pageset import plain_content
 from ratoon.pack.incoming import read_manifest, wrong_digest
 from ratoon.pack.memory_check import verify_memory
 from ratoon.pack.packfile import CHUNK, Contents, PackedFile, PackReader, layer_names

@@ -14,8 +14,8 @@ from ratoon.guest.build import Guest, build_guest, with_kernel
 from ratoon.guest.defaults import set_defaults
 from ratoon.guest.practice import practise
 from ratoon.host.limits import Limits
-from ratoon.memory.digests import PAGE_SIZE
 from ratoon.memory.image import ImageStore
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.network.policy import NONE, NetworkPolicy
 from ratoon.sandbox.accelerator import choose_accelerator
 from ratoon.sandbox.boot import boot, boot_from

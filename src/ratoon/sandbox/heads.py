@@ -22,8 +22,8 @@ from ratoon.errors import Corrupt, HostError, NotFound
 from ratoon.memory import budget
 from ratoon.memory.cache import OpenImage
 from ratoon.memory.chain import Link, count_above, pages_above, resolve
-from ratoon.memory.digests import PAGE_SIZE
 from ratoon.memory.image import ImageStore
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.process import find_mapping, write_pages
 from ratoon.sandbox.making import Making
 from ratoon.snapshot.links import ram_pages, read_links

@@ -11,7 +11,8 @@ from blake3 import blake3
 
 from ratoon.disk.qcow2 import disk_root, file_digest
 from ratoon.memory.chain import overlay
-from ratoon.memory.digests import PAGE_SIZE, changed_pieces, memory_root, zero_array
+from ratoon.memory.digests import changed_pieces, memory_root, zero_array
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.writing import writing_page_set
 from ratoon.network.policy import NetworkPolicy
 from ratoon.sandbox.capture import Capture

@@ -26,7 +26,7 @@ from ratoon import files
 from ratoon.artifacts import Progress, silent
 from ratoon.compression import LEVEL
 from ratoon.errors import Corrupt, HostError, InFlight, NotFound
-from ratoon.memory.pageset import is_compressed
+from ratoon.memory.compressed import is_compressed
 from ratoon.memory.recode import compress_page_set, expand_page_set, read_whole
 from ratoon.snapshot.exchange import exchange
 from ratoon.snapshot.scratch import scratch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ratoon.memory.chain import Link
-from ratoon.memory.digests import PAGE_SIZE
+from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.pageset import read_index
 from ratoon.snapshot.snapshot import Snapshot
 

@@ -15,7 +15,7 @@ from ratoon import files
 from ratoon.disk import qcow2
 from ratoon.errors import Corrupt
 from ratoon.files import Stamp
-from ratoon.memory.pageset import plain_size
+from ratoon.memory.compressed import plain_size
 from ratoon.snapshot.snapshot import VERIFIED, Snapshot
 
 log = logging.getLogger(__name__)
