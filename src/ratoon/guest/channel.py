@@ -248,7 +248,8 @@ class Channel(asyncio.Protocol):
     ) -> bool:
         """Give the guest names, randomness and the time, and let its processes run.
 
-        `kind`: wire.RESUME for the individual that it was before a standby, whose names stay.
+        `kind`: wire.RESUME for the individual that it was before a standby, whose names stay; with
+        wire.ONLINE it has a way out, and without it none.
         Returns whether it has mounts of volumes from before.
         GuestError names what the guest's own part failed in, such as a hook.
         """

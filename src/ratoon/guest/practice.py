@@ -23,16 +23,17 @@ TIMEOUT = 120.0
 STILL_WITHIN = 2.0
 
 
-async def practise(channel: Channel, name: str, machine_id: str) -> None:
+async def practise(channel: Channel, name: str, machine_id: str, kind: int = wire.PRACTICE) -> None:
     """Freeze and be reborn, run a program, and evaluate code: so it leaves the interpreter warm.
 
-    The guest is `name` already, and stays it. An image that has no such program, or no Python,
-    practises being told so; its hooks and host keys are left alone. GuestError, GuestTimeout.
+    The guest is `name` already, and stays it; `kind` is PRACTICE, or that and ONLINE. An image that
+    has no such program, or no Python, practises being told so; its hooks and host keys are left
+    alone. GuestError, GuestTimeout.
     """
     for _ in range(ROUNDS):
         await channel.request("freeze", timeout=TIMEOUT, seconds=STILL_WITHIN)
         channel.begin()
-        await channel.rebirth(name, machine_id, wire.PRACTICE, timeout=TIMEOUT)
+        await channel.rebirth(name, machine_id, kind, timeout=TIMEOUT)
         await commands.exec(channel, ["true"], timeout=TIMEOUT)
         with suppress(NoPython):
             await evaluate(channel, "0", timeout=TIMEOUT)

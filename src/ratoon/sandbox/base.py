@@ -10,6 +10,7 @@ from pathlib import Path
 from ratoon import files
 from ratoon.artifacts import Progress, silent
 from ratoon.errors import InvalidInput
+from ratoon.guest.agent import wire
 from ratoon.guest.build import Guest, build_guest, with_kernel
 from ratoon.guest.defaults import set_defaults
 from ratoon.guest.practice import practise
@@ -27,7 +28,7 @@ from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.sandbox import Sandbox, new_machine_id
 from ratoon.sandbox.stages import Stages
-from ratoon.sandbox.start import rebirth
+from ratoon.sandbox.start import rebirth, under
 from ratoon.snapshot.manifest import GuestInfo, MachineConfig
 from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.store import Store
@@ -170,7 +171,8 @@ class BaseBuilder:
                 if source.image:
                     await set_defaults(sandbox, source.image.config)
                 async with sandbox.in_use() as channel:
-                    await practise(channel, sandbox.id, sandbox.machine_id)
+                    kind = under(source.network, wire.PRACTICE)
+                    await practise(channel, sandbox.id, sandbox.machine_id, kind)
             with stages("branch"):
                 progress(f"taking snapshot {tag}")
                 info = GuestInfo(
@@ -229,7 +231,8 @@ class BaseBuilder:
         options = SandboxOptions(network=network)
         sandbox = Sandbox(directory, run, None, new_machine_id(), options)
         try:
-            await rebirth(sandbox.id, sandbox.machine_id, run.machine, run.channel)
+            kind = under(network, wire.FORK)
+            await rebirth(sandbox.id, sandbox.machine_id, run.machine, run.channel, kind)
         except BaseException:
             await sandbox.kill()
             raise

@@ -21,6 +21,7 @@ from ratoon.guest.agent import wire
 from ratoon.guest.channel import Channel
 from ratoon.host.limits import Limits
 from ratoon.network.namespaces import Namespace
+from ratoon.network.policy import NONE, NetworkPolicy
 from ratoon.sandbox.confinement import Confiner
 from ratoon.sandbox.deaths import explained
 from ratoon.sandbox.directory import SandboxDirectory
@@ -199,7 +200,7 @@ class Starter:
             with stages("resume"):
                 await machine.resume()
             with stages("rebirth"):
-                kind = wire.RESUME if resume else wire.FORK
+                kind = under(prepared.namespace.policy, wire.RESUME if resume else wire.FORK)
                 inherits = await rebirth(name, machine_id, machine, channel, kind)
             if volumes or inherits:
                 with stages("volumes"):
@@ -273,13 +274,18 @@ def explaining(what: str) -> Iterator[None]:
         raise HostError(f"{what}: {files.describe(error)}") from error
 
 
+def under(network: NetworkPolicy, kind: int) -> int:
+    """That kind of rebirth (see wire.FORK) of a guest to which `network` applies."""
+    return kind if network == NONE else kind | wire.ONLINE
+
+
 async def rebirth(
-    name: str, machine_id: str, machine: Machine, channel: Channel, kind: int = wire.FORK
+    name: str, machine_id: str, machine: Machine, channel: Channel, kind: int
 ) -> bool:
     """Begin a fresh session with the agent and make the guest an individual of its own.
 
-    It gets entropy, the time, and names; only then do the sandbox's processes run. Returns whether
-    it has mounts of volumes from before.
+    It gets entropy, the time, names, and routes if there is a way out; only then do the sandbox's
+    processes run. `kind`: see `under`. Returns whether it has mounts of volumes from before.
     """
     async with explained(name, machine):
         channel.begin()

@@ -15,13 +15,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-#: What a container runtime puts there. QEMU's user network answers DNS at this address.
+#: What is to be there, with nothing of another host; the guest's agent binds its own over them.
 TEXTS = {
     "etc/hostname": "ratoon\n",
     "etc/hosts": "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n",
     "etc/machine-id": "",
     "etc/resolv.conf": "nameserver 10.0.2.3\n",
 }
+#: Of this one the image's own stays, where it has one: the agent adds to it.
+KEPT = "etc/hosts"
 #: What the guest mounts something on; not through links, which lead elsewhere before its chroot.
 DIRECTORIES = {"proc": 0o555, "sys": 0o555, "dev": 0o755, "run": 0o755, "tmp": 0o1777}
 
@@ -61,6 +63,8 @@ def furnish() -> None:
     if not Path("etc").is_dir():
         _own_directory(Path("etc"))
     for name, text in TEXTS.items():
+        if name == KEPT and Path(name).is_file():
+            continue
         _remove(Path(name))
         with Path(name).open("x") as file:
             os.fchmod(file.fileno(), 0o644)

@@ -67,7 +67,7 @@ class Tree:
     ) -> Path:
         """See `resolve.root_disk`. Conflict: it is not what it was when it was resolved."""
         inputs = {
-            "format": 1,
+            "format": 2,
             "tree": image.digest,
             "disk_bytes": disk_bytes,
             "file_system": FILE_SYSTEM,

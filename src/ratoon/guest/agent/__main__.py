@@ -227,6 +227,7 @@ def main() -> None:
     agent.volumes.prepare()
     os.chroot(SYSROOT)
     os.chdir("/")
+    agent.identity.move_in()
     # What start-up made stays; leaving it out of collections keeps its pages shared between forks.
     gc.freeze()
     agent.run()

@@ -17,7 +17,7 @@ done
 /bin/busybox mount -t cgroup2 cgroup2 /sys/fs/cgroup
 /bin/busybox mkdir /sys/fs/cgroup/sandbox /sys/fs/cgroup/agent /sys/fs/cgroup/volumes
 cd /sysroot
-/bin/busybox mkdir -p proc sys dev run tmp etc
+/bin/busybox mkdir -p proc sys dev run tmp
 /bin/busybox mount -t proc proc proc
 /bin/busybox mount -t sysfs sysfs sys
 /bin/busybox mount -t devtmpfs devtmpfs dev
@@ -27,10 +27,7 @@ cd /sysroot
 /bin/busybox mount -t tmpfs -o mode=755 tmpfs run
 /bin/busybox mount -t tmpfs -o mode=1777 tmpfs tmp
 /bin/busybox mkdir -p run/ratoon
-: >run/ratoon/machine-id
 : >run/ratoon/instance-id
-[ -e etc/machine-id ] || : >etc/machine-id
-/bin/busybox mount --bind run/ratoon/machine-id etc/machine-id
 /bin/busybox ln -sf /proc/self/fd dev/fd
 /bin/busybox ln -sf /proc/self/fd/0 dev/stdin
 /bin/busybox ln -sf /proc/self/fd/1 dev/stdout
@@ -41,8 +38,6 @@ cd /
 echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6
 echo 0 >/proc/sys/vm/compaction_proactiveness
 /bin/busybox ip link set lo up
-/bin/busybox ip link set eth0 up 2>/dev/null &&
-    /bin/busybox ip addr add 10.0.2.15/24 dev eth0 &&
-    /bin/busybox ip route add default via 10.0.2.2
+/bin/busybox ip link set eth0 up 2>/dev/null && /bin/busybox ip addr add 10.0.2.15/24 dev eth0
 # -I -S: nothing of the environment, no site packages; -B: pages stay clean.
 exec /usr/bin/python3.11 -I -S -B -c 'import sys; sys.path.insert(0, "/ratoon"); import agent.__main__ as a; a.main()'

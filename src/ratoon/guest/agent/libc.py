@@ -1,4 +1,4 @@
-"""The system calls that Python's `os` has not: inotify(7), and renameat2(2)."""
+"""The system calls that Python's `os` has not: inotify(7), renameat2(2), and mount(2)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ IN_ONLYDIR, IN_DONT_FOLLOW, IN_EXCL_UNLINK = 0x0100_0000, 0x0200_0000, 0x0400_00
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
+_MS_BIND = 4096
 _EVENT = struct.Struct("iIII")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -49,6 +50,12 @@ def rename_to_nothing(source: bytes, target: bytes) -> None:
     """Rename; FileExistsError where `target` is there already."""
     result = _libc.renameat2(_AT_FDCWD, source, _AT_FDCWD, target, _RENAME_NOREPLACE)
     _checked(result, source, target)
+
+
+def bind(source: str, target: str) -> None:
+    """Mount the file `source` over the file `target`."""
+    result = _libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND, None)
+    _checked(result, os.fsencode(target))
 
 
 def _checked(result: int, path: bytes | None = None, other: bytes | None = None) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
 import struct
 import time
 
 from . import wire
 from .hooks import find_hooks, find_host_keys, renew_host_keys, run_hooks
+from .names import Names
+from .network import Network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ class Identity:
     def __init__(self, evaluator: Evaluator) -> None:
         self._evaluator = evaluator
         self._random = _open("/dev/random", os.O_WRONLY)
-        # Files in memory, made by init; the first is bound over the sandbox's /etc/machine-id.
-        self._machine_id = _open(f"{SYSROOT}/run/ratoon/machine-id", os.O_WRONLY)
+        # A file in memory, made by init.
         self._instance_id = _open(f"{SYSROOT}/run/ratoon/instance-id", os.O_WRONLY)
         self._freeze = _open(f"{CGROUPS}/sandbox/cgroup.freeze", os.O_WRONLY)
         self._events = _open(f"{CGROUPS}/sandbox/cgroup.events", os.O_RDONLY)
@@ -49,16 +49,24 @@ class Identity:
         self._chores: Chores | None = None
         os.write(self._newcomers, b"0")
 
+    def move_in(self) -> None:
+        """In the sandbox's root: what it finds there of who it is, and of where it leads."""
+        self._names = Names()
+        self._network = Network()
+
     def rebirth(self, message: bytes) -> None:
         """Do as `message` says (see wire.REBIRTH_FIELDS), then let processes run.
 
         They stay frozen if it fails: Refusal names the hook, or what else it was.
         """
-        kind, unix_ns, machine_id, entropy = wire.REBIRTH_FIELDS.unpack_from(message)
+        what, unix_ns, machine_id, entropy = wire.REBIRTH_FIELDS.unpack_from(message)
+        kind, online = what & ~wire.ONLINE, bool(what & wire.ONLINE)
         pool = struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy
         fcntl.ioctl(self._random, RNDADDENTROPY, pool)
         fcntl.ioctl(self._random, RNDRESEEDCRNG)
         self.set_clock(unix_ns)
+        if online != self._network.online:
+            self._network.switch(online)
         if kind != wire.RESUME:
             self._become(message[wire.REBIRTH_FIELDS.size :], machine_id, kind)
         self.thaw()
@@ -69,10 +77,9 @@ class Identity:
 
     def _become(self, name: bytes, machine_id: bytes, kind: int) -> None:
         """Be another one than the snapshot was of."""
-        socket.sethostname(name.decode())
-        os.pwrite(self._machine_id, machine_id + b"\n", 0)
+        chores = self._chores or Chores(self._evaluator, self._names)
+        self._names.become(name, machine_id)
         os.pwrite(self._instance_id, name + b"\n", 0)
-        chores = self._chores or Chores(self._evaluator)
         if kind == wire.FORK and (chores.host_keys or chores.hooks):
             renew_host_keys(chores.host_keys, name.decode())
             ids = {"RATOON_INSTANCE_ID": name.decode(), "RATOON_MACHINE_ID": machine_id.decode()}
@@ -95,7 +102,7 @@ class Identity:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.0005)
-        self._chores = Chores(self._evaluator)
+        self._chores = Chores(self._evaluator, self._names)
         time.sleep(SETTLE)
         return True
 
@@ -115,7 +122,8 @@ class Identity:
 class Chores:
     """What only some forks have to do, found out beforehand: in most of them it is nothing."""
 
-    def __init__(self, evaluator: Evaluator) -> None:
+    def __init__(self, evaluator: Evaluator, names: Names) -> None:
+        names.look()
         self.host_keys = find_host_keys()
         self.hooks = find_hooks()
         self.interpreter = evaluator.look()
