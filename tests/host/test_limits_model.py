@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ratoon.errors import InvalidInput
 from ratoon.host.limits import Limits
 
 MIB = 1024 * 1024
@@ -37,10 +36,3 @@ def test_what_cannot_be_meant_is_refused(values: dict[str, Any], complaint: str)
 
 def test_the_least_of_each_is_taken() -> None:
     Limits(memory_bytes=128 * MIB, cpus=0.05, pids=160, disk_bytes=16 * MIB)
-
-
-def test_another_limit_of_the_disk_leaves_the_others() -> None:
-    limits = Limits(pids=200, disk_bytes=16 * MIB)
-    assert limits.with_disk(None) == Limits(pids=200)
-    with pytest.raises(InvalidInput, match=r"^disk_bytes: 1 MiB are too few; use 16 MiB or more$"):
-        limits.with_disk(MIB)

@@ -77,7 +77,7 @@ async def test_one_whose_disk_reaches_its_limit_stands_still_and_goes_on(engine:
             await sh(full, "head -c 5000000 /dev/urandom >/root/own; cd /root; sha256sum own >sums")
             commands = [["sh", "-c", FILL], ["sleep", "1000"]]
             waiting = [asyncio.create_task(full.exec(argv, timeout=1000)) for argv in commands]
-            said = f"{full.id} stands still: its disk has reached its limit of 24.0 MiB; give it a"
+            said = f"{full.id} stands still: its disk has reached its limit of 24.0 MiB; branch"
             for each in waiting:
                 with pytest.raises(OutOfDisk, match=said):
                     await asyncio.wait_for(each, FOR_EVER)

@@ -40,7 +40,11 @@ async def started(count: int, standstill: Standstill) -> list[asyncio.Task[str]]
 @pytest.mark.parametrize(
     ("limit", "event", "said"),
     [
-        (64 << 20, io_error(os.strerror(27)), r"its limit of 64\.0 MiB; give it a higher one"),
+        (
+            64 << 20,
+            io_error(os.strerror(27)),
+            r"its limit of 64\.0 MiB; branch it, which begins",
+        ),
         (None, io_error(os.strerror(27)), "its disk failed: File too large"),
         (1, io_error("No space", nospace=True), "no space left for /sandboxes/sb-1; make room"),
         (1, io_error("Input/output error"), "its disk failed: Input/output error"),

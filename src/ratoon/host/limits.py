@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-
-from ratoon.errors import InvalidInput
-from ratoon.validation import first_error
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MIB = 1024 * 1024
 
@@ -63,10 +60,3 @@ class Limits(BaseModel):
     pids: Annotated[int, _number(LEAST_PIDS, "threads")] | None = None
     disk_bytes: Annotated[int, _bytes(LEAST_DISK)] | None = None
     output_bytes: Annotated[int, Field(ge=0)] | None = None
-
-    def with_disk(self, disk_bytes: int | None) -> Limits:
-        """The same with another limit of the disk. InvalidInput: too small."""
-        try:
-            return Limits(**{**self.model_dump(), "disk_bytes": disk_bytes})
-        except ValidationError as error:
-            raise InvalidInput(first_error(error)) from None

@@ -330,18 +330,6 @@ class Sandbox:
         await self._ports.unpublish(host_port)
         self.persist()
 
-    async def allow_disk(self, disk_bytes: int | None) -> None:
-        """Set another limit for what its disk writes take; a guest that stood still goes on.
-
-        InvalidInput: too small.
-        """
-        limits = self.options.limits.with_disk(disk_bytes)
-        async with self.changing:
-            await self.machine.confine(None, disk_bytes)
-            await self.machine.resume()
-            self.options = self.options.model_copy(update={"limits": limits})
-            self.persist()
-
     # The end --------------------------------------------------------------------------------------
 
     async def kill(self) -> None:

@@ -91,6 +91,6 @@ class Standstill:
         if self.file_limit is not None and reason == _FILE_TOO_LARGE:
             return (
                 f"{what}its disk has reached its limit of {self.file_limit / 2**20:.1f} MiB; "
-                "give it a higher one, and it goes on"
+                "branch it, which begins a new disk, or fork one with a higher limit"
             )
         return f"{what}its disk failed: {reason}"
