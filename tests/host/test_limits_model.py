@@ -27,6 +27,7 @@ def test_none_is_the_default() -> None:
         ({"cpus": float("inf")}, "inf CPUs"),
         ({"pids": 8}, "8 threads: use 160 or more"),
         ({"memory": 1}, "memory"),
+        ({"output_bytes": 1}, "output_bytes"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(values: dict[str, Any], complaint: str) -> None:
@@ -36,3 +37,8 @@ def test_what_cannot_be_meant_is_refused(values: dict[str, Any], complaint: str)
 
 def test_the_least_of_each_is_taken() -> None:
     Limits(memory_bytes=128 * MIB, cpus=0.05, pids=160, disk_bytes=16 * MIB)
+
+
+def test_a_limit_that_there_was_once_is_read_over() -> None:
+    """Records of kept sandboxes have it, and it was None in every one."""
+    assert Limits.model_validate({"pids": 200, "output_bytes": None}) == Limits(pids=200)

@@ -287,7 +287,6 @@ class Sandbox:
         Commands that are watched as they run, lists of processes and the like: `guest.commands`,
         to which a sandbox is an agent.
         """
-        limit = self.options.limits.output_bytes
         return await commands.exec(
             self,
             argv,
@@ -296,7 +295,6 @@ class Sandbox:
             user=user,
             stdin=stdin,
             timeout=timeout,
-            output_limit=commands.OUTPUT_LIMIT if limit is None else limit,
         )
 
     async def eval(
