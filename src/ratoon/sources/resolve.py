@@ -44,14 +44,6 @@ def root_disk(
     return _source(image.name).root_disk(image, disk_bytes, roots, progress)
 
 
-def is_local(reference: str) -> bool:
-    """Whether it is to a file or directory of this host."""
-    return bool(_on_host(reference))
-
-
 def _source(reference: str) -> Debian | OciImage | Tree:
-    return _on_host(reference) or Debian.parse(reference) or OciImage.in_registry(reference)
-
-
-def _on_host(reference: str) -> OciImage | Tree | None:
-    return OciImage.on_host(reference) or Tree.parse(reference)
+    on_host = OciImage.on_host(reference) or Tree.parse(reference)
+    return on_host or Debian.parse(reference) or OciImage.in_registry(reference)
