@@ -121,13 +121,6 @@ async def test_each_type_of_file(files: FilesOnHost, tmp_path: Path) -> None:
     assert (link.type, link.target) == ("symlink", "fifo")
 
 
-async def test_whether_it_exists(files: FilesOnHost, tmp_path: Path) -> None:
-    (tmp_path / "nowhere").symlink_to("missing")
-    (tmp_path / "file").touch()
-    there = [".", "file", "nowhere", "missing", "file/x", "missing/x"]
-    assert [await files.exists(tmp_path / name) for name in there] == [True, True, *[False] * 4]
-
-
 async def test_a_listing_goes_as_deep_as_asked(files: FilesOnHost, tmp_path: Path) -> None:
     (tmp_path / "a" / "b" / "c").mkdir(parents=True)
     (tmp_path / "a" / "b" / "f").touch()
@@ -174,7 +167,7 @@ async def test_a_file_is_read_in_whole_and_in_part(files: FilesOnHost, tmp_path:
 async def test_a_file_larger_than_it_says(files: FilesOnHost) -> None:
     """Those of /proc have no size."""
     assert (await files.stat("/proc/self/status")).size_bytes == 0
-    assert "Name:" in await files.read_text("/proc/self/status")
+    assert "Name:" in (await files.read("/proc/self/status")).decode()
 
 
 async def test_no_more_is_read_than_was_allowed(files: FilesOnHost, tmp_path: Path) -> None:
@@ -189,11 +182,6 @@ async def test_reading_may_stop_anywhere(files: FilesOnHost, tmp_path: Path) -> 
         assert await anext(pieces)
     async with files.reading(tmp_path / "file"):
         pass
-
-
-async def test_text(files: FilesOnHost, tmp_path: Path) -> None:
-    assert await files.write_text(tmp_path / "file", "Grüße\n") == 8
-    assert await files.read_text(tmp_path / "file") == "Grüße\n"
 
 
 async def test_a_new_file_and_one_that_is_replaced(files: FilesOnHost, tmp_path: Path) -> None:

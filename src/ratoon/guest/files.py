@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from ratoon.concurrency import beside
-from ratoon.errors import GuestError, GuestFileNotFound, GuestNotADirectory, InvalidInput
+from ratoon.errors import GuestError, GuestFileNotFound, InvalidInput
 from ratoon.guest import transfers, watching
 from ratoon.guest.channel import Agent, GuestStream
 from ratoon.guest.file_requests import GuestPath, ask, conversation, guest_path, lines, output
@@ -58,14 +58,6 @@ class GuestFiles:
         """What `path` is; with `follow_symlinks`, what it leads to."""
         reply = await ask(self._agent, "files.stat", path, follow=follow_symlinks)
         return _status(reply)
-
-    async def exists(self, path: GuestPath) -> bool:
-        """Whether there is something at `path`; not so for a link that leads nowhere."""
-        try:
-            await self.stat(path)
-        except (GuestFileNotFound, GuestNotADirectory):
-            return False
-        return True
 
     async def list(
         self, path: GuestPath, *, depth: int = 1, limit: int = LIST_LIMIT
@@ -121,9 +113,6 @@ class GuestFiles:
         async with conversation(self._agent, "files.read", path, **fields) as stream:
             yield output(stream)
 
-    async def read_text(self, path: GuestPath, encoding: str = "utf-8") -> str:
-        return (await self.read(path)).decode(encoding)
-
     async def write(
         self,
         path: GuestPath,
@@ -150,9 +139,6 @@ class GuestFiles:
         """Add `content` at the file's end, as it comes; make the file if there is none."""
         fields = {"mode": None, "uid": None, "gid": None, "parents": False, "how": "append"}
         return await self._write(path, content, fields)
-
-    async def write_text(self, path: GuestPath, text: str, encoding: str = "utf-8") -> int:
-        return await self.write(path, text.encode(encoding))
 
     async def _write(self, path: GuestPath, content: Content, fields: dict[str, Any]) -> int:
         async with conversation(self._agent, "files.write", path, **fields) as stream:
