@@ -45,7 +45,6 @@ CHUNK = 128 * 1024
 
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
-_WINDOW_LOG = 23
 _SIZE = slice(124, 136)
 _CHECKSUM = slice(148, 156)
 _MAX_OCTAL = 8**11 - 1
