@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from itertools import count
 
 import pytest
-from vm_helpers import forget, ram_pages, sh
+from vm_helpers import forget, link, ram_pages, sh
 
-from ratoon.errors import AlreadyExists, CommandFailed, HasDependents, InvalidInput, NotFound
+from ratoon.errors import AlreadyExists, HasDependents, InvalidInput, NotFound
 from ratoon.memory.image import ImageStore
 from ratoon.sandbox import heads
 from ratoon.sandbox.engine import Engine
@@ -28,7 +28,7 @@ async def checksums(engine: Engine) -> AsyncIterator[dict[str, str]]:
     parent = "base"
     for tag in CHAIN:
         command = f"{LEAVE.format(tag)}; ({CHECKSUMS}) >/dev/shm/sums"
-        await engine.snapshot_diff(parent, tag, ["sh", "-c", command])
+        await link(engine, parent, tag, command)
         async with await engine.fork_one(tag) as fork:
             checksums[tag] = await sh(fork, "cat /dev/shm/sums")
         parent = tag
@@ -185,15 +185,6 @@ async def test_a_tag_that_is_taken(engine: Engine, sandbox: Sandbox) -> None:
         await engine.branch(sandbox, "base")
     with pytest.raises(NotFound, match="unheard-of"):
         await engine.fork_one("unheard-of")
-
-
-async def test_no_snapshot_of_a_command_that_failed(engine: Engine) -> None:
-    with pytest.raises(CommandFailed, match=r"(?s)x was not made.* 3.*failed: reason"):
-        await engine.snapshot_diff("base", "x", ["sh", "-c", "echo failed: reason >&2; exit 3"])
-    with pytest.raises(CommandFailed, match="timed out"):
-        await engine.snapshot_diff("base", "x", ["sleep", "1000"], timeout=0.2)
-    with pytest.raises(NotFound):
-        engine.store.get("x")
 
 
 async def test_deleting_a_parent(engine: Engine, sandbox: Sandbox) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from vm_helpers import ram_pages, sh, tags
+from vm_helpers import link, ram_pages, sh, tags
 
 from ratoon.errors import HasDependents
 from ratoon.sandbox.engine import Engine
@@ -29,7 +29,7 @@ async def chain(engine: Engine) -> AsyncIterator[str]:
     """base, c1, c2, c3, the head's checksums."""
     parent = "base"
     for tag in CHAIN:
-        await engine.snapshot_diff(parent, tag, ["sh", "-c", LEAVE.format(tag)])
+        await link(engine, parent, tag, LEAVE.format(tag))
         parent = tag
     async with await engine.fork_one("c3") as fork:
         yield await sh(fork, CHECKSUMS)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from vm_helpers import leaves_nothing, ram_pages, sh
+from vm_helpers import leaves_nothing, link, ram_pages, sh
 
 from ratoon.errors import Corrupt, Incompatible
 from ratoon.memory.chain import owners
@@ -27,8 +27,8 @@ async def chain(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Asy
     """A store of its own with the chain base, L1, L2 in it, no file of which has a second name."""
     script = "head -c 300000 /dev/urandom | tee /root/{0} >/dev/shm/{0}; cd /;"
     script += "sha256sum root/{0} dev/shm/{0} >>/root/sums; sync"
-    await engine.snapshot_diff("base", "L1", ["sh", "-c", script.format("one")])
-    await engine.snapshot_diff("L1", "L2", ["sh", "-c", script.format("two")])
+    await link(engine, "base", "L1", script.format("one"))
+    await link(engine, "L1", "L2", script.format("two"))
     home = tmp_path_factory.mktemp("damaged")
     async with Engine.open(home) as other:
         for tag in ("base", "L1", "L2"):

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from vm_helpers import processes_of, sh
+from vm_helpers import link, processes_of, sh
 
 from ratoon import paths
 from ratoon.pack.pack import pack
@@ -31,7 +31,7 @@ async def test_a_chain_of_two_is_forked_in_another_store(
     engine: Engine, elsewhere: Engine, tmp_path: Path
 ) -> None:
     for parent, tag in (("base", "P1"), ("P1", "P2")):
-        await engine.snapshot_diff(parent, tag, ["sh", "-c", LEAVE.format(tag)])
+        await link(engine, parent, tag, LEAVE.format(tag))
     async with await engine.fork_one("P2") as fork:
         expected = await sh(fork, CHECKSUMS)
     packed = await asyncio.to_thread(pack, engine.store, "P2", tmp_path / "P2.tar.zst")

@@ -63,6 +63,13 @@ def forget(engine: Engine, tag: str) -> None:
     engine.images.remove(*(before - image_roots(engine.store)))
 
 
+async def link(engine: Engine, parent: str, tag: str, script: str) -> None:
+    """Snapshot `tag`, `script` having run in a fork of `parent`."""
+    async with await engine.fork_one(parent) as sandbox:
+        await sh(sandbox, script)
+        await engine.branch(sandbox, tag)
+
+
 def ram_pages(snapshot: Snapshot) -> int:
     return snapshot.manifest.machine.ram_bytes // 4096
 

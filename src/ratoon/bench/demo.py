@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ratoon.bench.bench import build_diff
 from ratoon.bench.machine import describe_machine
 from ratoon.bench.steps import HEADS, LARGE_HEADS, Head, link_command, probe
 from ratoon.errors import RatoonError
@@ -138,9 +139,8 @@ class Demo:
                 )
                 self.say(f"{head.tag}: cold boot {built.stages['boot'] / 1e3:.1f} s")
             else:
-                built = await self._engine.snapshot_diff(
-                    head.parent, head.tag, link_command(head.adds)
-                )
+                command = link_command(head.adds)
+                built = await build_diff(self._engine, head.parent, head.tag, command)
                 self.say(f"{head.tag} on {head.parent}: {built.total_ms / 1e3:.2f} s")
             self.measured.built[head.tag] = built
 

@@ -23,7 +23,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from ratoon.bench.bench import Bench, Workshop
+from ratoon.bench.bench import Bench, Workshop, build_diff
 from ratoon.bench.dirtying import dirty
 from ratoon.bench.loop_mounts import KINDS, mounted, used_bytes
 from ratoon.bench.plots import Plot, Series
@@ -255,7 +255,7 @@ async def _measure_at_rest(engine: Engine, base: str, rounds: int) -> list[Step]
     for number, letters in enumerate(READ):
         parent = f"read{number - 1}" if number else base
         script = f"find /usr -xdev -type f -name '{letters}*' -exec cat {{}} + >/dev/null"
-        await engine.snapshot_diff(parent, f"read{number}", ["sh", "-c", script])
+        await build_diff(engine, parent, f"read{number}", ["sh", "-c", script])
     await engine.settle()
     return await asyncio.to_thread(_rewrite_layers, engine, f"read{len(READ) - 1}", rounds)
 

@@ -47,7 +47,7 @@ DISK_BYTES = 8 * 1024 * MIB
 
 @dataclass(frozen=True)
 class Built:
-    """A snapshot made by `from_image` or `snapshot_diff`: how its branch and all of it went.
+    """A snapshot that was built from scratch: how its branch and all of it went.
 
     `stages` are those of the whole operation, in milliseconds; `branched.stages` are within its
     `branch`.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from ratoon import paths
 from ratoon.artifacts import Progress, silent
 from ratoon.concurrency import to_the_end
 from ratoon.disk.qcow2 import OverlayTemplates
-from ratoon.errors import CommandFailed, InvalidInput, NotFound, RatoonError
+from ratoon.errors import InvalidInput, NotFound, RatoonError
 from ratoon.host.admission import Admission
 from ratoon.host.cgroups import Cgroups
 from ratoon.host.figures import read_figures
@@ -58,8 +58,6 @@ from ratoon.snapshot.store import Store
 from ratoon.vmm.driver import Accelerator
 
 __all__ = ["DISK_BYTES", "MIB", "RAM_BYTES", "Built", "Engine"]
-
-EXEC_TIMEOUT = 600.0
 
 
 class Engine:
@@ -142,35 +140,6 @@ class Engine:
                     runtime.rmdir()
 
     # Snapshots ------------------------------------------------------------------------------------
-
-    async def snapshot_diff(
-        self,
-        parent: str,
-        tag: str,
-        argv: Sequence[str],
-        *,
-        timeout: float = EXEC_TIMEOUT,
-        progress: Progress = silent,
-    ) -> Built:
-        """Fork `parent`, run `argv` in it, branch the result as `tag`, and delete the sandbox.
-
-        CommandFailed: it did not exit with 0; then there is no snapshot.
-        """
-        self.store.require_free(tag)
-        stages = Stages()
-        progress(f"forking {parent}")
-        with stages("fork"):
-            sandbox = await self.fork_one(parent)
-        async with sandbox:
-            with stages("exec"):
-                progress(f"running {' '.join(argv)[:60]}")
-                result = await sandbox.exec(list(argv), timeout=timeout)
-                if result.exit_code:
-                    raise CommandFailed(f"snapshot {tag} was not made: {result.explain()}")
-            with stages("branch"):
-                progress(f"taking snapshot {tag}")
-                branched = await self.branch(sandbox, tag)
-        return Built(branched, stages.ms, stages.total_ms)
 
     async def compact(self, tag: str, to: str, *, progress: Progress = silent) -> Snapshot:
         """Publish `to`, equal to snapshot `tag` but of depth 0; see `snapshot.compact`.
