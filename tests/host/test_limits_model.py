@@ -41,4 +41,5 @@ def test_the_least_of_each_is_taken() -> None:
 
 def test_a_limit_that_there_was_once_is_read_over() -> None:
     """Records of kept sandboxes have it, and it was None in every one."""
-    assert Limits.model_validate({"pids": 200, "output_bytes": None}) == Limits(pids=200)
+    written = '{"pids": 200, "output_bytes": null}'
+    assert Limits.model_validate_json(written) == Limits(pids=200)
