@@ -30,7 +30,7 @@ FLOORS = [
     {"snapshot", "vmm", "guest"},
     {"memory", "disk", "network", "sources"},
     {"artifacts"},
-    {"compression", "concurrency", "files", "paths", "validation"},
+    {"compression", "concurrency", "files", "paths", "units", "validation"},
     {"errors"},
 ]
 

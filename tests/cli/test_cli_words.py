@@ -19,9 +19,10 @@ from ratoon.cli.options import fork_options, mebibytes, pair, published, seconds
 from ratoon.cli.showing import age, printable
 from ratoon.cli.terminal import DETACH, Keys
 from ratoon.cli.verbs import VERBS
-from ratoon.sandbox.base import DISK_BYTES, MIB, RAM_BYTES
+from ratoon.sandbox.base import DISK_BYTES, RAM_BYTES
 from ratoon.snapshot.store import Store
 from ratoon.startup.spec import LogHealth
+from ratoon.units import MIB
 
 
 def test_times_and_sizes() -> None:
@@ -36,7 +37,7 @@ def test_times_and_sizes() -> None:
     for text in ("", "s", "-1", "1w", "1 2", "0x10", "infinity", "nan"):
         with pytest.raises(typer.BadParameter, match="15m"):
             seconds(text)
-        with pytest.raises(typer.BadParameter, match="2g"):
+        with pytest.raises(typer.BadParameter, match="write MiB, or a number with K, M, G"):
             mebibytes(text)
 
 

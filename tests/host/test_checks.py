@@ -10,11 +10,12 @@ import pytest
 
 from ratoon.errors import HostError
 from ratoon.host import checks
-from ratoon.host.admission import GIB, MIB, Cost, Reserve
+from ratoon.host.admission import Cost, Reserve
 from ratoon.host.cgroups import Cgroup, Group
 from ratoon.host.checks import Check
 from ratoon.host.figures import Figures
 from ratoon.host.limits import Limits
+from ratoon.units import GIB, MIB
 
 FIGURES = Figures(
     memory_bytes=21 * GIB,

@@ -15,7 +15,7 @@ import pytest
 from memory_helpers import RAM, Layer, guest_on, ram_of, write_chain
 from ratoon.errors import InvalidInput
 from ratoon.files import locked
-from ratoon.memory.budget import VARIABLE, CachedImage, evictable, image_budget, parse_size
+from ratoon.memory.budget import VARIABLE, CachedImage, evictable, image_budget
 from ratoon.memory.cache import OpenImage
 from ratoon.memory.chain import Link
 from ratoon.memory.image import ImageStore
@@ -65,30 +65,6 @@ def opened(store: ImageStore, chain: list[Link]) -> OpenImage:
 
 
 # Sizes ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("0", 0),
-        ("4096", 4096),
-        ("4096B", 4096),
-        ("10k", 10 << 10),
-        ("10 M", 10 << 20),
-        ("2G", 2 << 30),
-        ("2gb", 2 << 30),
-        (" 2GiB ", 2 << 30),
-        ("1T", 1 << 40),
-    ],
-)
-def test_a_size(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "-1", "1.5G", "G", "10X", "10iB", "1 000", "0x10", "1e9"])
-def test_not_a_size(text: str) -> None:
-    with pytest.raises(InvalidInput, match="not a size; write bytes, or"):
-        parse_size(text)
 
 
 def test_the_default_is_a_quarter_of_the_file_system(

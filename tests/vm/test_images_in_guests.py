@@ -21,9 +21,10 @@ from ratoon.errors import InvalidInput, NoPython
 from ratoon.guest import commands
 from ratoon.guest.agent import wire
 from ratoon.guest.defaults import set_defaults
-from ratoon.sandbox.engine import MIB, Engine
+from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.sources.image import ImageConfig
+from ratoon.units import MIB
 from registry_server import Registry, program, serving
 
 #: Prints what processes there are that have ended, and whom nobody has waited for.

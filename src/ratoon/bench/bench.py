@@ -17,13 +17,14 @@ from ratoon import paths
 from ratoon.artifacts import Progress
 from ratoon.bench.machine import describe_machine
 from ratoon.bench.plots import Plot
-from ratoon.bench.samples import MIB, Samples, read_rows, write_rows
+from ratoon.bench.samples import Samples, read_rows, write_rows
 from ratoon.bench.tables import Table, Target
 from ratoon.errors import AlreadyExists, CommandFailed, NotFound
 from ratoon.guest.build import build_guest
 from ratoon.sandbox.accelerator import choose_accelerator
 from ratoon.sandbox.engine import RAM_BYTES, Built, Engine
 from ratoon.sandbox.stages import Stages
+from ratoon.units import MIB
 
 #: The benches, each a module here, and what it measures.
 NAMES = {

@@ -15,7 +15,7 @@ from statistics import median
 
 from ratoon.bench.bench import PREFIX, Bench, Workshop
 from ratoon.bench.plots import Plot, Series
-from ratoon.bench.samples import MIB, Samples, forget_files, milliseconds, percentile
+from ratoon.bench.samples import Samples, forget_files, milliseconds, percentile
 from ratoon.bench.served import Api, served
 from ratoon.bench.steps import link_command, passed, probe_command
 from ratoon.bench.tables import Table, Target, spread
@@ -23,6 +23,7 @@ from ratoon.bench.textbook import Textbook, hashing_speed
 from ratoon.errors import RatoonError
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.snapshot.links import ram_pages, read_links
+from ratoon.units import MIB
 
 #: Depths that are forked, of the one chain.
 DEPTHS = (0, 1, 2, 3, 8, 16, 32)

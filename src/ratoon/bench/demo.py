@@ -26,8 +26,9 @@ from ratoon.bench.bench import build_diff
 from ratoon.bench.machine import describe_machine
 from ratoon.bench.steps import HEADS, LARGE_HEADS, Head, link_command, probe
 from ratoon.errors import RatoonError
-from ratoon.sandbox.engine import MIB, Built, Engine
+from ratoon.sandbox.engine import Built, Engine
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.units import MIB
 
 ROUNDS = 10
 #: Rounds of first forks: every image but the bases' is removed before each.

@@ -17,8 +17,9 @@ from statistics import median
 from ratoon.bench.bench import PREFIX, Bench, Workshop
 from ratoon.bench.dirtying import dirty
 from ratoon.bench.plots import Plot, Series
-from ratoon.bench.samples import MIB, Samples
+from ratoon.bench.samples import Samples
 from ratoon.bench.tables import Table, Target, spread
+from ratoon.units import MIB
 
 SMALL = 512
 #: MiB that are dirtied, by MiB of RAM; and how many of the rounds there are.

@@ -27,7 +27,7 @@ from ratoon.bench.bench import Bench, Workshop, build_diff
 from ratoon.bench.dirtying import dirty
 from ratoon.bench.loop_mounts import KINDS, mounted, used_bytes
 from ratoon.bench.plots import Plot, Series
-from ratoon.bench.samples import MIB, Samples, milliseconds
+from ratoon.bench.samples import Samples, milliseconds
 from ratoon.bench.tables import Table, Target, spread
 from ratoon.memory.chain import Link, overlay
 from ratoon.memory.digests import hash_pages, memory_root, zero_array
@@ -38,6 +38,7 @@ from ratoon.memory.writing import write_page_set
 from ratoon.sandbox.engine import RAM_BYTES, Engine
 from ratoon.snapshot.compress import Form, rewrite_layers
 from ratoon.snapshot.links import ram_pages, read_links
+from ratoon.units import MIB
 
 DISK_BYTES = 8 << 30
 LINKS = 10

@@ -9,12 +9,13 @@ from statistics import median
 
 from ratoon.bench.bench import Bench, Workshop
 from ratoon.bench.plots import Plot, Series
-from ratoon.bench.samples import MIB, Samples, percentile
+from ratoon.bench.samples import Samples, percentile
 from ratoon.bench.served import served
 from ratoon.bench.tables import Table, Target, spread
 from ratoon.errors import RatoonError
 from ratoon.guest import commands
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.units import MIB
 
 STREAM_MIB = 32
 STREAM_ROUNDS = 5

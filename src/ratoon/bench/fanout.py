@@ -21,7 +21,7 @@ from typing import Any
 from ratoon.bench.bench import Bench, Workshop
 from ratoon.bench.loop_mounts import mounted
 from ratoon.bench.plots import Plot, Series
-from ratoon.bench.samples import MIB, Samples, forget_files, percentile, read_bytes
+from ratoon.bench.samples import Samples, forget_files, percentile, read_bytes
 from ratoon.bench.tables import Table, Target, spread
 from ratoon.bench.textbook import data_of, images_from
 from ratoon.errors import HostError, RatoonError
@@ -31,6 +31,7 @@ from ratoon.memory.cache import OpenImage
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.fork import CONCURRENT_STARTS
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.units import MIB
 
 SIZES = (1, 10, 25, 50, 100)
 BURST = 25

@@ -10,8 +10,6 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any, TypeVar
 
-MIB = 1 << 20
-
 #: The rows of each CSV file, by its name without `.csv`; those of one are dataclasses of one kind.
 Samples = Mapping[str, Sequence[Any]]
 

@@ -13,8 +13,9 @@ import typer
 from ratoon.cli.app import Json, print_json, say
 from ratoon.cli.connect import client_command
 from ratoon.cli.options import seconds
-from ratoon.cli.showing import MIB, age, printable
+from ratoon.cli.showing import age, printable
 from ratoon.errors import InvalidInput
+from ratoon.units import format_mib
 
 if TYPE_CHECKING:
     from ratoon.client.aio.client import AsyncClient
@@ -85,7 +86,7 @@ async def _list(client: AsyncClient, as_json: bool) -> None:
             "-" if each.tier is None else str(each.tier),
             printable(each.image) or "-",
             _command(each),
-            "-" if each.layer_bytes is None else f"{each.layer_bytes / MIB:.1f} MiB",
+            "-" if each.layer_bytes is None else format_mib(each.layer_bytes),
             "-" if each.created_at_unix is None else age(now - each.created_at_unix),
             age(now - each.used_at_unix),
             style="red" if each.unusable else None,

@@ -13,12 +13,13 @@ import typer
 from ratoon import paths
 from ratoon.cli.app import Json, app, print_json, say
 from ratoon.cli.screen import answers, columns, show
-from ratoon.cli.showing import MIB, printable
+from ratoon.cli.showing import printable
 from ratoon.disk.tree import FileChanges
 from ratoon.snapshot.diff import Difference, diff
 from ratoon.snapshot.lineage import Node, lineage
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import StoreUsage, Usage, snapshot_usage, usage
+from ratoon.units import MIB, format_mib
 
 
 @app.command("tree")
@@ -77,7 +78,7 @@ def disk_usage(
     rows += [("sandbox", name, each) for name, each in whole.sandboxes.items()]
     rows += [("volume", name, each) for name, each in whole.volumes.items()]
     _show_usage([*rows, ("other", "", whole.other)])
-    answers.print(f"total {whole.total / MIB:.1f} MiB", highlight=False)
+    answers.print(f"total {format_mib(whole.total)}", highlight=False)
 
 
 @app.command("diff")

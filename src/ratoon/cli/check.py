@@ -23,6 +23,7 @@ from ratoon.errors import InvalidInput
 from ratoon.sandbox.sweep import sweep
 from ratoon.snapshot.progress import ByteProgress
 from ratoon.snapshot.store import Store
+from ratoon.units import format_mib
 
 #: Findings about one file that are shown one by one.
 _SHOWN = 10
@@ -125,7 +126,7 @@ def _show(console: Console, report: Report, outcomes: Sequence[Outcome] = ()) ->
     verdict = {0: "sound", 1: "nothing is lost, but not all is in order"}
     summary = f"{report.snapshots} snapshots, {report.images} images"
     if report.bytes_read:
-        summary += f", {report.bytes_read / 2**20:.1f} MiB of data read"
+        summary += f", {format_mib(report.bytes_read)} of data read"
     if report.in_use:
         summary += f"; {len(report.in_use)} things in use by others"
     _print(console, f"{summary}: {verdict.get(report.exit_code, 'DAMAGED')}")

@@ -12,8 +12,9 @@ import typer
 from ratoon.cli.app import say
 from ratoon.cli.connect import client_command
 from ratoon.cli.naming import find
-from ratoon.cli.showing import MIB, Meter, printable
+from ratoon.cli.showing import Meter, printable
 from ratoon.errors import GuestFileNotFound, GuestNotADirectory, InvalidInput
+from ratoon.units import format_mib
 
 if TYPE_CHECKING:
     from ratoon.client.aio.client import AsyncClient
@@ -45,7 +46,7 @@ async def copy(
     with Meter() as meter:
 
         def on_bytes(count: int) -> None:
-            meter.show(f"{count / MIB:.1f} MiB")
+            meter.show(format_mib(count))
 
         how: dict[str, Any] = {"merge": True, "owners": owners, "on_bytes": on_bytes}
         if from_guest:
@@ -60,7 +61,7 @@ async def copy(
         say(f"left out: {printable(line)}")
     if carried.left_out_count > _SHOWN:
         say(f"left out: {carried.left_out_count - _SHOWN} more")
-    say(f"copied {carried.entries} things, {carried.size_bytes / MIB:.1f} MiB")
+    say(f"copied {carried.entries} things, {format_mib(carried.size_bytes)}")
 
 
 async def _upload(files: AsyncFiles, source: str, path: str, how: dict[str, Any]) -> Transfer:

@@ -18,9 +18,10 @@ from ratoon.guest.build import build_guest
 from ratoon.host.checks import Check, check_clock
 from ratoon.network.policy import OUTBOUND
 from ratoon.sandbox.accelerator import KVM_DEVICE, Probe, choose_accelerator
-from ratoon.sandbox.engine import MIB, Engine
+from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.units import MIB
 from ratoon.vmm.tsc import host_tsc_khz
 
 TAG = "doctor"

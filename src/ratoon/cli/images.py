@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ratoon.cli.app import Json, app, print_json, run
 from ratoon.cli.connect import Token, Url, ask, is_named
-from ratoon.cli.showing import MIB
+from ratoon.units import MIB, format_mib
 
 if TYPE_CHECKING:
     from ratoon.client.aio.client import AsyncClient
@@ -75,7 +75,7 @@ def _show_images(entries: list[dict[str, Any]]) -> None:
             entry.get("parent_tag") or "-",
             str(entry["chain_depth"]),
             f"{entry['ram_bytes'] // MIB} MiB",
-            f"{entry['layer_bytes'] / MIB:.1f} MiB",
+            format_mib(entry["layer_bytes"]),
             entry["accelerator"],
             time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["created_at_unix"])),
         )

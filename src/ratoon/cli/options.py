@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,29 +13,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ratoon.errors import InvalidInput
+from ratoon.units import MIB, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from ratoon.client.options import Options
     from ratoon.client.runs import RunOptions
 
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_MIB = {"": 1, "m": 1, "g": 1024, "t": 1024 * 1024}
-_BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
 
 def seconds(text: str) -> float:
     """`90`, `90s`, `1.5m`, `2h` or `1d`."""
-    return _scaled(text, _SECONDS, "write seconds, or 90s, 15m, 2h, 1d")
+    with _said_of_the_option():
+        return parse_duration(text)
 
 
 def mebibytes(text: str) -> int:
     """`512`, `512m`, `2g`."""
-    return round(_scaled(text, _MIB, "write MiB, or 512m, 2g"))
+    with _said_of_the_option():
+        return round(parse_size(text, unit=MIB) / MIB)
 
 
 def byte_count(text: str) -> int:
     """`4096`, `64k`, `512m`, `2g`: bytes."""
-    return round(_scaled(text, _BYTES, "write bytes, or 64k, 512m, 2g"))
+    with _said_of_the_option():
+        return parse_size(text)
 
 
 def published(text: str) -> tuple[int, int | None]:
@@ -68,11 +70,13 @@ def variable(text: str) -> tuple[str, str]:
     return pair(text) if "=" in text else (text, os.environ.get(text, ""))
 
 
-def _scaled(text: str, units: dict[str, int], way_out: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]?)", text.strip().lower())
-    if not match or match[2] not in units:
-        raise typer.BadParameter(f"{text!r}: {way_out}")
-    return float(match[1]) * units[match[2]]
+@contextmanager
+def _said_of_the_option() -> Iterator[None]:
+    """What is no size and no time, said of the option that it was given for."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 Env = Annotated[

@@ -18,8 +18,7 @@ from ratoon.pack.pack import pack
 from ratoon.pack.unpack import unpack
 from ratoon.snapshot.progress import ByteProgress
 from ratoon.snapshot.store import Store
-
-MIB = 1024 * 1024
+from ratoon.units import format_mib
 
 WARNING = (
     "A pack holds a guest's memory and device state, which QEMU will parse: "
@@ -38,7 +37,7 @@ def pack_snapshot(
     with _progress(f"packing {tag}") as progress:
         packed = pack(store, tag, out, force=force, progress=progress)
     notes.print(
-        f"packed {tag}: {packed.content / MIB:.1f} MiB, {packed.size / MIB:.1f} MiB in {out}",
+        f"packed {tag}: {format_mib(packed.content)}, {format_mib(packed.size)} in {out}",
         style="dim",
         highlight=False,
         markup=False,
@@ -76,8 +75,8 @@ def unpack_snapshot(
         )
         return
     answers.print(
-        f"{manifest.tag}: depth {unpacked.snapshot.depth}, {unpacked.stored / MIB:.1f} MiB of "
-        f"layers stored, {unpacked.shared / MIB:.1f} MiB were here already",
+        f"{manifest.tag}: depth {unpacked.snapshot.depth}, {format_mib(unpacked.stored)} of "
+        f"layers stored, {format_mib(unpacked.shared)} were here already",
         highlight=False,
         soft_wrap=True,
     )

@@ -7,8 +7,6 @@ import time
 from types import TracebackType
 from typing import Self
 
-MIB = 1024 * 1024
-
 #: Seconds between two looks that are shown.
 _PERIOD = 0.1
 

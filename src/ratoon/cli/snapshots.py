@@ -13,9 +13,9 @@ import typer
 from ratoon.cli.app import Json, print_json, say
 from ratoon.cli.connect import Asked, client_command
 from ratoon.cli.naming import IMAGE, find, known_tags, located
-from ratoon.cli.showing import MIB
 from ratoon.concurrency import beside
 from ratoon.errors import AlreadyExists, CommandFailed, InvalidInput, NotFound
+from ratoon.units import format_mib
 
 if TYPE_CHECKING:
     from ratoon.client.aio.client import AsyncClient
@@ -228,6 +228,6 @@ def _show(made: SnapshotInfo, began: float, stages: dict[str, float], as_json: b
     pages, size = made.pages or 0, made.layer_bytes or 0
     shown = ", ".join(f"{name} {ms:.0f}" for name, ms in (stages or made.stages_ms or {}).items())
     print(
-        f"{made.tag}: depth {made.chain_depth}, {pages} pages, {size / MIB:.1f} MiB; "
+        f"{made.tag}: depth {made.chain_depth}, {pages} pages, {format_mib(size)}; "
         f"{total_ms / 1e3:.2f} s ({shown} ms)"
     )

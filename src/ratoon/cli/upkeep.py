@@ -12,8 +12,9 @@ from ratoon.cli.app import Json, app, print_json, say
 from ratoon.cli.connect import client_command
 from ratoon.cli.naming import known_tags
 from ratoon.cli.options import byte_count, seconds
-from ratoon.cli.showing import MIB, age
+from ratoon.cli.showing import age
 from ratoon.errors import RatoonError
+from ratoon.units import MIB, format_mib
 
 if TYPE_CHECKING:
     from ratoon.client.aio.client import AsyncClient
@@ -98,13 +99,13 @@ def _show_plan(report: PruneReport) -> None:
     for lineage in report.lineages:
         if lineage.excess_bytes:
             say(
-                f"lineage {lineage.lineage}: {lineage.excess_bytes / MIB:.1f} MiB above its "
+                f"lineage {lineage.lineage}: {format_mib(lineage.excess_bytes)} above its "
                 "budget, as all that is left is kept"
             )
     verb = "would free" if report.dry_run else "freed"
     count = sum(not each.keep and not each.error for each in report.snapshots)
     answers.print(
-        f"{count} of {len(report.snapshots)} snapshots {verb} {report.freed_bytes / MIB:.1f} MiB",
+        f"{count} of {len(report.snapshots)} snapshots {verb} {format_mib(report.freed_bytes)}",
         highlight=False,
     )
 
@@ -182,7 +183,7 @@ def _show_layers(done: tuple[Rewritten, ...], took: float, *, dry_run: bool) -> 
     before, after = sum(each.before for each in changed), sum(each.after for each in changed)
     would = "would take" if dry_run else "take"
     answers.print(
-        f"{len(changed)} layers {would} {after / MIB:.1f} MiB in the place of {before / MIB:.1f}; "
+        f"{len(changed)} layers {would} {format_mib(after)} in the place of {before / MIB:.1f}; "
         f"{took:.1f} s",
         highlight=False,
     )

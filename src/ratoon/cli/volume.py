@@ -9,8 +9,8 @@ import typer
 
 from ratoon.cli.app import Json, print_json, say
 from ratoon.cli.connect import all_of, client_command
-from ratoon.cli.showing import MIB
 from ratoon.errors import InvalidInput
+from ratoon.units import MIB
 
 if TYPE_CHECKING:
     from ratoon.client.aio.client import AsyncClient

@@ -25,11 +25,11 @@ from ratoon.daemon.sandboxes import options_of, summarise
 from ratoon.daemon.snapshots import telling
 from ratoon.daemon.volumes import require_allowed
 from ratoon.errors import NotFound, RatoonError
-from ratoon.sandbox.engine import MIB
 from ratoon.startup.cache import Damaged, Entry, StartCache, tag_of
 from ratoon.startup.key import differences, unfit
 from ratoon.startup.prune import prune
 from ratoon.startup.spec import RunSpec
+from ratoon.units import MIB
 
 router = APIRouter(tags=["runs"])
 

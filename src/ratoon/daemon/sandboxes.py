@@ -31,9 +31,9 @@ from ratoon.daemon.workspace import MARK
 from ratoon.errors import GuestError, InvalidInput, RatoonError
 from ratoon.host.limits import Limits
 from ratoon.network.policy import NetworkPolicy
-from ratoon.sandbox.engine import MIB
 from ratoon.sandbox.options import SandboxOptions, Volume
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.units import MIB
 from ratoon.validation import first_error
 
 router = APIRouter(tags=["sandboxes"])

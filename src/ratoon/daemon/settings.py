@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-MIB = 1024 * 1024
+from ratoon.units import MIB
 
 
 @dataclass(frozen=True)

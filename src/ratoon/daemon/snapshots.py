@@ -28,10 +28,10 @@ from ratoon.errors import AlreadyExists, InFlight, InvalidInput, NotFound
 from ratoon.network.policy import NetworkPolicy
 from ratoon.sandbox.base import Built
 from ratoon.sandbox.branch import Branched, Writing
-from ratoon.sandbox.engine import MIB
 from ratoon.snapshot.manifest import check_tag
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import BrokenSnapshot
+from ratoon.units import MIB
 
 router = APIRouter(tags=["snapshots"])
 

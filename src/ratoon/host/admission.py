@@ -6,18 +6,14 @@ being started show in the host's figures only later, and are counted until then.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
-from ratoon.errors import InvalidInput, Overloaded
+from ratoon.errors import Overloaded
 from ratoon.host.figures import Figures
-from ratoon.memory.budget import parse_size
-
-MIB = 1024 * 1024
-GIB = 1024 * MIB
+from ratoon.units import GIB, MIB, format_size, size_from_env
 
 FORK_MEMORY = "RATOON_FORK_MEMORY"
 MEMORY_RESERVE = "RATOON_MEMORY_RESERVE"
@@ -40,7 +36,7 @@ class Cost:
     @classmethod
     def from_environment(cls) -> Self:
         """As measured; RATOON_FORK_MEMORY is for whom forks do more, or less, at first."""
-        memory = _size(FORK_MEMORY)
+        memory = size_from_env(FORK_MEMORY)
         return cls() if memory is None else cls(memory_bytes=memory)
 
 
@@ -57,7 +53,7 @@ class Reserve:
 
         Memory: a twentieth, from 128 MiB to 2 GiB. Disk: a hundredth, up to 1 GiB.
         """
-        memory, disk = _size(MEMORY_RESERVE), _size(DISK_RESERVE)
+        memory, disk = size_from_env(MEMORY_RESERVE), size_from_env(DISK_RESERVE)
         if memory is None:
             memory = min(max(figures.memory_total // 20, 128 * MIB), 2 * GIB)
         if disk is None:
@@ -80,8 +76,9 @@ def shortage(n: int, under_way: int, cost: Cost, figures: Figures, reserve: Rese
         if all_of_them * each <= free - kept:
             return None
         return (
-            f"{forks} {need} about {gib(all_of_them * each)} of {what}; "
-            f"{owner} has {gib(free)} free, of which {gib(min(kept, free))} are kept in reserve"
+            f"{forks} {need} about {format_size(all_of_them * each)} of {what}; "
+            f"{owner} has {format_size(free)} free, of which {format_size(min(kept, free))} "
+            "are kept in reserve"
         )
 
     memory = figures.memory_bytes, reserve.memory_bytes, figures.memory_owner
@@ -131,18 +128,3 @@ class Admission:
             yield ended
         finally:
             self._under_way -= waiting
-
-
-def _size(variable: str) -> int | None:
-    text = os.environ.get(variable)
-    if not text:
-        return None
-    try:
-        return parse_size(text)
-    except InvalidInput as error:
-        raise InvalidInput(f"{variable}: {error}") from None
-
-
-def gib(size: int) -> str:
-    """Bytes for people, as `1.2 GiB` or `300 MiB`."""
-    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / MIB:.0f} MiB"

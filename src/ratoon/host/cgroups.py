@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 from ratoon.errors import HostError
 from ratoon.host.hierarchies import Hierarchy, make_room, pass_on, with_controller
+from ratoon.units import format_mib
 
 if TYPE_CHECKING:
     from ratoon.host.limits import Limits
@@ -107,8 +108,8 @@ class Cgroup:
             return None
         if not reached:
             return "the kernel killed it for want of memory: the host, or what the engine may use"
-        size = self.limits.memory_bytes / 2**20
-        return f"the kernel killed it at its memory limit of {size:.1f} MiB; give it a higher one"
+        size = format_mib(self.limits.memory_bytes)
+        return f"the kernel killed it at its memory limit of {size}; give it a higher one"
 
 
 class Cgroups:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 from ratoon.errors import RatoonError
-from ratoon.host.admission import GIB, Cost, Reserve, gib
+from ratoon.host.admission import Cost, Reserve
 from ratoon.host.cgroups import Cgroup, remove
 from ratoon.host.figures import Figures
 from ratoon.host.limits import LEAST_MEMORY, LEAST_PIDS, Limits
+from ratoon.units import GIB, format_size
 from ratoon.vmm import command
 
 State = Literal["ok", "warn", "bad"]
@@ -87,7 +88,7 @@ def check_directory(name: str, path: Path, reflinks: Callable[[Path], bool] | No
         return Check(name, "bad", f"{path} cannot be written", "choose another: see the README")
     status = os.statvfs(existing)
     free = status.f_bavail * status.f_frsize
-    found = f"{path}, {gib(free)} free"
+    found = f"{path}, {format_size(free)} free"
     if reflinks is not None:
         found += ", reflinks" if reflinks(existing) else ", no reflinks: images are copies"
     if free < COMFORTABLE_DISK:
@@ -99,7 +100,7 @@ def check_memory(figures: Figures, cost: Cost, reserve: Reserve) -> Check:
     room = max(figures.memory_bytes - reserve.memory_bytes, 0) // cost.memory_bytes
     whose = "" if figures.memory_owner == "the host" else f" ({figures.memory_owner})"
     found = (
-        f"{gib(figures.memory_bytes)} of {gib(figures.memory_total)} free{whose}: "
+        f"{format_size(figures.memory_bytes)} of {format_size(figures.memory_total)} free{whose}: "
         f"room for about {room} forks"
     )
     if room < COMFORTABLE_FORKS:
@@ -112,7 +113,7 @@ def check_swap(meminfo: Mapping[str, int]) -> Check:
     used = total - meminfo["SwapFree"]
     if not total:
         return Check("swap", "ok", "none")
-    found = f"{gib(used)} of {gib(total)} in use"
+    found = f"{format_size(used)} of {format_size(total)} in use"
     if used > total // 10:
         todo = "branches wait for what is swapped out: end other programs, or `swapoff`"
         return Check("swap", "warn", found, todo)

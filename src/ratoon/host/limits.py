@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
-MIB = 1024 * 1024
+from ratoon.units import MIB
 
 #: A started fork has 22 MiB of its own and, after a command or two, 50 to 90; without an image up
 #: to 64 MiB of pages are written into it first.

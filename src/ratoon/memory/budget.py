@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ratoon.errors import InvalidInput
+from ratoon.units import size_from_env
 
 VARIABLE = "RATOON_IMAGE_BUDGET"
-
-_SIZE = re.compile(r"(\d+) ?(?:([KMGT])(?:i?B)?|B)?", re.IGNORECASE)
-_SHIFTS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
 @dataclass(frozen=True)
@@ -30,24 +26,12 @@ class CachedImage:
 def image_budget(directory: Path) -> int:
     """Bytes that the images in `directory` may take together.
 
-    RATOON_IMAGE_BUDGET (bytes, or with K, M, G or T for powers of 1024), else a quarter of the file
-    system. InvalidInput: the variable is not a size.
+    What RATOON_IMAGE_BUDGET says, else a quarter of the file system. InvalidInput: that is no size.
     """
-    if text := os.environ.get(VARIABLE):
-        try:
-            return parse_size(text)
-        except InvalidInput as error:
-            raise InvalidInput(f"{VARIABLE}: {error}") from None
+    if (size := size_from_env(VARIABLE)) is not None:
+        return size
     status = os.statvfs(directory)
     return status.f_blocks * status.f_frsize // 4
-
-
-def parse_size(text: str) -> int:
-    """Bytes from `1048576`, `1024K`, `1M`, `1MiB`. InvalidInput."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise InvalidInput(f"{text!r} is not a size; write bytes, or a number with K, M, G or T")
-    return int(match[1]) << _SHIFTS[(match[2] or "").upper()]
 
 
 def evictable(images: Sequence[CachedImage], *, keep: str) -> list[CachedImage]:

@@ -15,9 +15,9 @@ from ratoon.memory.digests import are_stored, digests_differ, memory_root
 from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.pageset import PageIndex, read_index, read_pages
 from ratoon.memory.writing import write_page_stream
+from ratoon.units import MIB
 
-_MIB = 1024 * 1024
-_REPORT = 64 * _MIB // PAGE_SIZE  # pages
+_REPORT = 64 * MIB // PAGE_SIZE  # pages
 
 
 def write_merged(
@@ -81,5 +81,5 @@ def _reported(
         done += len(numbers)
         if done - reported >= _REPORT or done == total:
             reported = done
-            to_mib = PAGE_SIZE / _MIB
+            to_mib = PAGE_SIZE / MIB
             progress(f"{what}: {done * to_mib:.0f} of {total * to_mib:.0f} MiB")

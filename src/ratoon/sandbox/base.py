@@ -35,12 +35,12 @@ from ratoon.snapshot.store import Store
 from ratoon.sources.given import take
 from ratoon.sources.image import Image, ImageConfig
 from ratoon.sources.resolve import resolve, root_disk
+from ratoon.units import MIB
 from ratoon.vmm import command
 from ratoon.vmm.driver import Accelerator, Hardware, Launch
 from ratoon.vmm.qemu import qemu_version
 from ratoon.vmm.tsc import host_tsc_khz
 
-MIB = 1024 * 1024
 RAM_BYTES = 512 * MIB
 DISK_BYTES = 8 * 1024 * MIB
 

@@ -32,7 +32,7 @@ from ratoon.host.hierarchies import hierarchies
 from ratoon.memory.image import ImageStore
 from ratoon.network.namespaces import Namespaces
 from ratoon.sandbox.adopt import adopt, lost
-from ratoon.sandbox.base import DISK_BYTES, MIB, RAM_BYTES, BaseBuilder, Built
+from ratoon.sandbox.base import DISK_BYTES, RAM_BYTES, BaseBuilder, Built
 from ratoon.sandbox.branch import Branched, Brancher, Mode, Writing
 from ratoon.sandbox.capture import Buffers
 from ratoon.sandbox.confinement import Confiner
@@ -57,7 +57,7 @@ from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.vmm.driver import Accelerator
 
-__all__ = ["DISK_BYTES", "MIB", "RAM_BYTES", "Built", "Engine"]
+__all__ = ["DISK_BYTES", "RAM_BYTES", "Built", "Engine"]
 
 
 class Engine:

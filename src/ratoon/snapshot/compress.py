@@ -32,13 +32,13 @@ from ratoon.snapshot.exchange import exchange
 from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.snapshot import MEMORY, Snapshot
 from ratoon.snapshot.store import Store
+from ratoon.units import MIB, format_mib
 
 Form = Literal["compressed", "plain"]
 
 #: What takes more than this part of what it took is not worth to be decompressed at each use.
 WORTH = 7 / 8
 _BLOCK = 512  # of st_blocks
-_MIB = 1024 * 1024
 
 #: Device and inode number.
 _Inode = tuple[int, int]
@@ -112,7 +112,7 @@ def rewrite_layers(
 def _told(found: Rewritten) -> str:
     if found.why:
         return f"{found.tag}: {found.why}"
-    return f"{found.tag}: {found.before / _MIB:.1f} to {found.after / _MIB:.1f} MiB"
+    return f"{found.tag}: {found.before / MIB:.1f} to {format_mib(found.after)}"
 
 
 @contextmanager

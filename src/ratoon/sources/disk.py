@@ -11,10 +11,10 @@ from pathlib import Path
 from ratoon.artifacts import run
 from ratoon.errors import HostError, InvalidInput
 from ratoon.sources import mounted
+from ratoon.units import MIB
 
 #: Nothing is left for the guest's kernel to initialise later: every fork would do it again.
 FILE_SYSTEM = ("-t", "ext4", "-L", "ratoon", "-E", "lazy_itable_init=0,lazy_journal_init=0")
-MIB = 1024 * 1024
 #: Killed together with the thread that waits for it; the namespaces, and with them the mount and
 #: its loop device, end with the last process in them. What the host unmounts goes in them too.
 _ALONE = (

@@ -24,10 +24,10 @@ from ratoon.sources.layers import lay_out
 from ratoon.sources.mounted import TEXTS
 from ratoon.sources.registry import RegistryName
 from ratoon.sources.remembered import recall, remember
+from ratoon.units import MIB
 
 #: Those of skopeo's transports that are files of this host, and what of them tells a change.
 LOCAL = {"oci": "index.json", "docker-archive": "", "oci-archive": ""}
-MIB = 1024 * 1024
 #: What a fetch leaves free on the cache's file system.
 RESERVE = 512 * MIB
 #: In a room where `lay_out` has been, what fills the disk.

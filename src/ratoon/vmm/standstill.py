@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ratoon.errors import OutOfDisk
+from ratoon.units import format_mib
 
 #: What QEMU tells of, see its QMP reference.
 EVENTS = ("BLOCK_IO_ERROR", "STOP", "RESUME")
@@ -90,7 +91,7 @@ class Standstill:
         reason = self._error.get("reason", "QEMU did not say why")
         if self.file_limit is not None and reason == _FILE_TOO_LARGE:
             return (
-                f"{what}its disk has reached its limit of {self.file_limit / 2**20:.1f} MiB; "
+                f"{what}its disk has reached its limit of {format_mib(self.file_limit)}; "
                 "branch it, which begins a new disk, or fork one with a higher limit"
             )
         return f"{what}its disk failed: {reason}"

@@ -8,9 +8,10 @@ from pydantic import Field
 
 from ratoon.daemon.models.common import Answer, Request, Word
 from ratoon.daemon.models.sandboxes import ForkOptions, PublishRequest, SandboxInfo
-from ratoon.sandbox.base import DISK_BYTES, MIB, RAM_BYTES
+from ratoon.sandbox.base import DISK_BYTES, RAM_BYTES
 from ratoon.sandbox.options import Seconds
 from ratoon.startup.spec import Health
+from ratoon.units import MIB
 
 
 class RunRequest(ForkOptions):

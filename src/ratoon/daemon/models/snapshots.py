@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ratoon.daemon.models.common import Answer, Request
-from ratoon.sandbox.base import DISK_BYTES, MIB, RAM_BYTES
+from ratoon.sandbox.base import DISK_BYTES, RAM_BYTES
+from ratoon.units import MIB
 
 
 class SnapshotInfo(Answer):
