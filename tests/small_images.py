@@ -16,8 +16,8 @@ from oci_images import Entry, Packed, directory, file, layer, symlink
 from ratoon.artifacts import build_once
 from ratoon.guest import packages
 from ratoon.guest.build import PYTHON_PACKAGES
+from ratoon.units import MIB
 
-MIB = 1024 * 1024
 APPLETS = ("sh", "cat", "id", "env", "sleep", "stat", "pwd", "tail", "ls", "true", "touch", "chmod")
 #: A mebibyte that compresses well.
 PIECE = (b"ratoon " * MIB)[: MIB - 1] + b"\n"

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ratoon.disk.ext4 import Ext4
 from ratoon.disk.tree import Tree, read_tree
-
-MIB = 1 << 20
+from ratoon.units import MIB
 
 
 def make_file_system(path: Path, root: Path, *options: str, size: int = 16 * MIB) -> Path:

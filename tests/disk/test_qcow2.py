@@ -20,8 +20,7 @@ from ratoon.disk.qcow2 import (
     file_digest,
 )
 from ratoon.errors import Corrupt, HostError, InvalidInput, RatoonError
-
-GIB = 1 << 30
+from ratoon.units import GIB
 
 
 def qemu_img(*arguments: str | Path) -> None:

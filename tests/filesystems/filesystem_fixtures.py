@@ -17,8 +17,7 @@ from loop_volumes import Mount, Volume
 
 from ratoon.bench.loop_mounts import KINDS, mounted, what_is_missing
 from ratoon.errors import HostError
-
-GIB = 1 << 30
+from ratoon.units import GIB
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from ratoon.memory.image import ImageStore
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import check_sizes, verify_disks
+from ratoon.units import MIB
 
 pytest_plugins = ["filesystem_fixtures"]
 pytestmark = pytest.mark.filesystems
 
-MIB = 1 << 20
 KIB = 1 << 10
 FULL = "No space left"
 

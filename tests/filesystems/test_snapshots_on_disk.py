@@ -17,11 +17,11 @@ from ratoon.memory.reflink import can_reflink
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import check_sizes, verify_disks
+from ratoon.units import MIB
 
 pytest_plugins = ["filesystem_fixtures"]
 pytestmark = pytest.mark.filesystems
 
-MIB = 1 << 20
 #: Hard links that ext4 gives a file.
 EXT4_LINKS = 65_000
 

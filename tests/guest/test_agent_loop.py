@@ -13,8 +13,8 @@ import pytest
 from agent_on_host import AgentOnHost, agent_on_host, is_alive, wait_for
 
 from ratoon.guest.agent import wire
+from ratoon.units import MIB
 
-MIB = 1024 * 1024
 #: The agent's threshold (256 KiB) and what is read at once on top of it, with room to spare.
 HELD_AT_MOST = 8 * MIB
 

@@ -17,8 +17,8 @@ from ratoon.errors import GuestError, GuestTimeout, InvalidInput
 from ratoon.guest import commands
 from ratoon.guest.agent import wire
 from ratoon.guest.channel import GuestStream
+from ratoon.units import MIB
 
-MIB = 1024 * 1024
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 

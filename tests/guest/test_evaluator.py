@@ -14,8 +14,8 @@ from agent_on_host import AgentOnHost, agent_on_host, is_alive, wait_for
 
 from ratoon.guest.agent import wire
 from ratoon.guest.agent.stream import CHUNK
+from ratoon.units import MIB
 
-MIB = 1024 * 1024
 KEPT = {"timed_out": False, "truncated": False, "state_lost": False}
 FOR_EVER = "while True: pass"
 

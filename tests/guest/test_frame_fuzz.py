@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from ratoon.errors import GuestError
 from ratoon.guest.agent import wire
 from ratoon.guest.channel import Channel, GuestStream
-
-MIB = 1024 * 1024
+from ratoon.units import MIB
 
 #: Of the stream that is to hear exactly this, and nothing else: as a header it would be none.
 HONEST = b"\xbb" * 10_000

@@ -18,8 +18,7 @@ from ratoon.guest.agent import wire
 from ratoon.guest.agent.processes import LISTED, REMEMBERED
 from ratoon.guest.agent.tail import LIMIT, PIECE_COST, SMALL
 from ratoon.guest.commands import Ended, ProcessInfo
-
-MIB = 1024 * 1024
+from ratoon.units import MIB
 
 
 @pytest.fixture

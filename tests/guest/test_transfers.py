@@ -36,8 +36,7 @@ from ratoon.errors import (
 )
 from ratoon.guest.agent import tar, wire
 from ratoon.guest.files import GuestFiles
-
-MIB = 1 << 20
+from ratoon.units import MIB
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from ratoon.errors import InvalidInput, Overloaded
 from ratoon.host.admission import Admission, Cost, Reserve, shortage
 from ratoon.host.figures import Figures
-
-MIB = 1024 * 1024
-GIB = 1024 * MIB
+from ratoon.units import GIB, MIB
 
 COST = Cost(memory_bytes=32 * MIB, disk_bytes=MIB, files=5, threads=8)
 PLENTY = Figures(

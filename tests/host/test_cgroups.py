@@ -18,8 +18,8 @@ from ratoon.host import cgroups as module
 from ratoon.host.cgroups import RECORD, Cgroup, Cgroups, find, remove
 from ratoon.host.hierarchies import Hierarchy, hierarchies
 from ratoon.host.limits import Limits
+from ratoon.units import MIB
 
-MIB = 1024 * 1024
 ALL = Limits(memory_bytes=128 * MIB, cpus=0.05, pids=160)
 #: Waits until it has been put where it belongs.
 WAIT = "import os, sys, threading, time\nsys.stdin.readline()\n"

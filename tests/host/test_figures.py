@@ -17,8 +17,7 @@ from ratoon.host.cgroups import Cgroups, remove
 from ratoon.host.figures import Figures, meminfo, read_figures
 from ratoon.host.hierarchies import Hierarchy, hierarchies
 from ratoon.host.limits import Limits
-
-MIB = 1024 * 1024
+from ratoon.units import MIB
 
 
 def test_this_host(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from ratoon.host.limits import Limits
-
-MIB = 1024 * 1024
+from ratoon.units import MIB
 
 
 def test_none_is_the_default() -> None:

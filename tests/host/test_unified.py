@@ -14,9 +14,9 @@ from ratoon.errors import HostError
 from ratoon.host.cgroups import Cgroups, remove
 from ratoon.host.hierarchies import ENGINE, make_room
 from ratoon.host.limits import Limits
+from ratoon.units import MIB
 
 ALL = ("memory", "cpu", "pids")
-MIB = 1024 * 1024
 #: Beyond what the kernel gives out: killing it harms nobody.
 NO_PROCESS = 1 << 30
 

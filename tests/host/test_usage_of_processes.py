@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 from ratoon.host.usage import usage
-
-MIB = 1024 * 1024
+from ratoon.units import MIB
 
 #: Touches 64 MiB, computes for a moment, says so, and waits.
 SCRIPT = """

@@ -34,8 +34,7 @@ from ratoon.disk.qcow2 import disk_root
 from ratoon.pack.pack import pack
 from ratoon.pack.packfile import MAX_CONTENTS, MAX_MANIFEST, tar_header
 from ratoon.snapshot.store import Store
-
-MIB = 1 << 20
+from ratoon.units import MIB
 
 
 @pytest.fixture

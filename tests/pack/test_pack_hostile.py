@@ -29,8 +29,7 @@ from ratoon.pack.pack import pack
 from ratoon.pack.packfile import tar_header
 from ratoon.pack.unpack import unpack
 from ratoon.snapshot.store import Store
-
-MIB = 1 << 20
+from ratoon.units import MIB
 
 #: Where the data of the head's memory layer ends.
 END = 4096 * (1 + 2)

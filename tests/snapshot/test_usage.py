@@ -20,10 +20,9 @@ from ratoon.snapshot.snapshot import link_snapshot
 from ratoon.snapshot.stock import take_stock
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import Usage, _sweep, snapshot_usage, usage
+from ratoon.units import MIB
 from ratoon.volumes import named
 from sound_snapshots import make_image, publish_sound
-
-MIB = 1 << 20
 
 
 @pytest.fixture

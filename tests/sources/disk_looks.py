@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ratoon.sources.resolve import resolve, root_disk
+from ratoon.units import MIB
 
-MIB = 1024 * 1024
 DISK = 64 * MIB
 
 #: Makes the root disk of an image, and mounts it until the test is over: its root.

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from disk_looks import DISK, MIB, Look
+from disk_looks import DISK, Look
 
 from oci_images import Entry, Layout, device, directory, entry, file, hard_link, layer, symlink
 from ratoon.errors import Corrupt, HostError, InvalidInput, RatoonError
 from ratoon.sources.resolve import resolve, root_disk
+from ratoon.units import MIB
 
 pytest_plugins = ["image_fixtures"]
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vm_helpers import MIB, ram_pages, sh
+from vm_helpers import ram_pages, sh
 from whole_ram import PAGE, before_resume, branch_and_look, differing, read_ram, reconstruct
 
 from ratoon.memory.dirty import dirty_pages
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.units import MIB
 
 WORKLOAD = """python3 -c '
 import mmap, os, random

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from served_daemon import Served
 from typist import PROGRAM, terminal
-from vm_helpers import FOR_EVER, MIB
+from vm_helpers import FOR_EVER
+
+from ratoon.units import MIB
 
 pytest_plugins = ["daemon_plugin"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from served_daemon import Served
-from vm_helpers import FOR_EVER, MIB
+from vm_helpers import FOR_EVER
 
 from both_libraries import Libraries
 from ratoon.client.answers import Limits
@@ -23,6 +23,7 @@ from ratoon.errors import (
     InvalidInput,
     NotFound,
 )
+from ratoon.units import MIB
 
 pytest_plugins = ["daemon_plugin"]
 

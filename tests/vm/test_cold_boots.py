@@ -6,12 +6,13 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from vm_helpers import MIB, leaves_nothing, sh
+from vm_helpers import leaves_nothing, sh
 
 from ratoon.errors import BootTimeout, MachineDied
 from ratoon.guest.build import Guest
 from ratoon.sandbox import base, boot
 from ratoon.sandbox.engine import Engine
+from ratoon.units import MIB
 from ratoon.vmm.driver import Accelerator, Boot
 
 

@@ -7,10 +7,11 @@ from asyncio import Task
 from contextlib import suppress
 
 import pytest
-from vm_helpers import FOR_EVER, MIB, sh, until_gone
+from vm_helpers import FOR_EVER, sh, until_gone
 
 from ratoon.guest.commands import ExecResult
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.units import MIB
 
 
 @pytest.mark.parametrize("signal", [9, 15, 11])

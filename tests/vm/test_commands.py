@@ -8,9 +8,10 @@ import time
 from hashlib import sha256
 
 import pytest
-from vm_helpers import MIB, sh
+from vm_helpers import sh
 
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.units import MIB
 
 
 async def test_streams_and_exit_code(sandbox: Sandbox) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import websockets
 from served_daemon import Served
-from vm_helpers import FOR_EVER, MIB
+from vm_helpers import FOR_EVER
 from websockets.asyncio.client import ClientConnection
+
+from ratoon.units import MIB
 
 pytest_plugins = ["daemon_plugin"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from served_daemon import Served
-from vm_helpers import FOR_EVER, MIB, sh
+from vm_helpers import FOR_EVER, sh
 
 from ratoon.client.address import Known, local
 from ratoon.client.aio.connection import AsyncConnection
@@ -30,6 +30,7 @@ from ratoon.errors import (
 from ratoon.guest.agent.packing import Packer
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.units import MIB
 
 pytest_plugins = ["daemon_plugin"]
 

@@ -20,8 +20,8 @@ from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.snapshot.diff import diff
 from ratoon.snapshot.snapshot import Snapshot
+from ratoon.units import GIB
 
-GIB = 1 << 30
 READ = "cat /root/sentinel /dev/shm/sentinel"
 
 Fingerprint = dict[str, tuple[int, str]]

@@ -34,7 +34,6 @@ sys.path.insert(0, "/tmp/library")
 from ratoon.host.cgroups import Cgroups, remove
 from ratoon.host.hierarchies import hierarchies
 
-MIB = 1 << 20
 beside = sys.argv[1] == "beside"
 if beside:  # of process 1, not of this one
     subprocess.run("sleep 1000 & ", shell=True)

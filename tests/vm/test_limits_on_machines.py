@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from vm_helpers import FOR_EVER, MIB, leaves_nothing, sh, until
+from vm_helpers import FOR_EVER, leaves_nothing, sh, until
 
 from ratoon.errors import MachineDied, OutOfDisk, Overloaded
 from ratoon.host import cgroups
@@ -13,6 +13,7 @@ from ratoon.host.limits import Limits
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.units import MIB
 
 
 async def limited(engine: Engine, **limits: float) -> Sandbox:

@@ -29,10 +29,10 @@ from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.units import MIB
 
 NAMES = "hostname; cat /etc/machine-id /run/ratoon/instance-id"
 RANDOM = "cat /proc/sys/kernel/random/uuid"
-MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")

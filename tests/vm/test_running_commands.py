@@ -7,7 +7,7 @@ import signal
 from hashlib import sha256
 
 import pytest
-from vm_helpers import FOR_EVER, MIB, sh, until_gone
+from vm_helpers import FOR_EVER, sh, until_gone
 
 from ratoon.errors import GuestError, InvalidInput
 from ratoon.guest import commands
@@ -15,6 +15,7 @@ from ratoon.guest.agent import wire
 from ratoon.guest.commands import Command, Ended
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.units import MIB
 
 SIZE = (24, 80)
 

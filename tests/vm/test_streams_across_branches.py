@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator
 from hashlib import sha256
 
 import pytest
-from vm_helpers import MIB, sh
+from vm_helpers import sh
 
 from ratoon.guest import commands
 from ratoon.guest.commands import ExecResult
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.units import MIB
 
 TAGS = ("early", "later", "last")
 

@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from vm_helpers import FOR_EVER, MIB, sh, until
+from vm_helpers import FOR_EVER, sh, until
 
 from ratoon.errors import Conflict, InvalidInput, NotFound
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.options import SandboxOptions, Volume
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.units import MIB
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from ratoon.snapshot.snapshot import Snapshot
 #: Seconds after which something has hung; nothing here takes nearly that long.
 FOR_EVER = 120
 
-MIB = 1024 * 1024
 
 #: Seconds that guest and host may differ by: a command's start, under emulation, on a busy host.
 CLOCK_TOLERANCE = 1.5
