@@ -15,6 +15,7 @@ import time
 
 from . import dial, files, transfers, watching, wire  # noqa: F401  they answer requests
 from .evaluator import Evaluator
+from .freezer import Freezer
 from .loop import Loop, call
 from .port import find_port
 from .processes import Processes
@@ -41,9 +42,10 @@ class Agent(Loop):
     def __init__(self, port: int) -> None:
         super().__init__()
         self.evaluator = Evaluator(self)
-        self.identity = Identity(self.evaluator)
+        self.freezer = Freezer()
+        self.identity = Identity(self.evaluator, self.freezer)
         self.processes = Processes(self)
-        self.volumes = Volumes(self)
+        self.volumes = Volumes(self, self.freezer.spared)
         #: The port does not keep up: nothing but short answers until it does.
         self.congested = False
         self._port = port

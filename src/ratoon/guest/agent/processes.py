@@ -71,7 +71,7 @@ class Processes:
     def start(self, request: Request) -> Process:
         """Start a program that the host will not find among its commands; raises StartError."""
         process = Process(self._agent, self._spawn(request))
-        self._agent.identity.admit(process.pid)
+        self._agent.freezer.admit(process.pid)
         self._agent.on_exit(process.pid, process.exited)
         return process
 
@@ -80,7 +80,7 @@ class Processes:
         timeout = None if request.get("timeout") is None else float(request["timeout"])
         user = request.get("user") or self.defaults.user or "root"
         command = Command(self._agent, self._spawn(request), request, user)
-        self._agent.identity.admit(command.pid)
+        self._agent.freezer.admit(command.pid)
         self._agent.on_exit(command.pid, lambda status: self._ended(command, status))
         self._commands[command.pid] = command
         if timeout is not None:

@@ -15,10 +15,10 @@ from .network import Network
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .evaluator import Evaluator
+    from .freezer import Freezer
 
 #: Where the sandbox's root file system is, seen from the initramfs.
 SYSROOT = "/sysroot"
-CGROUPS = "/sys/fs/cgroup"
 
 #: Seconds for the kernel to be done with what has just exited (RCU): each fork would do it again.
 SETTLE = 0.02
@@ -29,25 +29,20 @@ RNDRESEEDCRNG = 0x5207
 
 
 class Identity:
-    """Who this guest is, and whether its processes run.
+    """Who this guest is.
 
     Made before the agent enters the sandbox's root. Every file is held open: they are out of the
-    sandbox's reach, and a fork has no time to look them up. The agent is in a cgroup of its own;
-    what it starts begins there and is moved to the sandbox's, which can be frozen.
+    sandbox's reach, and a fork has no time to look them up.
     """
 
-    def __init__(self, evaluator: Evaluator) -> None:
+    def __init__(self, evaluator: Evaluator, freezer: Freezer) -> None:
         self._evaluator = evaluator
+        self._freezer = freezer
         self._random = _open("/dev/random", os.O_WRONLY)
         # A file in memory, made by init.
         self._instance_id = _open(f"{SYSROOT}/run/ratoon/instance-id", os.O_WRONLY)
-        self._freeze = _open(f"{CGROUPS}/sandbox/cgroup.freeze", os.O_WRONLY)
-        self._events = _open(f"{CGROUPS}/sandbox/cgroup.events", os.O_RDONLY)
-        self._members = _open(f"{CGROUPS}/sandbox/cgroup.procs", os.O_WRONLY)
-        self._newcomers = _open(f"{CGROUPS}/agent/cgroup.procs", os.O_RDWR)
         #: What a fork of this state has to do besides, as was found when it was frozen.
         self._chores: Chores | None = None
-        os.write(self._newcomers, b"0")
 
     def move_in(self) -> None:
         """In the sandbox's root: what it finds there of who it is, and of where it leads."""
@@ -84,39 +79,20 @@ class Identity:
             renew_host_keys(chores.host_keys, name.decode())
             ids = {"RATOON_INSTANCE_ID": name.decode(), "RATOON_MACHINE_ID": machine_id.decode()}
             run_hooks(chores.hooks, ids)
-            self._admit_newcomers()  # what they have left running
+            self._freezer.admit_newcomers()  # what they have left running
         self._evaluator.reborn(*chores.interpreter)
 
-    def admit(self, pid: int) -> None:
-        """Move a process that the agent has started to the sandbox's cgroup."""
-        try:
-            os.write(self._members, str(pid).encode())
-        except ProcessLookupError:  # it has ended already
-            pass
-
     def freeze(self, timeout: float) -> bool:
-        """Stop the sandbox's processes; False if not all had stopped within `timeout` seconds."""
-        os.write(self._freeze, b"1")
+        """Stop all processes; False if some still ran after `timeout` seconds, or run again."""
         deadline = time.monotonic() + timeout
-        while self._admit_newcomers() or b"frozen 1" not in os.pread(self._events, 4096, 0):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.0005)
+        if not self._freezer.freeze(deadline):
+            return False
         self._chores = Chores(self._evaluator, self._names)
-        time.sleep(SETTLE)
-        return True
+        return self._freezer.freeze(deadline, SETTLE)
 
     def thaw(self) -> None:
         self._chores = None
-        os.write(self._freeze, b"0")
-
-    def _admit_newcomers(self) -> bool:
-        """Move what a process started before it was admitted itself; False if there was nothing."""
-        pids = os.pread(self._newcomers, 65536, 0).split()
-        strays = [int(pid) for pid in pids if int(pid) != os.getpid()]
-        for pid in strays:
-            self.admit(pid)
-        return bool(strays)
+        self._freezer.thaw()
 
 
 class Chores:

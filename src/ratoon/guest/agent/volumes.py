@@ -51,8 +51,10 @@ _AUTH_SYS = 1
 class Volumes:
     """The sandbox's mounts, and the relay that they need. It is the agent's; used by no other."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, spared: set[int]) -> None:
+        """`spared`: the processes that go on while all others stand still, for its own."""
         self._loop = loop
+        self._spared = spared
         #: Of the initramfs, out of the sandbox's reach; None: there is none.
         self._modules: int | None = None
         self._cgroup: int | None = None
@@ -131,9 +133,11 @@ class Volumes:
         pid = os.fork()
         if not pid:
             _relay(self._listener, self._cgroup)
-        self._loop.on_exit(pid, lambda status: self._relay_died())
+        self._spared.add(pid)
+        self._loop.on_exit(pid, lambda status: self._relay_died(pid))
 
-    def _relay_died(self) -> None:
+    def _relay_died(self, pid: int) -> None:
+        self._spared.discard(pid)
         self._loop.after(RESTART, self._start_relay)
 
 
