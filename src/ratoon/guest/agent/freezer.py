@@ -88,8 +88,8 @@ class Freezer:
                     if now > deadline:
                         return False
                     if now > begun + PATIENCE and not released:
-                        self._release_kernel_threads()
                         released = True
+                        self._release_kernel_threads()
                 time.sleep(LEISURE if quiet else HURRY)
         finally:
             self._be_one_of_many()
@@ -194,6 +194,8 @@ class Freezer:
                     self._root.take(thread)
             except OSError:  # it is gone
                 continue
+        for group in self._frozen:  # the next look freezes it, and then it is counted anew
+            group.thaw()
 
     def _be_first(self) -> None:
         """Let nobody run while this looks: a fork bomb, or who keeps moving, would be ahead of it.

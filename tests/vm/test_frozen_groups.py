@@ -1,0 +1,268 @@
+"""Nothing runs in a fork before it is reborn, whatever control group it has moved itself to."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+
+import pytest
+from vm_helpers import sh
+
+from ratoon.errors import GuestFileNotFound
+from ratoon.guest.channel import Channel
+from ratoon.sandbox import capture
+from ratoon.sandbox.engine import Engine
+from ratoon.sandbox.sandbox import Sandbox
+
+#: Counts, for each host name, how often it has looked at it, in memory that it shares with a file.
+LOOP = r"""
+import ctypes, itertools, mmap, os, socket, struct, subprocess, sys, threading, time
+
+TOP = "/mnt/groups"
+SLOT = struct.Struct("56sQ")
+case, *groups = sys.argv[1:]
+with open(f"/dev/shm/{case}", "w+b") as file:
+    file.truncate(4096)
+    memory = mmap.mmap(file.fileno(), 4096)
+
+def move(group, file="cgroup.procs", who="0"):
+    with open(f"{group}/{file}", "w") as members:
+        members.write(who)
+
+def make(group):
+    os.makedirs(group, exist_ok=True)
+    return group
+
+def count():
+    name = socket.gethostname().encode()
+    at = 0
+    while True:
+        known, counted = SLOT.unpack_from(memory, at)
+        if known.rstrip(b"\0") in (name, b""):
+            SLOT.pack_into(memory, at, name, counted + 1)
+            return
+        at += SLOT.size
+
+def count_for_ever():
+    while True:
+        count()
+
+def clone_into(group):
+    # struct clone_args: CLONE_INTO_CGROUP, SIGCHLD
+    fields = (1 << 33, 0, 0, 0, 17, 0, 0, 0, 0, 0, group)
+    arguments = struct.pack("11Q", *fields)
+    return ctypes.CDLL(None).syscall(435, arguments, len(arguments))
+
+if case == "mover":
+    for group in itertools.cycle(groups):
+        move(group)
+        count()
+elif case == "maker":
+    for number in itertools.count():
+        move(make(f"{TOP}/made-{number}"))
+        if number:
+            os.rmdir(f"{TOP}/made-{number - 1}")
+        count()
+elif case == "namespace":
+    move(TOP)
+    ctypes.CDLL(None).unshare(0x02000000)  # CLONE_NEWCGROUP
+    own = make("/mnt/own")
+    subprocess.run(["mount", "-t", "cgroup2", "none", own], check=True)
+    move(make(f"{own}/elsewhere"))
+    count_for_ever()
+elif case == "thread":
+    move(TOP)
+    move(make(f"{TOP}/threaded"), "cgroup.type", "threaded")
+    def run():
+        move(f"{TOP}/threaded", "cgroup.threads")
+        count_for_ever()
+    threading.Thread(target=run).start()
+elif case == "descent":
+    fds = [os.open(make(group), os.O_RDONLY) for group in groups]
+    for fd in itertools.cycle(fds):
+        if clone_into(fd):
+            os._exit(0)
+        for _ in range(20):
+            count()
+else:
+    for group in groups:
+        move(make(group))
+    count_for_ever()
+"""
+
+#: What runs, and where it goes.
+CASES = {
+    "nested": "/mnt/groups/sandbox/nested",
+    "beside": "/mnt/groups/beside",
+    "below-beside": "/mnt/groups/above/below",
+    "root": "/mnt/groups",
+    "agent": "/mnt/groups/agent",
+    "relay": "/mnt/groups/volumes",
+    "below-agent": "/mnt/groups/agent/below",
+    "namespace": "",
+    "thread": "",
+    "maker": "",
+    "mover": "/mnt/groups /mnt/groups/agent /mnt/groups/beside /mnt/groups/volumes",
+    "descent": "/mnt/groups /mnt/groups/sandbox /mnt/groups/agent",
+}
+
+
+async def start(sandbox: Sandbox, *cases: str) -> None:
+    """Have them run, and each be where it goes."""
+    await sandbox.files.write("/root/loop.py", LOOP.encode())
+    await sh(sandbox, "mkdir -p /mnt/groups; mount -t cgroup2 none /mnt/groups")
+    for case in cases:
+        command = f"setsid python3 /root/loop.py {case} {CASES[case]}"
+        await sh(sandbox, f"{command} </dev/null >/root/{case}.log 2>&1 &")
+    await sh(sandbox, "mkdir -p /mnt/groups/beside")
+    await until_counting(sandbox, *cases)
+
+
+async def counts(sandbox: Sandbox, case: str) -> dict[str, int]:
+    """By host name, how often it was looked at."""
+    try:
+        memory = await sandbox.files.read(f"/dev/shm/{case}")
+    except GuestFileNotFound:
+        return {}
+    slots = (struct.unpack_from("56sQ", memory, at) for at in range(0, len(memory) - 63, 64))
+    return {name.rstrip(b"\0").decode(): count for name, count in slots if count}
+
+
+async def until_counting(sandbox: Sandbox, *cases: str) -> None:
+    """Wait until each has counted on under the name that the sandbox has."""
+    for case in cases:
+        before = (await counts(sandbox, case)).get(sandbox.id, 0)
+        for _ in range(2400):
+            if (await counts(sandbox, case)).get(sandbox.id, 0) > before:
+                break
+            await asyncio.sleep(0.05)
+        else:
+            log = await sandbox.files.read(f"/root/{case}.log")
+            raise AssertionError(f"{case} does not run: {log.decode()}")
+
+
+@pytest.fixture
+async def source(engine: Engine) -> AsyncIterator[Sandbox]:
+    async with await engine.fork_one("base") as sandbox:
+        yield sandbox
+
+
+async def test_nothing_runs_before_rebirth_whatever_group_it_is_in(
+    engine: Engine, source: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has run in a fork before that has counted on under the source's name."""
+    delays = [0.0, 0.5, 1.0]
+    rebirth = Channel.rebirth
+
+    async def late(
+        channel: Channel, name: str, machine_id: str, kind: int, *, timeout: float
+    ) -> None:
+        await asyncio.sleep(delays.pop())
+        await rebirth(channel, name, machine_id, kind, timeout=timeout)
+
+    await start(source, *CASES)
+    branched = await engine.branch(source, "counting")
+    assert branched.snapshot.manifest.warning is None
+    await until_counting(source, *CASES)
+    monkeypatch.setattr(Channel, "rebirth", late)
+    found: dict[str, list[int]] = {case: [] for case in CASES}
+    while delays:
+        async with await engine.fork_one("counting") as fork:
+            await until_counting(fork, *CASES)
+            for case in CASES:
+                found[case].append((await counts(fork, case))[source.id])
+    run = {case: [count - min(counted) for count in counted] for case, counted in found.items()}
+    assert run == {case: [0, 0, 0] for case in CASES}
+
+
+async def test_what_the_sandbox_has_frozen_stays_so_and_nothing_else(
+    engine: Engine, source: Sandbox
+) -> None:
+    frozen, going = ("nested", "beside"), ("below-beside", "root")
+    await start(source, *frozen, *going)
+    groups = [CASES[case] for case in frozen]
+    await sh(source, "".join(f"echo 1 >{group}/cgroup.freeze;" for group in groups))
+    await sh(
+        source, "".join(f"until grep -q 'frozen 1' {g}/cgroup.events; do :; done;" for g in groups)
+    )
+    before = [await counts(source, case) for case in frozen]
+    await engine.branch(source, "paused")
+    async with await engine.fork_one("paused") as fork:
+        for sandbox in (source, fork):
+            await until_counting(sandbox, *going)
+            assert [await counts(sandbox, case) for case in frozen] == before
+            states = "cd /mnt/groups; head -n 1 */cgroup.freeze */*/cgroup.freeze | grep -B 1 1$"
+            assert (await sh(sandbox, states)).count("==>") == 2
+            await sh(sandbox, "".join(f"echo 0 >{group}/cgroup.freeze;" for group in groups))
+            await until_counting(sandbox, *frozen)
+
+
+#: A hook, which runs while all else is frozen, removes groups that were frozen with it.
+REMOVE = """
+mkdir -p /mnt/groups/empty /etc/ratoon/rebirth.d
+printf '#!/bin/sh\\nrmdir /mnt/groups/empty' >/etc/ratoon/rebirth.d/10-remove
+chmod +x /etc/ratoon/rebirth.d/10-remove
+"""
+
+
+async def test_a_group_that_is_gone_meanwhile_and_a_resume(engine: Engine, source: Sandbox) -> None:
+    await start(source, "beside", "root")
+    await sh(source, REMOVE)
+    await engine.branch(source, "removed")
+    async with await engine.fork_one("removed") as fork:
+        assert "empty" not in await sh(fork, "ls /mnt/groups")
+        await until_counting(fork, "beside", "root")
+        await sh(fork, "rm /etc/ratoon/rebirth.d/*")
+        await engine.standby(fork)
+        await engine.resume(fork)
+        await until_counting(fork, "beside", "root")
+
+
+async def test_all_goes_on_after_a_freeze_that_took_too_long(
+    engine: Engine, source: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await start(source, "nested", "beside", "root")
+    monkeypatch.setattr(capture, "FREEZE_TIMEOUT", 0)
+    branched = await engine.branch(source, "late")
+    warning = branched.snapshot.manifest.warning
+    assert warning is not None
+    assert "did not stop within 0 s" in warning
+    async with await engine.fork_one("late") as fork:
+        for sandbox in (source, fork):
+            await until_counting(sandbox, "nested", "beside", "root")
+
+
+#: Moves all that is in the root group to another one, as scripts in containers do, and has the
+#: sandbox's own group be one for groups alone.
+TAKE_ALL = """
+cd /mnt/groups
+mkdir init sandbox/init
+for pid in $(cat cgroup.procs); do echo $pid >init/cgroup.procs || true; done
+for pid in $(cat sandbox/cgroup.procs); do echo $pid >sandbox/init/cgroup.procs || true; done
+echo +memory >cgroup.subtree_control
+echo +memory >sandbox/cgroup.subtree_control
+cat init/cgroup.procs
+"""
+#: Processes in the root group that are not the kernel's, and those of the kernel's in others.
+STRAYS = """
+cd /mnt/groups
+kernel() { [ $1 = 2 ] || grep -q '^PPid:.2$' /proc/$1/status; }
+for pid in $(cat cgroup.procs); do kernel $pid || echo $pid; done
+for pid in $(cat */cgroup.procs */*/cgroup.procs); do ! kernel $pid || echo $pid; done
+"""
+
+
+async def test_kernel_threads_are_the_root_groups_and_commands_find_a_place(
+    engine: Engine, source: Sandbox
+) -> None:
+    await start(source, "root")
+    assert (await sh(source, f"{TAKE_ALL} 2>/dev/null")).split()
+    admitted = "while grep -q agent /proc/$$/cgroup; do sleep 0.05; done; cat /proc/$$/cgroup"
+    assert await sh(source, admitted) == "0::/sandbox-too\n"
+    branched = await engine.branch(source, "taken")
+    assert branched.snapshot.manifest.warning is None
+    assert await sh(source, STRAYS) == ""
+    async with await engine.fork_one("taken") as fork:
+        for sandbox in (source, fork):
+            await until_counting(sandbox, "root")
