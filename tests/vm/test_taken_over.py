@@ -147,3 +147,16 @@ async def test_branches_that_were_not_written_down(engine: Engine) -> None:
             assert following.store.info("next").ancestors[1:] == tuple(
                 f"unwritten{n}" for n in range(3)
             )
+
+
+@pytest.mark.parametrize("group", ["", "/beside"])
+async def test_what_had_left_its_group_goes_on_after_a_branch(engine: Engine, group: str) -> None:
+    script = f"""mkdir /mnt/groups; mount -t cgroup2 none /mnt/groups
+    mkdir -p /mnt/groups{group}; echo $$ >/mnt/groups{group}/cgroup.procs"""
+    script += WRITE.format("before") + COUNT
+    said = await orphan(engine, f"branch.thaw = die\n{BRANCH}", script=script)
+    async with Engine.open(engine.store.home, keep=True) as following:
+        (sandbox,) = following.sandboxes
+        async with sandbox:
+            await Counter(*said[1:]).assert_counts(sandbox)
+            await assert_whole(following, sandbox)

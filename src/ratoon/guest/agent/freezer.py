@@ -20,12 +20,15 @@ TOP = "/sys/fs/cgroup"
 UNFROZEN = ("", "agent", "volumes")
 #: Made by init as well, and one that is made where the first takes nobody.
 SANDBOX, BESIDE = "sandbox", "sandbox-too"
+#: How the root group's `cgroup.stat` begins while it has these three alone.
+NO_OTHERS = b"nr_descendants 3\n"
 #: Seconds between two looks: while something runs, and when nothing was found.
-HURRY, LEISURE = 0.0005, 0.004
+HURRY, LEISURE = 0.0005, 0.01
 #: Seconds that something may run until kernel threads are looked for: their groups never freeze.
 PATIENCE = 0.1
 #: A pid below is not given a second time (kernel/pid.c).
 RESERVED_PIDS = 300
+PAGE = 4096
 PF_KTHREAD = 0x00200000  # include/linux/sched.h
 
 
@@ -43,6 +46,7 @@ class Freezer:
         self._root, self._agent = self._unfrozen[:2]
         self._sandbox = Group(SANDBOX, self._root.directory)
         self._members = _open(f"{SANDBOX}/cgroup.procs", os.O_WRONLY, self._root.directory)
+        self._stat = _open("cgroup.stat", os.O_RDONLY, self._root.directory)
         #: By inode; those that the sandbox has made are known from a freeze until the thaw.
         self._inode = os.stat(SANDBOX, dir_fd=self._root.directory).st_ino
         self._groups = {self._inode: self._sandbox}
@@ -112,23 +116,34 @@ class Freezer:
         group with members and with groups below says that it is frozen as soon as those are.
         """
         quiet = True
-        for place in self._unfrozen:
-            for inode, name in place.below():
-                if all(inode != each.inode for each in self._unfrozen):
-                    quiet &= self._stop(inode, name, place)
+        for inode, name, parent in self._groups_there():
+            quiet &= self._stop(inode, name, parent)
+        for place in list(self._unfrozen):
             for pid in self._strays(place):
                 quiet = False
                 self._be_first()
                 self._capture(pid)
         return quiet
 
-    def _stop(self, inode: int, name: str, place: Unfrozen) -> bool:
+    def _groups_there(self) -> Iterator[tuple[int, str, int]]:
+        """All that can be frozen, but for those below another one: inode, name, parent's fd."""
+        made_none = len(self._unfrozen) == len(UNFROZEN) and self._sandbox.exists()
+        if made_none and os.pread(self._stat, len(NO_OTHERS), 0) == NO_OTHERS:
+            yield self._inode, SANDBOX, self._root.directory
+            return
+        going_on = [place.inode for place in self._unfrozen]
+        for place in self._unfrozen:
+            for inode, name in place.below():
+                if inode not in going_on:
+                    yield inode, name, place.directory
+
+    def _stop(self, inode: int, name: str, parent: int) -> bool:
         """Freeze a group; whether that was so already."""
         try:
             group = self._groups.get(inode)
             if group is None:
                 self._be_first()
-                group = self._groups[inode] = Group(name, place.directory)
+                group = self._groups[inode] = Group(name, parent)
             if group.is_to_stop():
                 return group.has_stopped()
             if group not in self._frozen:
@@ -140,7 +155,12 @@ class Freezer:
 
     def _strays(self, place: Unfrozen) -> Iterator[int]:
         """Threads in an unfrozen group that are not to go on."""
-        for thread in place.threads() - self.spared - self._kernel_threads:
+        try:
+            threads = place.threads()
+        except OSError:  # the sandbox has removed it
+            self._unfrozen.remove(place)
+            return
+        for thread in threads - self.spared - self._kernel_threads:
             if self._is_kernel_thread(thread):
                 self._kernel_threads.add(thread)
             else:
@@ -231,10 +251,7 @@ class Unfrozen:
             return []
 
     def threads(self) -> set[int]:
-        try:
-            return _numbers(self._threads)
-        except OSError:  # it was removed
-            return set()
+        return _numbers(self._threads)
 
     def take(self, pid: int) -> None:
         _move(pid, self._members)
@@ -250,6 +267,12 @@ class Group:
         except BaseException:
             os.close(self._freeze)
             raise
+
+    def exists(self) -> bool:
+        try:
+            return bool(os.pread(self._freeze, 1, 0))
+        except OSError:
+            return False
 
     def is_to_stop(self) -> bool:
         return os.pread(self._freeze, 1, 0) == b"1"
@@ -276,11 +299,13 @@ def _open(path: str, flags: int, directory: int) -> int:
 
 
 def _numbers(fd: int) -> set[int]:
-    """All in a list of the kernel's; one read gives a page of it."""
+    """All in a list of the kernel's."""
     read = b""
-    while more := os.pread(fd, 65536, len(read)):
+    while True:
+        more = os.pread(fd, 65536, len(read))
         read += more
-    return set(map(int, read.split()))
+        if len(more) < PAGE - 32:  # one read gives a page at most, and whole lines
+            return set(map(int, read.split()))
 
 
 def _move(pid: int, members: int) -> None:
