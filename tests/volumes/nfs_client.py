@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ratoon.volumes.callers import Caller, prepare_thread
 from ratoon.volumes.export import Export
 from ratoon.volumes.nfs import ONCE, PROGRAM, VERSION, Nfs
 from ratoon.volumes.rpc import Dispatcher, Records
@@ -19,6 +21,8 @@ PROCEDURES = (
 OK, PERM, NOENT, ACCES, EXIST, ROFS, STALE, BADHANDLE = 0, 1, 2, 13, 17, 30, 70, 10001
 #: No attribute is to be set.
 NOTHING = bytes(24)
+#: A thread as the server's, which takes on the rights of callers.
+_SERVER = ThreadPoolExecutor(1, "volumes", prepare_thread)
 
 
 class Guest:
@@ -28,13 +32,18 @@ class Guest:
         self.dispatcher = Dispatcher(
             PROGRAM, VERSION, Nfs({export.id: export for export in exports}), ONCE
         )
-        self.uid, self.gid = 0, 0
+        self.caller = Caller(0, 0)
         self.xid = 0
+
+    def answer(self, record: bytes) -> bytes:
+        return _SERVER.submit(self.dispatcher.answer, record).result()
 
     def record(self, procedure: str, arguments: bytes) -> bytes:
         """A call, as a record without its mark."""
         self.xid += 1
-        credentials = Writer().u32(0).opaque(b"guest").u32(self.uid, self.gid, 0).done()
+        groups = self.caller.groups
+        who = self.caller.uid, self.caller.gid, len(groups), *groups
+        credentials = Writer().u32(0).opaque(b"guest").u32(*who).done()
         return (
             Writer()
             .u32(self.xid, 0, 2, PROGRAM, VERSION, PROCEDURES.index(procedure))
@@ -47,7 +56,7 @@ class Guest:
 
     def call(self, procedure: str, arguments: Writer) -> tuple[int, Reader]:
         """The status of the answer, and what comes after it."""
-        return answered(self.dispatcher.answer(self.record(procedure, arguments.done())))
+        return answered(self.answer(self.record(procedure, arguments.done())))
 
     def status(self, procedure: str, arguments: Writer) -> int:
         return self.call(procedure, arguments)[0]

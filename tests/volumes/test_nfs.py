@@ -29,6 +29,7 @@ from nfs_client import (
 )
 
 from ratoon.errors import Conflict, InvalidInput, NotFound
+from ratoon.volumes.callers import Caller
 from ratoon.volumes.export import Export
 from ratoon.volumes.handles import MAC_BYTES, key_of
 from ratoon.volumes.holds import hold
@@ -210,7 +211,8 @@ def test_no_special_files_and_no_other_identity(guest: Guest, root: bytes, expor
 
 
 def test_new_files_are_the_callers(guest: Guest, root: bytes, export: Export) -> None:
-    guest.uid, guest.gid = 1000, 100
+    guest.caller = Caller(1000, 100)
+    export.source.chmod(0o777)
     for name, procedure, rest in (
         (b"f", "create", Writer().u32(0).raw(NOTHING)),
         (b"d", "mkdir", Writer().raw(NOTHING)),
@@ -232,7 +234,7 @@ def test_access_is_by_owner_group_and_mode(
     directory.mkdir()
     directory.chmod(0o751)
     os.chown(directory, 7, 8)
-    guest.uid, guest.gid = uid, gid
+    guest.caller = Caller(uid, gid)
     handle = guest.lookup(root, b"directory")
     _, results = guest.call("access", Writer().opaque(handle).u32(0x3F))
     results.fixed(4 + 84)
@@ -242,8 +244,8 @@ def test_access_is_by_owner_group_and_mode(
 def test_a_call_that_comes_again_is_not_done_again(guest: Guest, root: bytes) -> None:
     """Its answer was lost, so the kernel asks once more; to do it twice would be another answer."""
     record = guest.record("mkdir", Writer().opaque(root).opaque(b"d").raw(NOTHING).done())
-    first = guest.dispatcher.answer(record)
-    assert guest.dispatcher.answer(record) == first
+    first = guest.answer(record)
+    assert guest.answer(record) == first
     assert answered(first)[0] == OK
     assert guest.status("mkdir", Writer().opaque(root).opaque(b"d").raw(NOTHING)) == EXIST
 
@@ -277,10 +279,10 @@ def test_what_goes_wrong_in_a_call_is_an_answer(guest: Guest, root: bytes, expor
         raise ValueError("a mistake of ours")
 
     export.space = broken  # type: ignore[method-assign, assignment]
-    reply = guest.dispatcher.answer(guest.record("fsstat", Writer().opaque(root).done()))
+    reply = guest.answer(guest.record("fsstat", Writer().opaque(root).done()))
     assert reply[-4:] == (5).to_bytes(4, "big")  # SYSTEM_ERR
     none = guest.record("null", b"")[:20] + (22).to_bytes(4, "big") + guest.record("null", b"")[24:]
-    assert guest.dispatcher.answer(none)[-4:] == (3).to_bytes(4, "big")  # PROC_UNAVAIL
+    assert guest.answer(none)[-4:] == (3).to_bytes(4, "big")  # PROC_UNAVAIL
 
 
 # Hostile bytes ------------------------------------------------------------------------------------
@@ -289,13 +291,13 @@ def test_what_goes_wrong_in_a_call_is_an_answer(guest: Guest, root: bytes, expor
 @given(procedure=st.sampled_from(PROCEDURES), arguments=st.binary(max_size=200))
 def test_any_arguments_are_answered(procedure: str, arguments: bytes) -> None:
     guest = Guest()
-    assert guest.dispatcher.answer(guest.record(procedure, arguments))
+    assert guest.answer(guest.record(procedure, arguments))
 
 
 @given(record=st.binary(max_size=300))
 def test_any_record_is_answered_or_refused(record: bytes) -> None:
     with suppress(Garbage):
-        assert Guest().dispatcher.answer(record)
+        assert Guest().answer(record)
 
 
 _WORDS = st.one_of(
@@ -327,7 +329,7 @@ def test_calls_on_real_files_stay_in_the_volume(
         for _ in range(5):
             procedure = data.draw(st.sampled_from(PROCEDURES))
             body = data.draw(st.sampled_from(known)) + b"".join(data.draw(words))
-            assert guest.dispatcher.answer(guest.record(procedure, body))
+            assert guest.answer(guest.record(procedure, body))
     assert {path.name for path in outside.iterdir()} == {"volume", "secret"}
     assert (outside / "secret").read_text() == "secret"
     assert (outside / "secret").stat().st_uid == 0

@@ -4,8 +4,8 @@ A name is one component, is never followed if it is a link, and does not lead to
 nothing outside of the directory is reached. A file that somebody on the host moves out of it stays
 within reach of a guest that knows it, as it would for a process that has it open.
 
-Who may do what is the guest's kernel to decide: it asks `allowed`, and what it then asks for is
-done. New files belong to whom it says. There are no device nodes and no set-user-id bits.
+Who may do what this host's kernel decides: a thread that calls has taken on the rights of who asks
+(`callers.acting_as`), and has no others here. There are no device nodes and no set-user-id bits.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import fcntl
 import os
 import stat
 import struct
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ratoon.errors import InvalidInput, NotFound
+from ratoon.volumes import callers
+from ratoon.volumes.callers import Caller, acting, as_root
 from ratoon.volumes.handles import Handles, volume_id
 
 READ, LOOKUP, MODIFY, EXTEND, DELETE, EXECUTE = 1, 2, 4, 8, 16, 32
@@ -31,20 +32,18 @@ _DIRECTORY_BYTES = 32 * 1024
 #: struct linux_dirent64: inode, offset of the next, length, type; then the name.
 _ENTRY = struct.Struct("=QqHB")
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who asks, as the guest's kernel says."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...] = ()
+#: System calls and flags that Python has no names for; faccessat2(2), utimensat(2).
+_FACCESSAT2 = 439
+_AT_FDCWD, _AT_EACCESS, _AT_EMPTY_PATH = -100, 0x200, 0x1000
+_UTIME_NOW, _UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
+_SET_IDS = stat.S_ISUID | stat.S_ISGID
+#: A time that is to be set: that of this host.
+NOW = -1
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What is to be set of a file; None: nothing. Times are in nanoseconds, -1: now."""
+    """What is to be set of a file; None: nothing. Times are in nanoseconds, or NOW."""
 
     mode: int | None = None
     uid: int | None = None
@@ -84,10 +83,13 @@ class Export:
         self.handles = Handles(self._root, self.id, key)
         found = os.fstat(self._root)
         self._device = found.st_dev
+        #: Whether nothing on this mount is a program to the host; in the guest it may be one.
+        self._noexec = bool(os.fstatvfs(self._root).f_flag & os.ST_NOEXEC)
         #: The directory itself, by whatever name.
         self.identity = found.st_dev, found.st_ino
         try:
             os.close(self.handles.open(self.handles.of(self._root)))
+            callers.require()
         except OSError as error:
             os.close(self._root)
             raise InvalidInput(
@@ -110,7 +112,7 @@ class Export:
 
     @contextmanager
     def at(self, handle: bytes) -> Iterator[int]:
-        """A descriptor (O_PATH) of what the handle names. ForeignHandle."""
+        """A descriptor (O_PATH) of what the handle names; this takes root. ForeignHandle."""
         fd = self.handles.open(handle)
         try:
             yield fd
@@ -132,27 +134,23 @@ class Export:
     # Reading --------------------------------------------------------------------------------------
 
     def allowed(self, fd: int, caller: Caller, wanted: int) -> int:
-        """Which of the wanted kinds of access the caller has, by owner, group and mode."""
+        """Which of the wanted kinds of access the caller has, for whom this thread acts."""
         found = os.fstat(fd)
-        directory = stat.S_ISDIR(found.st_mode)
-        if caller.uid == 0:
-            bits = 7 if directory or found.st_mode & 0o111 else 6
-        elif caller.uid == found.st_uid:
-            bits = found.st_mode >> 6
-        elif found.st_gid == caller.gid or found.st_gid in caller.groups:
-            bits = found.st_mode >> 3
-        else:
-            bits = found.st_mode
-        granted = READ if bits & 4 else 0
-        if bits & 2 and not self.read_only:
+        granted = 0
+        if wanted & READ and _may(fd, os.R_OK):
+            granted |= READ
+        if wanted & (MODIFY | EXTEND | DELETE) and not self.read_only and _may(fd, os.W_OK):
             granted |= MODIFY | EXTEND | DELETE
-        if bits & 1:
-            granted |= LOOKUP if directory else EXECUTE
+        if wanted & (LOOKUP | EXECUTE):
+            if stat.S_ISDIR(found.st_mode):
+                granted |= LOOKUP if _may(fd, os.X_OK) else 0
+            elif _may(fd, os.X_OK) or (self._noexec and _executable(found, caller)):
+                granted |= EXECUTE
         return granted & wanted
 
     def read(self, fd: int, offset: int, count: int) -> tuple[bytes, bool]:
         """Bytes of a regular file, and whether they are its last."""
-        with _reopened(fd, os.O_RDONLY) as file:
+        with _regular(fd, os.O_RDONLY) as file:
             data = os.pread(file, count, _position(offset))
             return data, offset + len(data) >= os.fstat(file).st_size
 
@@ -163,10 +161,7 @@ class Export:
 
     def entries(self, fd: int, cookie: int) -> Iterator[Entry]:
         """The names in a directory from a place on; 0 is its beginning."""
-        opened = os.open(
-            f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC
-        )
-        try:
+        with _opened(fd, os.O_RDONLY | os.O_DIRECTORY) as opened:
             os.lseek(opened, _position(cookie), os.SEEK_SET)
             buffer = ctypes.create_string_buffer(_DIRECTORY_BYTES)
             while (length := _libc.getdents64(opened, buffer, _DIRECTORY_BYTES)) > 0:
@@ -178,8 +173,6 @@ class Export:
                     at += size
             if length < 0:
                 raise OSError(ctypes.get_errno(), "the directory cannot be read")
-        finally:
-            os.close(opened)
 
     def space(self) -> os.statvfs_result:
         return os.fstatvfs(self._root)
@@ -191,7 +184,7 @@ class Export:
             raise OSError(errno.EROFS, "a read-only volume")
 
     def write(self, fd: int, offset: int, data: memoryview, *, sync: bool) -> None:
-        with _reopened(fd, os.O_WRONLY) as file:
+        with _writable(fd) as file:
             _position(offset + len(data))
             done = 0
             while done < len(data):
@@ -200,41 +193,46 @@ class Export:
                 os.fsync(file)
 
     def sync(self, fd: int) -> None:
-        with _reopened(fd, os.O_RDONLY) as file:
+        """Have the disk know a file; anybody may, as with sync(2)."""
+        with as_root(), _regular(fd, os.O_RDONLY) as file:
             os.fsync(file)
 
     def change(self, fd: int, changes: Changes) -> None:
         name = f"/proc/self/fd/{fd}"
-        found = os.fstat(fd)
+        mode, mtime = os.fstat(fd).st_mode, changes.mtime
         if changes.size is not None:
-            with _reopened(fd, os.O_WRONLY) as file:
+            with _writable(fd) as file:
                 os.ftruncate(file, _position(changes.size))
+            mtime = None if mtime == NOW else mtime  # that is done
         if changes.uid is not None or changes.gid is not None:
             os.chown(name, _or_same(changes.uid), _or_same(changes.gid))
-        if changes.mode is not None and not stat.S_ISLNK(found.st_mode):
-            Path(name).chmod(changes.mode & _permitted(found.st_mode))
-        if changes.atime is not None or changes.mtime is not None:
-            times = (changes.atime, found.st_atime_ns), (changes.mtime, found.st_mtime_ns)
-            _set_times(name, [before if new is None else new for new, before in times])
+        if changes.mode is not None and not stat.S_ISLNK(mode):
+            Path(name).chmod(changes.mode & _permitted(mode))
+        if changes.atime is not None or mtime is not None:
+            _set_times(fd, changes.atime, mtime)
 
-    def create(self, directory: int, name: bytes, changes: Changes, caller: Caller) -> None:
+    def create(self, directory: int, name: bytes, changes: Changes) -> None:
         """A new, empty regular file; FileExistsError."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(checked(name), flags, 0o600, dir_fd=directory))
-        self._own(directory, name, changes, caller, default=0o644)
+        mode = (changes.mode or 0) & _permitted(stat.S_IFREG)
+        fd = os.open(checked(name), flags, mode, dir_fd=directory)
+        try:
+            self._finish(fd, changes)
+        finally:
+            os.close(fd)
 
-    def make_directory(self, directory: int, name: bytes, changes: Changes, caller: Caller) -> None:
-        os.mkdir(checked(name), 0o700, dir_fd=directory)
-        self._own(directory, name, changes, caller, default=0o755)
+    def make_directory(self, directory: int, name: bytes, changes: Changes) -> None:
+        os.mkdir(checked(name), changes.mode or 0, dir_fd=directory)
+        with self.child(directory, name) as fd:
+            self._finish(fd, changes)
 
-    def make_link(
-        self, directory: int, name: bytes, text: bytes, changes: Changes, caller: Caller
-    ) -> None:
+    def make_link(self, directory: int, name: bytes, text: bytes, changes: Changes) -> None:
         """A symbolic link; where it leads is nobody's business but the guest's."""
         if not text or b"\0" in text:
             raise OSError(errno.EINVAL, "a link that leads nowhere")
         os.symlink(text, checked(name), dir_fd=directory)
-        self._own(directory, name, changes, caller, default=0o777)
+        with self.child(directory, name) as fd:
+            self._finish(fd, changes)
 
     def add_name(self, fd: int, directory: int, name: bytes) -> None:
         """A hard link."""
@@ -249,24 +247,11 @@ class Export:
     def rename(self, source: int, old: bytes, target: int, new: bytes) -> None:
         os.rename(checked(old), checked(new), src_dir_fd=source, dst_dir_fd=target)
 
-    def _own(
-        self, directory: int, name: bytes, changes: Changes, caller: Caller, *, default: int
-    ) -> None:
-        """What is new belongs to the caller, or where the directory says so to its group."""
-        above = os.fstat(directory)
-        inherited = above.st_gid if above.st_mode & stat.S_ISGID else caller.gid
-        with self.child(directory, name) as fd:
-            self.change(
-                fd,
-                Changes(
-                    mode=default if changes.mode is None else changes.mode,
-                    uid=caller.uid if changes.uid is None else changes.uid,
-                    gid=inherited if changes.gid is None else changes.gid,
-                    size=changes.size,
-                    atime=changes.atime,
-                    mtime=changes.mtime,
-                ),
-            )
+    def _finish(self, fd: int, changes: Changes) -> None:
+        """Set of something new what cannot be said when it is made; mostly nothing."""
+        left = replace(changes, mode=None)
+        if left != Changes():
+            self.change(fd, left)
 
 
 def checked(name: bytes) -> bytes:
@@ -278,17 +263,66 @@ def checked(name: bytes) -> bytes:
     return name
 
 
+def _may(fd: int, how: int) -> bool:
+    """Whether who this thread acts for has such access (os.R_OK, W_OK, X_OK)."""
+    return not _libc.syscall(_FACCESSAT2, fd, b"", how, _AT_EACCESS | _AT_EMPTY_PATH)
+
+
+def _executable(found: os.stat_result, caller: Caller) -> bool:
+    """The same of a program, by its mode alone."""
+    if caller.uid == 0:
+        return bool(found.st_mode & 0o111)
+    if caller.uid == found.st_uid:
+        return bool(found.st_mode & 0o100)
+    of_group = found.st_gid in (caller.gid, *caller.groups)
+    return bool(found.st_mode & (0o010 if of_group else 0o001))
+
+
 @contextmanager
-def _reopened(fd: int, flags: int) -> Iterator[int]:
-    """Open what an O_PATH descriptor names; nothing but regular files, which do not block."""
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode):
-        raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "no regular file")
-    opened = os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+def _opened(fd: int, flags: int) -> Iterator[int]:
+    """Open what an O_PATH descriptor names; the caller sees to it that this does not block.
+
+    A guest's kernel asks for rights when a program opens a file, and open it stays whatever becomes
+    of them. So the owner may, always. To run a program it is read, so who may do that may read it.
+    """
+    name, flags = f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        opened = os.open(name, flags)
+    except PermissionError as error:
+        found = os.fstat(fd)
+        runs = stat.S_ISREG(found.st_mode) and not flags & os.O_WRONLY and _may(fd, os.X_OK)
+        if error.errno != errno.EACCES or not (runs or found.st_uid == acting()):
+            raise
+        with as_root():
+            opened = os.open(name, flags)
     try:
         yield opened
     finally:
         os.close(opened)
+
+
+@contextmanager
+def _regular(fd: int, flags: int) -> Iterator[int]:
+    """Open what may be opened without a wait: nothing but regular files."""
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "no regular file")
+    with _opened(fd, flags) as opened:
+        yield opened
+
+
+@contextmanager
+def _writable(fd: int) -> Iterator[int]:
+    """Open a file to change what is in it: a program that the host gave another identity loses it.
+
+    The kernel does so too, but not if root writes; and the guest's root is not the host's.
+    """
+    with _regular(fd, os.O_WRONLY) as file:
+        mode = os.fstat(file).st_mode
+        if mode & _SET_IDS:
+            with as_root():
+                os.fchmod(file, mode & _permitted(mode))
+        yield file
 
 
 def _permitted(mode: int) -> int:
@@ -310,7 +344,29 @@ def _or_same(owner: int | None) -> int:
     return owner
 
 
-def _set_times(name: str, times: list[int]) -> None:
-    now = time.time_ns()
-    atime, mtime = (now if each < 0 else each for each in times)
-    os.utime(name, ns=(atime, mtime))
+def _set_times(fd: int, atime: int | None, mtime: int | None) -> None:
+    """Set times; None: as it is. NOW may be set by whoever may write, one of both too.
+
+    That a user has cut off nothing at a file's end is said that way, and to the kernel it would be
+    the owner's alone.
+    """
+    try:
+        _utime(fd, atime, mtime)
+    except PermissionError:
+        if {atime, mtime} - {NOW, None} or not _may(fd, os.W_OK):
+            raise
+        with as_root():
+            _utime(fd, atime, mtime)
+
+
+def _utime(fd: int, *times: int | None) -> None:
+    numbers: list[int] = []
+    for each in times:
+        if each is None or each == NOW:
+            numbers += 0, _UTIME_OMIT if each is None else _UTIME_NOW
+        else:
+            numbers += divmod(each, 10**9)
+    name = os.fsencode(f"/proc/self/fd/{fd}")
+    if _libc.utimensat(_AT_FDCWD, name, struct.pack("=4q", *numbers), 0) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

@@ -15,7 +15,8 @@ from pathlib import Path
 from blake3 import blake3
 
 from ratoon.volumes import formats
-from ratoon.volumes.export import Caller, Changes, Export
+from ratoon.volumes.callers import Caller, acting_as
+from ratoon.volumes.export import Changes, Export
 from ratoon.volumes.handles import ID_BYTES, ForeignHandle
 from ratoon.volumes.rpc import Call, NoProcedure
 from ratoon.volumes.xdr import Garbage, Reader, Writer
@@ -79,17 +80,19 @@ class Nfs:
             export.change(fd, changes)
             return Writer()
 
-        return self._changing(handle, work)
+        return self._changing(handle, caller, work)
 
     def _access(self, arguments: Reader, caller: Caller) -> Writer:
         handle, wanted = formats.handle(arguments), arguments.u32()
         return self._reading(
-            handle, lambda export, fd: Writer().u32(export.allowed(fd, caller, wanted))
+            handle, caller, lambda export, fd: Writer().u32(export.allowed(fd, caller, wanted))
         )
 
     def _readlink(self, arguments: Reader, caller: Caller) -> Writer:
         handle = formats.handle(arguments)
-        return self._reading(handle, lambda export, fd: Writer().opaque(export.link_text(fd)))
+        return self._reading(
+            handle, caller, lambda export, fd: Writer().opaque(export.link_text(fd))
+        )
 
     def _read(self, arguments: Reader, caller: Caller) -> Writer:
         handle, offset, count = formats.handle(arguments), arguments.u64(), arguments.u32()
@@ -98,7 +101,7 @@ class Nfs:
             data, last = export.read(fd, offset, min(count, TRANSFER))
             return Writer().u32(len(data), last).opaque(data)
 
-        return self._reading(handle, work)
+        return self._reading(handle, caller, work)
 
     def _write(self, arguments: Reader, caller: Caller) -> Writer:
         handle, offset = formats.handle(arguments), arguments.u64()
@@ -113,7 +116,7 @@ class Nfs:
             how = formats.UNSTABLE if stable == formats.UNSTABLE else formats.FILE_SYNC
             return Writer().u32(len(data), how).raw(self._verifier)
 
-        return self._changing(handle, work)
+        return self._changing(handle, caller, work)
 
     def _commit(self, arguments: Reader, caller: Caller) -> Writer:
         handle = formats.handle(arguments)
@@ -125,7 +128,7 @@ class Nfs:
                 export.sync(fd)
             return Writer().raw(self._verifier)
 
-        return self._changing(handle, work)
+        return self._changing(handle, caller, work)
 
     # Of names -------------------------------------------------------------------------------------
 
@@ -139,7 +142,7 @@ class Nfs:
                 return formats.found(Writer(), export, fd)
 
         # Here alone what was asked for comes before the directory it was asked of.
-        return self._reading(handle, work, first=True)
+        return self._reading(handle, caller, work, first=True)
 
     def _create(self, arguments: Reader, caller: Caller) -> Writer:
         handle, name = formats.handle(arguments), formats.name_of(arguments)
@@ -153,7 +156,7 @@ class Nfs:
         def work(export: Export, directory: int) -> Writer:
             export.require_writable()
             try:
-                export.create(directory, name, changes, caller)
+                export.create(directory, name, changes)
             except FileExistsError:
                 with export.child(directory, name) as fd:
                     known = os.fstat(fd)
@@ -168,7 +171,7 @@ class Nfs:
                         export.change(fd, Changes(size=changes.size))
             return formats.new(export, directory, name)
 
-        return self._changing(handle, work)
+        return self._changing(handle, caller, work)
 
     def _mkdir(self, arguments: Reader, caller: Caller) -> Writer:
         handle, name, changes = (
@@ -179,10 +182,10 @@ class Nfs:
 
         def work(export: Export, directory: int) -> Writer:
             export.require_writable()
-            export.make_directory(directory, name, changes, caller)
+            export.make_directory(directory, name, changes)
             return formats.new(export, directory, name)
 
-        return self._changing(handle, work)
+        return self._changing(handle, caller, work)
 
     def _symlink(self, arguments: Reader, caller: Caller) -> Writer:
         handle, name, changes = (
@@ -194,10 +197,10 @@ class Nfs:
 
         def work(export: Export, directory: int) -> Writer:
             export.require_writable()
-            export.make_link(directory, name, text, changes, caller)
+            export.make_link(directory, name, text, changes)
             return formats.new(export, directory, name)
 
-        return self._changing(handle, work)
+        return self._changing(handle, caller, work)
 
     def _mknod(self, arguments: Reader, caller: Caller) -> Writer:
         """Neither devices nor pipes nor sockets."""
@@ -206,7 +209,7 @@ class Nfs:
         def work(export: Export, directory: int) -> Writer:
             raise PermissionError(errno.EPERM, "no special files")
 
-        return self._changing(handle, work)
+        return self._changing(handle, caller, work)
 
     def _remove(self, arguments: Reader, caller: Caller) -> Writer:
         handle, name = formats.handle(arguments), formats.name_of(arguments)
@@ -216,7 +219,7 @@ class Nfs:
             export.remove(directory, name)
             return Writer()
 
-        return self._changing(handle, work)
+        return self._changing(handle, caller, work)
 
     def _rmdir(self, arguments: Reader, caller: Caller) -> Writer:
         handle, name = formats.handle(arguments), formats.name_of(arguments)
@@ -226,7 +229,7 @@ class Nfs:
             export.remove_directory(directory, name)
             return Writer()
 
-        return self._changing(handle, work)
+        return self._changing(handle, caller, work)
 
     def _rename(self, arguments: Reader, caller: Caller) -> Writer:
         source, old = formats.handle(arguments), formats.name_of(arguments)
@@ -235,7 +238,7 @@ class Nfs:
         export = None
         try:
             export = self._export(source)
-            with export.at(source) as one, export.at(target) as other:
+            with export.at(source) as one, export.at(target) as other, acting_as(caller):
                 befores = os.fstat(one), os.fstat(other)
                 try:
                     export.require_writable()
@@ -257,7 +260,7 @@ class Nfs:
         )
         try:
             export = self._export(handle)
-            with export.at(handle) as fd, export.at(target) as directory:
+            with export.at(handle) as fd, export.at(target) as directory, acting_as(caller):
                 before, status = os.fstat(directory), formats.OK
                 try:
                     export.require_writable()
@@ -276,7 +279,7 @@ class Nfs:
         arguments.fixed(8)
         room = min(arguments.u32(), LISTING)
         return self._reading(
-            handle, lambda export, fd: formats.listing(export, fd, cookie, room, False)
+            handle, caller, lambda export, fd: formats.listing(export, fd, cookie, room, False)
         )
 
     def _readdirplus(self, arguments: Reader, caller: Caller) -> Writer:
@@ -285,7 +288,7 @@ class Nfs:
         arguments.u32()
         room = min(arguments.u32(), LISTING)
         return self._reading(
-            handle, lambda export, fd: formats.listing(export, fd, cookie, room, True)
+            handle, caller, lambda export, fd: formats.listing(export, fd, cookie, room, True)
         )
 
     # Of the file system ---------------------------------------------------------------------------
@@ -301,7 +304,7 @@ class Nfs:
                 .u32(0)
             )
 
-        return self._reading(formats.handle(arguments), work)
+        return self._reading(formats.handle(arguments), caller, work)
 
     def _fsinfo(self, arguments: Reader, caller: Caller) -> Writer:
         def work(export: Export, fd: int) -> Writer:
@@ -309,11 +312,13 @@ class Nfs:
             # Links of both kinds, the same limits everywhere, and times can be set.
             return Writer().u32(*transfer, *transfer, LISTING).u64((1 << 63) - 1).u32(0, 1, 0x1B)
 
-        return self._reading(formats.handle(arguments), work)
+        return self._reading(formats.handle(arguments), caller, work)
 
     def _pathconf(self, arguments: Reader, caller: Caller) -> Writer:
         return self._reading(
-            formats.handle(arguments), lambda export, fd: Writer().u32(32000, 255, 1, 1, 0, 1)
+            formats.handle(arguments),
+            caller,
+            lambda export, fd: Writer().u32(32000, 255, 1, 1, 0, 1),
         )
 
     # What all have in common ----------------------------------------------------------------------
@@ -325,12 +330,17 @@ class Nfs:
         return export
 
     def _reading(
-        self, handle: bytes, work: Callable[[Export, int], Writer], *, first: bool = False
+        self,
+        handle: bytes,
+        caller: Caller,
+        work: Callable[[Export, int], Writer],
+        *,
+        first: bool = False,
     ) -> Writer:
         """The status, what the file is like, and the work's results; these come `first` if so."""
         try:
             export = self._export(handle)
-            with export.at(handle) as fd:
+            with export.at(handle) as fd, acting_as(caller):
                 try:
                     results = work(export, fd)
                 except (OSError, formats.Failed) as error:
@@ -345,14 +355,16 @@ class Nfs:
         except (OSError, ForeignHandle, formats.Failed) as error:
             return Writer().u32(formats.status_of(error), 0)
 
-    def _changing(self, handle: bytes, work: Callable[[Export, int], Writer]) -> Writer:
+    def _changing(
+        self, handle: bytes, caller: Caller, work: Callable[[Export, int], Writer]
+    ) -> Writer:
         """The status, what the file was like before and after, and the work's results.
 
         Of what was made in a directory, the results come first.
         """
         try:
             export = self._export(handle)
-            with export.at(handle) as fd:
+            with export.at(handle) as fd, acting_as(caller):
                 before = os.fstat(fd)
                 try:
                     results = work(export, fd)

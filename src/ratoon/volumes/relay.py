@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ratoon.errors import GuestError
 from ratoon.guest.agent import relay, wire
+from ratoon.volumes.callers import prepare_thread
 from ratoon.volumes.export import Export
 from ratoon.volumes.nfs import ONCE, PROGRAM, VERSION, Nfs
 from ratoon.volumes.rpc import Dispatcher, Records
@@ -56,6 +57,7 @@ class VolumeServer:
     def _serve(self) -> None:
         try:
             with self._socket:
+                prepare_thread()
                 self._begin()
                 while data := self._socket.recv(_CHUNK):
                     self._hear(data)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from ratoon.volumes.export import Caller
+from ratoon.volumes.callers import NOBODY, Caller
 from ratoon.volumes.xdr import Garbage, Reader, Writer
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,6 @@ _LAST_FRAGMENT = 1 << 31
 _CALL, _REPLY = 0, 1
 _VERSION = 2
 _AUTH_NONE, _AUTH_SYS = 0, 1
-_NOBODY = Caller(65534, 65534)
 #: accept_stat.
 SUCCESS, PROG_UNAVAIL, PROG_MISMATCH, PROC_UNAVAIL, GARBAGE_ARGS, SYSTEM_ERR = range(6)
 
@@ -129,7 +128,7 @@ class Dispatcher:
 def _caller(reader: Reader) -> Caller:
     """Who calls; the verifier is read as well, and says nothing."""
     flavor, body = reader.u32(), Reader(reader.opaque(400))
-    caller = _NOBODY
+    caller = NOBODY
     if flavor == _AUTH_SYS:
         body.u32()
         body.opaque(255)
