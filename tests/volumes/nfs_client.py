@@ -29,6 +29,7 @@ class Guest:
     """Calls procedures as root, or as whoever it is told to be."""
 
     def __init__(self, *exports: Export) -> None:
+        self.exports = exports
         self.dispatcher = Dispatcher(
             PROGRAM, VERSION, Nfs({export.id: export for export in exports}), ONCE
         )

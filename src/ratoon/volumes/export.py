@@ -70,6 +70,13 @@ class Export:
         self.source = source
         self.read_only = read_only
         try:
+            callers.require()
+        except OSError as error:
+            raise InvalidInput(
+                f"{source} can be no volume: the users of a guest cannot be acted for "
+                f"({error.strerror}); be root, with CAP_SETUID and CAP_SETGID"
+            ) from None
+        try:
             self._root = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise NotFound(f"no directory {source} on this host; make it first") from None
@@ -89,7 +96,6 @@ class Export:
         self.identity = found.st_dev, found.st_ino
         try:
             os.close(self.handles.open(self.handles.of(self._root)))
-            callers.require()
         except OSError as error:
             os.close(self._root)
             raise InvalidInput(
