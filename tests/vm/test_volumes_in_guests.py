@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -103,6 +104,14 @@ async def test_users_of_the_guest_have_the_rights_that_modes_give(
     await sh(sandbox, as_nobody.format("echo mine >/mnt/shared/open/file"))
     found = (shared / "open/file").stat()
     assert (found.st_uid, found.st_gid) == (65534, 65534)
+    # What the host takes away, the guest's kernel may believe in for 3 s.
+    look = "until ! cat /mnt/shared/open/file; do sleep 0.1; done >/dev/null 2>&1"
+    (shared / "open/file").write_text("no longer his")
+    os.chown(shared / "open/file", 0, 0)
+    (shared / "open/file").chmod(0o600)
+    await sh(sandbox, as_nobody.format(look))
+    denied = "! touch /mnt/shared/file && ! rm /mnt/shared/secret && ! chmod 777 /mnt/shared"
+    await sh(sandbox, as_nobody.format(denied))
 
 
 async def test_no_device_and_no_set_user_id(sandbox: Sandbox, shared: Path) -> None:
