@@ -173,6 +173,36 @@ def test_it_starts_without_what_it_does_not_need(option: str) -> None:
     assert done.stdout.endswith("loaded: []\n")
 
 
+@pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["no-such-verb"], 2)])
+def test_its_end_is_at_once_and_loses_nothing(words: list[str], code: int) -> None:
+    script = (
+        "import atexit, sys\n"
+        "from ratoon.cli import program\n"
+        "atexit.register(print, 'taken apart')\n"
+        f"sys.argv = ['ratoon', *{words}]\n"
+        "program()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert done.stdout + done.stderr
+    assert "taken apart" not in done.stdout
+
+
+def test_what_cannot_be_written_is_an_error() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ratoon.cli", "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode
+    assert "No space left" in done.stderr
+
+
 def test_snapshots_are_shown_without_numpy(tmp_path: Path) -> None:
     publish(Store.open(tmp_path / "home"), "base")
     environment = {**os.environ, "RATOON_HOME": str(tmp_path / "home")}

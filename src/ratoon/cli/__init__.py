@@ -1,5 +1,5 @@
-"""The command line: one module for each group of verbs. `main` is the program `ratoon`."""
+"""The command line: one module for each group of verbs. `program` is `ratoon`."""
 
-from ratoon.cli.app import main
+from ratoon.cli.app import main, program
 
-__all__ = ["main"]
+__all__ = ["main", "program"]

@@ -1,5 +1,5 @@
 """`python -m ratoon.cli` is `ratoon`."""
 
-from ratoon.cli import main
+from ratoon.cli import program
 
-main()
+program()
