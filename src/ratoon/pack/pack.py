@@ -21,7 +21,7 @@ from typing import BinaryIO
 from blake3 import blake3
 
 from ratoon import files
-from ratoon.errors import AlreadyExists, Corrupt, InvalidInput, NotFound
+from ratoon.errors import AlreadyExists, Corrupt, InvalidInput
 from ratoon.memory.pageset import plain_content
 from ratoon.pack.memory_check import verify_memory
 from ratoon.pack.packfile import CHUNK, Contents, PackedFile, PackWriter, file_names
@@ -53,7 +53,7 @@ def pack(
     """
     snapshot = store.get(tag)
     _check_out(out, force)
-    try:
+    with snapshot.noticing_deletion():
         check_sizes(snapshot)
         layers = snapshot.manifest.layers
         memory = sum(layer.memory.size for layer in layers)
@@ -62,10 +62,6 @@ def pack(
         contents = _contents(snapshot, meter)
         with _replacing(out, force) as file:
             _write(PackWriter(file), snapshot, contents, meter)
-    except (Corrupt, FileNotFoundError) as error:
-        if not snapshot.path.exists():
-            raise NotFound(f"snapshot {tag} was deleted meanwhile") from error
-        raise
     return Packed(out, out.stat().st_size, sum(file.size for file in contents.files))
 
 

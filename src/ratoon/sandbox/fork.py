@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 from ratoon.concurrency import to_the_end
-from ratoon.errors import Corrupt, Incompatible, MachineDied, NotFound
+from ratoon.errors import Incompatible, MachineDied
 from ratoon.guest.agent import wire
 from ratoon.network.policy import NetworkPolicy
 from ratoon.sandbox.confinement import loosen
@@ -99,14 +99,8 @@ class Forker:
                 self._store.sandboxes, self._store.lock, self._runtime
             )
         try:
-            try:
+            with source.noticing_deletion():
                 verified = await self._starter.verify(source, stages, burst=burst)
-            except Corrupt:
-                if not source.path.exists():
-                    raise NotFound(
-                        f"snapshot {source.manifest.tag} was deleted meanwhile"
-                    ) from None
-                raise
             with closing(verified.disk):
                 twin = directory.twin_of(source)
                 async with _standing(directory, source) as stands:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ratoon.errors import Corrupt, HostError, NotFound
+from ratoon.errors import HostError
 from ratoon.memory import budget
 from ratoon.memory.cache import OpenImage
 from ratoon.memory.chain import Link, count_above, pages_above, resolve
@@ -179,12 +179,8 @@ class Heads:
         return self._making.begin(root, make)
 
     def _make_blocking(self, snapshot: Snapshot) -> Path:
-        try:
+        with snapshot.noticing_deletion():
             return self._images.make(read_links(snapshot), ram_pages(snapshot))
-        except Corrupt:
-            if not snapshot.path.exists():
-                raise NotFound(f"snapshot {snapshot.manifest.tag} was deleted meanwhile") from None
-            raise
 
     def read_patch(self, patch: Patch) -> list[Pages]:
         """The pages of a patch, each checked against its digest; blocks.

@@ -15,7 +15,7 @@ from pathlib import Path
 from ratoon import files
 from ratoon.disk.flatten import merge
 from ratoon.disk.qcow2 import file_digest
-from ratoon.errors import Corrupt, NotFound
+from ratoon.errors import Corrupt
 from ratoon.memory.cache import DISK, ImageCache, OpenImage
 from ratoon.snapshot.manifest import Manifest
 from ratoon.snapshot.roots import roots_of
@@ -98,12 +98,11 @@ def _links(source: Snapshot, room: Path) -> Sequence[Path]:
     for number, layer in enumerate(source.manifest.layers):
         path, link = source.disk_path(number), room / f"{number}.qcow2"
         label = f"snapshot {layer.tag}, file {path}"
-        try:
-            files.link_or_copy(path, link)
-        except FileNotFoundError:
-            if not source.path.exists():
-                raise NotFound(f"snapshot {source.manifest.tag} was deleted meanwhile") from None
-            raise Corrupt(f"{label}: missing") from None
+        with source.noticing_deletion():
+            try:
+                files.link_or_copy(path, link)
+            except FileNotFoundError:
+                raise Corrupt(f"{label}: missing") from None
         if number and file_digest(link) != layer.disk.digest:
             raise Corrupt(f"{label}: its content does not match its digest; it was damaged")
         links.append(link)

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,6 +62,16 @@ class Snapshot:
 
     def disk_path(self, layer: int) -> Path:
         return self._layer_directory(layer) / DISK
+
+    @contextmanager
+    def noticing_deletion(self) -> Iterator[None]:
+        """What fails in the block because the snapshot was deleted meanwhile is NotFound."""
+        try:
+            yield
+        except (Corrupt, FileNotFoundError) as error:
+            if self.path.exists():
+                raise
+            raise NotFound(f"snapshot {self.manifest.tag} was deleted meanwhile") from error
 
     def _layer_directory(self, layer: int) -> Path:
         if not 0 <= layer <= self.depth:
@@ -127,12 +138,11 @@ def link_layer(source: Snapshot, layer: int, directory: Path) -> None:
 
 def link_file(source: Snapshot, path: Path, target: Path) -> None:
     """Hard-link one file of `source`. Corrupt: `source` lacks it. NotFound: all of it is gone."""
-    try:
-        files.link_or_copy(path, target)
-    except FileNotFoundError as error:
-        if not source.path.exists():
-            raise NotFound(f"snapshot {source.manifest.tag} was deleted meanwhile") from error
-        raise Corrupt(f"snapshot {source.manifest.tag}, file {path}: missing") from error
+    with source.noticing_deletion():
+        try:
+            files.link_or_copy(path, target)
+        except FileNotFoundError as error:
+            raise Corrupt(f"snapshot {source.manifest.tag}, file {path}: missing") from error
 
 
 def _read(path: Path, label: str) -> bytes:
