@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 async def beside(main: Coroutine[Any, Any, T], other: Coroutine[Any, Any, object]) -> T:
@@ -40,3 +41,8 @@ async def to_the_end(work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
     if not task.cancelled():
         task.exception()  # looked at: nobody else will
     raise cancellation
+
+
+async def in_thread(function: Callable[P, T], /, *arguments: P.args, **named: P.kwargs) -> T:
+    """The result of something that blocks. A cancellation waits for it, and takes effect then."""
+    return await to_the_end(asyncio.to_thread(function, *arguments, **named))

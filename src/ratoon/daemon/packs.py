@@ -14,7 +14,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from ratoon.concurrency import to_the_end
+from ratoon.concurrency import in_thread
 from ratoon.daemon.connection import draining
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.files import BYTES, UPLOAD, content
@@ -41,7 +41,7 @@ async def pack_snapshot(tag: str, daemon: TheDaemon) -> Response:
     store = daemon.engine.store
     async with AsyncExitStack() as held:
         file = held.enter_context(scratch(store)) / "pack"
-        await to_the_end(asyncio.to_thread(pack, store, check_exists(tag), file))
+        await in_thread(pack, store, check_exists(tag), file)
         return await Pieces.begin(_read(file), held, media_type=BYTES)
     raise AssertionError
 
@@ -67,9 +67,7 @@ async def unpack_snapshot(
     with scratch(store) as room:
         async with draining(request) as body:
             await _write(room / "pack", body)
-            done = await to_the_end(
-                asyncio.to_thread(unpack, store, room / "pack", tag, force=force)
-            )
+            done = await in_thread(unpack, store, room / "pack", tag, force=force)
     daemon.engine.events.tell("snapshot_ready", snapshot=done.snapshot.manifest.tag)
     return Unpacked(
         snapshot=summarise(done.snapshot), stored_bytes=done.stored, shared_bytes=done.shared

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 
 from fastapi import APIRouter
 
-from ratoon.concurrency import to_the_end
+from ratoon.concurrency import in_thread
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.models import upkeep as models
 from ratoon.daemon.problems import answers
@@ -77,7 +76,7 @@ async def compress_layers(
         level=body.level,
         dry_run=body.dry_run,
     )
-    done = await to_the_end(asyncio.to_thread(work))
+    done = await in_thread(work)
     return models.CompressReport(
         dry_run=body.dry_run,
         layers=[

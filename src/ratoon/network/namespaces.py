@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from ratoon.concurrency import to_the_end
+from ratoon.concurrency import in_thread, to_the_end
 from ratoon.errors import HostError
 from ratoon.network import uplink
 from ratoon.network.netns import new_namespace
@@ -90,7 +90,7 @@ class Namespaces:
         async with self._changing:
             while self._shared:
                 _, shared = self._shared.popitem()
-                await to_the_end(asyncio.to_thread(shared.close))
+                await in_thread(shared.close)
 
     async def acquire(self, policy: NetworkPolicy) -> Namespace:
         """The use of a namespace in which `policy` holds.
@@ -167,4 +167,4 @@ class Namespaces:
             shared.users -= 1
             if not shared.users and policy != NONE:  # the empty one costs nothing to keep
                 del self._shared[policy]
-                await to_the_end(asyncio.to_thread(shared.close))
+                await in_thread(shared.close)

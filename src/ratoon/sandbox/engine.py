@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ratoon import paths
 from ratoon.artifacts import Progress, silent
-from ratoon.concurrency import to_the_end
+from ratoon.concurrency import in_thread
 from ratoon.disk.qcow2 import OverlayTemplates
 from ratoon.errors import InvalidInput, NotFound, RatoonError
 from ratoon.host.admission import Admission
@@ -147,7 +147,7 @@ class Engine:
         Once it has begun it is not interrupted: if the caller is cancelled, there may be a snapshot
         afterwards.
         """
-        made = await to_the_end(asyncio.to_thread(compact, self.store, tag, to, progress))
+        made = await in_thread(compact, self.store, tag, to, progress)
         self.events.tell("snapshot_ready", snapshot=to)
         return made
 
@@ -169,7 +169,7 @@ class Engine:
             raise
         finally:  # also of what an interrupted cascade has deleted
             gone = before - image_roots(self.store)
-            await to_the_end(asyncio.to_thread(self.images.remove, *gone))
+            await in_thread(self.images.remove, *gone)
         for each in deleted:
             self.events.tell("snapshot_deleted", snapshot=each)
             await self.pool.drop(each)

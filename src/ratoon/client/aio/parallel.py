@@ -12,7 +12,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from ratoon.concurrency import beside as run_beside
-from ratoon.concurrency import to_the_end
+from ratoon.concurrency import in_thread
+
+__all__ = ["Listener", "Lock", "beside", "in_thread", "tell"]
 
 T = TypeVar("T")
 
@@ -26,11 +28,6 @@ async def tell(listener: Listener[T], what: T) -> None:
     answer = listener(what)
     if inspect.isawaitable(answer):
         await answer
-
-
-async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """The result of something that blocks. A cancellation waits for it."""
-    return await to_the_end(asyncio.to_thread(function, *arguments))
 
 
 async def beside(
