@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+
 import httpx2
 import pytest
 
 from ratoon.sandbox.engine import Engine
+from ratoon.snapshot.roots import image_roots
+from ratoon.snapshot.store import Store
 
 pytest_plugins = ["app_fixtures"]
 
@@ -126,3 +131,45 @@ async def test_there_is_no_pool_of_what_is_not_there(api: httpx2.AsyncClient) ->
     assert (await api.get("/v1/pool")).json() == []
     assert (await api.put("/v1/pool/absent", json={"size": 1})).status_code == 404
     assert (await api.put("/v1/pool/base", json={"size": 1001})).status_code == 400
+
+
+async def test_a_deletion_holds_up_nobody(
+    own_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is done on the event loop: the manifests of a store may be many."""
+    go_on, delete = threading.Event(), Store.delete
+
+    def waiting(store: Store, tag: str, **how: bool) -> tuple[str, ...]:
+        assert go_on.wait(20), "the event loop stands still"
+        return delete(store, tag, **how)
+
+    def reading(store: Store) -> set[str]:
+        assert threading.current_thread() is not threading.main_thread()
+        return image_roots(store)
+
+    monkeypatch.setattr(Store, "delete", waiting)
+    monkeypatch.setattr("ratoon.sandbox.engine.image_roots", reading)
+    asyncio.get_running_loop().call_later(0.05, go_on.set)
+    assert await own_engine.delete("L2") == ("L2",)
+
+
+async def test_a_deletion_that_nobody_waits_for_is_told_all_the_same(
+    own_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, delete = threading.Event(), threading.Event(), Store.delete
+
+    def waiting(store: Store, tag: str, **how: bool) -> tuple[str, ...]:
+        begun.set()
+        assert go_on.wait(60)
+        return delete(store, tag, **how)
+
+    told: list[str | None] = []
+    monkeypatch.setattr(Store, "delete", waiting)
+    monkeypatch.setattr(own_engine.events, "tell", lambda kind, snapshot: told.append(snapshot))
+    deleting = asyncio.create_task(own_engine.delete("L1", cascade=True))
+    await asyncio.to_thread(begun.wait, 60)
+    deleting.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await deleting
+    assert told == ["L2", "L1"]

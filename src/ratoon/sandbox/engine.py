@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ratoon import paths
 from ratoon.artifacts import Progress, silent
-from ratoon.concurrency import in_thread
+from ratoon.concurrency import in_thread, to_the_end
 from ratoon.disk.qcow2 import OverlayTemplates
 from ratoon.errors import InvalidInput, NotFound, RatoonError
 from ratoon.host.admission import Admission
@@ -158,22 +158,30 @@ class Engine:
 
         The images of the deleted go too, unless a remaining snapshot has the same memory. Of a live
         branch that failed there is no more than the failure to delete; InFlight while it writes.
+        Once begun it is not interrupted.
         """
+
+        async def delete() -> tuple[str, ...]:
+            deleted = await asyncio.to_thread(self._delete_blocking, tag, force, cascade)
+            for each in deleted:
+                self.events.tell("snapshot_deleted", snapshot=each)
+                await self.pool.drop(each)
+            return deleted
+
         failed = self._live.forget(tag)
-        before = image_roots(self.store)
         try:
-            deleted = self.store.delete(tag, force=force, cascade=cascade)
+            return await to_the_end(delete())
         except NotFound:
             if failed:
                 return (tag,)
             raise
+
+    def _delete_blocking(self, tag: str, force: bool, cascade: bool) -> tuple[str, ...]:
+        before = image_roots(self.store)
+        try:
+            return self.store.delete(tag, force=force, cascade=cascade)
         finally:  # also of what an interrupted cascade has deleted
-            gone = before - image_roots(self.store)
-            await in_thread(self.images.remove, *gone)
-        for each in deleted:
-            self.events.tell("snapshot_deleted", snapshot=each)
-            await self.pool.drop(each)
-        return deleted
+            self.images.remove(*(before - image_roots(self.store)))
 
     def evict_image(self, tag: str) -> None:
         """Remove a snapshot's image; its next fork is a first fork, and an image is made again."""
@@ -226,8 +234,11 @@ class Engine:
                 return await self._fork_many(source, n, options or sandbox.options)
             finally:
                 await self._heads.settle()
-                if source.manifest.memory_root not in image_roots(self.store):
-                    self.images.remove(source.manifest.memory_root)
+                await in_thread(self._remove_unused_image, source.manifest.memory_root)
+
+    def _remove_unused_image(self, root: str) -> None:
+        if root not in image_roots(self.store):
+            self.images.remove(root)
 
     def _forkable(self, tag: str) -> Snapshot:
         self._live.require_written(tag)

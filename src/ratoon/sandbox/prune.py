@@ -52,7 +52,7 @@ async def _delete(engine: Engine, verdict: Verdict) -> None:
     """Delete what was planned, if it still is what it was."""
     if engine.store.get(verdict.tag).manifest.id != verdict.id:
         raise NotFound(f"snapshot {verdict.tag} is another by now")
-    users = sandboxes_by_snapshot(engine.store).get(verdict.id)
-    if users:
-        raise InFlight(f"snapshot {verdict.tag} is used by {', '.join(users)} by now")
+    users = await asyncio.to_thread(sandboxes_by_snapshot, engine.store)
+    if used := users.get(verdict.id):
+        raise InFlight(f"snapshot {verdict.tag} is used by {', '.join(used)} by now")
     await engine.delete(verdict.tag)
