@@ -12,6 +12,7 @@ import pytest
 
 import ratoon
 from ratoon import errors
+from ratoon.daemon import problems
 
 ROOT = Path(ratoon.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -157,6 +158,22 @@ def defined() -> dict[str, tuple[str | None, int, int]]:
 
 def test_the_drawing_of_the_errors_is_true() -> None:
     assert drawn() == defined()
+
+
+def documented(page: str, heading: str) -> set[int]:
+    """The numbers in the first column of the table below a heading."""
+    text = (ROOT.parents[1] / page).read_text()
+    section = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    rows = re.findall(r"^\| (\d+(?:, \d+)*) \|", section, re.MULTILINE)
+    return {int(number) for row in rows for number in row.split(", ")}
+
+
+def test_the_documents_have_every_exit_code_and_status() -> None:
+    codes = {code for _, code, _ in defined().values()}
+    assert documented("docs/cli.md", "Exit codes") == codes | {0, 130}
+    statuses = {status for _, _, status in defined().values()}
+    assert statuses | {413, 422, 504} == documented("docs/http.md", "Errors")
+    assert documented("docs/http.md", "Errors") == set(problems.MEANINGS)
 
 
 def test_no_error_is_defined_elsewhere() -> None:

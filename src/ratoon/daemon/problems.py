@@ -34,7 +34,8 @@ _BAD_VALUES = (
 #: The status of an answer to a client that has gone away: nginx's.
 _NOBODY_READS = 499
 
-_MEANINGS = {
+#: What each status of an error means, for OpenAPI. Those of `ratoon.errors` are among them.
+MEANINGS = {
     400: "The request cannot be right.",
     401: "The bearer token is missing or wrong.",
     403: "Not allowed.",
@@ -63,7 +64,7 @@ def error_fields(error: RatoonError) -> dict[str, Any]:
 def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For OpenAPI: the errors that a route may answer with, besides those that all may."""
     return {
-        status: {"model": ErrorAnswer, "description": _MEANINGS[status]}
+        status: {"model": ErrorAnswer, "description": MEANINGS[status]}
         for status in sorted({*statuses, 401, 403, 413, 422, 500, 504})
     }
 
