@@ -31,6 +31,7 @@ FLOORS = [
     {"snapshot", "vmm", "guest"},
     {"memory", "disk", "network", "sources"},
     {"artifacts"},
+    {"documents"},
     {"compression", "concurrency", "files", "paths", "units", "validation"},
     {"errors"},
 ]

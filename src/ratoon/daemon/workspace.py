@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from ratoon.daemon.models.workspaces import Status, WorkspaceInfo
 from ratoon.daemon.slots import Slots
+from ratoon.documents import Document
 from ratoon.errors import AlreadyExists, Corrupt, InvalidInput, NotFound
-from ratoon.files import write_durable
 from ratoon.sandbox.branch import Mode
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.options import SandboxOptions
@@ -30,10 +30,8 @@ from ratoon.snapshot.manifest import check_tag
 MARK = "ratoon.workspace"
 
 
-class Record(BaseModel):
+class Record(Document):
     """What is written down of a workspace, `workspaces/NAME.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     name: str
@@ -219,16 +217,14 @@ class Workspaces:
     def _read(self, name: str) -> Record:
         try:
             check_tag(name)
-            raw = self._path(name).read_bytes()
+            return Record.load(self._path(name))
         except (InvalidInput, FileNotFoundError):
             raise NotFound(f"no workspace {name!r}") from None
-        try:
-            return Record.model_validate_json(raw)
         except ValidationError:
             raise Corrupt(f"workspace {name}: {self._path(name)} makes no sense") from None
 
     def _write(self, record: Record, **changes: object) -> Record:
         record = record.model_copy(update=changes)
         self._directory.mkdir(mode=0o700, exist_ok=True)
-        write_durable(self._path(record.name), record.model_dump_json(indent=2).encode())
+        record.save(self._path(record.name))
         return record

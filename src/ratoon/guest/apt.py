@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ratoon import files, paths
+from ratoon import paths
 from ratoon.artifacts import run
+from ratoon.documents import Document
 
 #: What apt's answers come from: its configuration, the lists that it has, what is installed.
 SOURCES = tuple(
@@ -22,9 +22,7 @@ SOURCES = tuple(
 )
 
 
-class _Answer(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
+class _Answer(Document):
     question: list[str]
     state: str
     answer: str
@@ -34,16 +32,12 @@ def ask(question: Sequence[str]) -> str:
     """What a command of apt's prints that changes nothing; HostError."""
     state = _state()  # before the answer, which is of this state or a later one
     path = paths.cache() / "apt" / f"{blake3(' '.join(question).encode()).hexdigest()[:24]}.json"
-    try:
-        found = _Answer.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValidationError):
-        found = None
+    found = _Answer.load_or_none(path)
     if found and (found.question, found.state) == ([*question], state):
         return found.answer
     answer = run(question, cwd=Path("/")).decode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = _Answer(question=[*question], state=state, answer=answer)
-    files.write_durable(path, kept.model_dump_json(indent=2).encode() + b"\n")
+    _Answer(question=[*question], state=state, answer=answer).save(path)
     return answer
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, model_validator
 
+from ratoon.documents import Document
 from ratoon.units import MIB
 
 #: A started fork has 22 MiB of its own and, after a command or two, 50 to 90; without an image up
@@ -39,7 +40,7 @@ def _number(least: float, unit: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-class Limits(BaseModel):
+class Limits(Document, strict=False, allow_inf_nan=True):
     """Limits of one sandbox; None: no limit.
 
     `memory_bytes` counts all that its QEMU process makes the host hold: the guest's memory that it
@@ -51,8 +52,6 @@ class Limits(BaseModel):
     QEMU, not what runs in the guest. `disk_bytes` is how long the file may get that the guest's
     disk writes go to; each branch begins a new one.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     memory_bytes: Annotated[int, _bytes(LEAST_MEMORY)] | None = None
     cpus: Annotated[float, _number(LEAST_CPUS, "CPUs")] | None = None

@@ -14,8 +14,9 @@ import re
 from ipaddress import AddressValueError, IPv4Network, NetmaskValueError
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
+from pydantic import model_serializer, model_validator
 
+from ratoon.documents import Document
 from ratoon.errors import InvalidInput
 
 #: Not for guests under any policy. On a cloud's machines, link-local is where credentials are.
@@ -33,10 +34,8 @@ _ALLOW = "allow:"
 _HOW = "use none, outbound, or allow:CIDR:PORT,… such as allow:198.51.100.7:443,203.0.113.0/24:*"
 
 
-class Rule(BaseModel):
+class Rule(Document, strict=False):
     """Connections and datagrams to `port` (None: any) of each address of `network`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     network: IPv4Network
     port: int | None
@@ -47,13 +46,11 @@ class Rule(BaseModel):
         return f"{place}:{'*' if self.port is None else self.port}"
 
 
-class NetworkPolicy(BaseModel):
+class NetworkPolicy(Document, strict=False):
     """One policy; equal ones are the same to everybody. It is read from its text and written as it.
 
     `rules` are sorted, without repetitions, and empty unless `kind` is `allow`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["none", "outbound", "allow"]
     rules: tuple[Rule, ...] = ()

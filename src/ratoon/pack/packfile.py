@@ -23,10 +23,11 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Annotated, BinaryIO, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
 from ratoon.compression import LEVEL, WINDOW_LOG, zstd
+from ratoon.documents import Document
 from ratoon.errors import Corrupt, Incompatible
 from ratoon.snapshot.manifest import Count, Digest, Tag
 from ratoon.snapshot.snapshot import ANCESTRY, DISK, MANIFEST, MANIFEST_DIGEST, MEMORY, VMSTATE
@@ -50,11 +51,7 @@ _CHECKSUM = slice(148, 156)
 _MAX_OCTAL = 8**11 - 1
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class PackedFile(_Model):
+class PackedFile(Document):
     """A file in the pack: `size` in bytes, `digest` the BLAKE3 of all of it."""
 
     name: Annotated[str, Field(max_length=64)]
@@ -62,7 +59,7 @@ class PackedFile(_Model):
     digest: Digest
 
 
-class Contents(_Model):
+class Contents(Document):
     """What `pack.json` says: the head's tag, and the files in the order in which they follow."""
 
     format: Literal[1] = FORMAT

@@ -11,11 +11,11 @@ import tempfile
 from pathlib import Path
 
 from blake3 import blake3
-from pydantic import BaseModel, ValidationError
 
-from ratoon import files, paths
+from ratoon import paths
 from ratoon.artifacts import Progress, silent
 from ratoon.disk.qcow2 import OverlayTemplates
+from ratoon.documents import Document
 from ratoon.errors import RatoonError
 from ratoon.guest.build import Guest
 from ratoon.sandbox.boot import boot, boot_from
@@ -27,7 +27,7 @@ PROBE_RAM = 256 * 1024 * 1024
 PROBE_DISK = 64 * 1024 * 1024
 
 
-class Probe(BaseModel):
+class Probe(Document):
     """What was found out, and why."""
 
     accelerator: Accelerator
@@ -39,15 +39,13 @@ async def choose_accelerator(guest: Guest, progress: Progress = silent) -> Probe
     if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
         return Probe(accelerator="tcg", reason=f"{KVM_DEVICE} cannot be opened")
     path = paths.cache() / "accelerators" / f"{_key(guest)}.json"
-    try:
-        return Probe.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValidationError):
-        pass
+    if known := Probe.load_or_none(path):
+        return known
     progress("trying whether KVM boots the guest's kernel")
     probe = await _probe(guest)
     progress(f"using {probe.accelerator}: {probe.reason}")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    files.write_durable(path, probe.model_dump_json(indent=2).encode())
+    probe.save(path)
     return probe
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from ratoon.documents import Document
 from ratoon.host.limits import Limits
 from ratoon.network.policy import NetworkPolicy
 from ratoon.volumes.named import check_name
@@ -16,13 +17,11 @@ MAX_VOLUMES = 32
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Volume(BaseModel):
+class Volume(Document, strict=False):
     """A directory that is mounted in the guest: see `sandbox.mounts`.
 
     `source`: the real, absolute path of a directory of the host, or the name of a named volume.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     #: An absolute path in the guest; it is made where there is none.
@@ -62,10 +61,8 @@ def _canonical(path: str) -> str:
     return path
 
 
-class SandboxOptions(BaseModel):
+class SandboxOptions(Document, strict=False):
     """Chosen at the fork, and kept through standby and reset."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     #: What its guest may reach; None: what its snapshot says.
     network: NetworkPolicy | None = None
@@ -80,7 +77,7 @@ class SandboxOptions(BaseModel):
     #: What is mounted in its guest.
     volumes: tuple[Volume, ...] = ()
     #: What its user wants to find it by.
-    metadata: dict[str, str] = {}
+    metadata: dict[str, str] = Field(default={})
 
     @model_validator(mode="after")
     def _volumes_fit_together(self) -> Self:

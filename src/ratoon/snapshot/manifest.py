@@ -10,10 +10,11 @@ import re
 from typing import Annotated, Final, Literal, Self
 
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from ratoon.disk.qcow2 import disk_root
+from ratoon.documents import Document
 from ratoon.errors import ChainMismatch, Corrupt, Incompatible, InvalidInput
 from ratoon.sources.image import ImageConfig
 from ratoon.validation import first_error
@@ -30,18 +31,14 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Milliseconds = Annotated[float, Field(ge=0)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class FileRef(_Model):
+class FileRef(Document):
     """A file by its BLAKE3 `digest` and `size` in bytes."""
 
     digest: Digest
     size: Count
 
 
-class MemoryFile(_Model):
+class MemoryFile(Document):
     """A memory layer: `entries` pages, of which `stored` have data, in a file of `size` bytes.
 
     `index_digest` covers the page numbers and the pages' digests, and so, through them, the data.
@@ -53,7 +50,7 @@ class MemoryFile(_Model):
     size: Count
 
 
-class ParentRef(_Model):
+class ParentRef(Document):
     """The snapshot that a diff was made on."""
 
     tag: Tag
@@ -61,7 +58,7 @@ class ParentRef(_Model):
     memory_root: Digest
 
 
-class LayerRef(_Model):
+class LayerRef(Document):
     """What one snapshot of the chain added; `memory_root` is that of the chain up to here.
 
     An `anonymous` one was never published: it comes from a sandbox that was in standby, or that was
@@ -76,7 +73,7 @@ class LayerRef(_Model):
     anonymous: bool = False
 
 
-class MachineConfig(_Model):
+class MachineConfig(Document):
     """The machine that the device state belongs to; a fork must be given the same one.
 
     `ram_bytes` is a multiple of 4096; `disk_bytes` is the disk's virtual size.
@@ -95,7 +92,7 @@ class MachineConfig(_Model):
     devices: Annotated[tuple[str, ...], Field(fail_fast=True)]
 
 
-class GuestInfo(_Model):
+class GuestInfo(Document):
     """What runs in it: the image it was built from, and the agent's protocol version.
 
     `digest` says which image that was exactly; None: it was built from files.
@@ -107,7 +104,7 @@ class GuestInfo(_Model):
     config: ImageConfig = ImageConfig()
 
 
-class Manifest(_Model):
+class Manifest(Document):
     """One snapshot. `layers` is base first, its own last; `stages` says what took how long.
 
     `id` is this snapshot's identity: unlike the tag, it is never used again. A manifest that

@@ -10,17 +10,16 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from ratoon import files
+from ratoon.documents import Document
 from ratoon.errors import Corrupt, Incompatible
 
 FORMAT = 1
 
 
-class _StoreFile(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
+class _StoreFile(Document):
     format: int
 
 
@@ -32,7 +31,7 @@ def claim_format(home: Path, content: Iterable[Path]) -> None:
     """
     path = home / "store.json"
     try:
-        found = _StoreFile.model_validate_json(path.read_bytes()).format
+        found = _StoreFile.load(path).format
     except FileNotFoundError:
         if used := _first(content):
             raise Incompatible(

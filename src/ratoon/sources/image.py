@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from ratoon.documents import Document
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-class ImageConfig(BaseModel):
+class ImageConfig(Document):
     """How an image wants its programs run: what a container runtime would take from it.
 
     `user` is `NAME` or `UID`, or either with `:GROUP`, of the image's own. `exposed_ports` are TCP.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default={})
     user: str | None = None
     workdir: str | None = None
     entrypoint: tuple[str, ...] = ()

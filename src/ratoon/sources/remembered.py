@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ratoon import files, paths
+from ratoon import paths
+from ratoon.documents import Document
 from ratoon.sources.image import Image, ImageConfig
 
 
-class _Found(BaseModel):
+class _Found(Document):
     """`stamp` tells whether what the image came from is still the same."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str
     stamp: str
@@ -24,11 +22,8 @@ class _Found(BaseModel):
 
 def recall(name: str, stamp: str = "") -> Image | None:
     """What was remembered last of `name`; None: nothing, or of another stamp."""
-    try:
-        found = _Found.model_validate_json(_path(name).read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
-    if (found.name, found.stamp) != (name, stamp):
+    found = _Found.load_or_none(_path(name))
+    if found is None or (found.name, found.stamp) != (name, stamp):
         return None
     return Image(found.name, found.digest, found.config)
 
@@ -37,7 +32,7 @@ def remember(image: Image, stamp: str = "") -> None:
     found = _Found(name=image.name, stamp=stamp, digest=image.digest, config=image.config)
     path = _path(image.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_durable(path, found.model_dump_json(indent=2).encode() + b"\n")
+    found.save(path)
 
 
 def _path(name: str) -> Path:

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ratoon import files
+from ratoon.documents import Document
 from ratoon.errors import Conflict, InvalidInput, NotFound, RatoonError
 from ratoon.snapshot.manifest import Digest, SnapshotId, Tag
 from ratoon.snapshot.snapshot import Snapshot
@@ -44,16 +45,12 @@ _DOCUMENT = re.compile(r"[0-9a-f]{64}\.json")
 Tier = Literal[1, 2]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class KeptSnapshot(_Model):
+class KeptSnapshot(Document):
     tag: Tag
     id: SnapshotId
 
 
-class Entry(_Model):
+class Entry(Document):
     """A start that was kept. `image` is what it was asked for by; `pid` is the command's, in there.
 
     `stages_ms`: how long each stage of its making took.
@@ -206,7 +203,7 @@ class StartCache:
             stages_ms=stages_ms,
         )
         self.directory.mkdir(mode=0o700, exist_ok=True)
-        files.write_durable(self._path(entry.key), entry.model_dump_json(indent=2).encode() + b"\n")
+        entry.save(self._path(entry.key))
         return entry
 
     def remove(self, key: str) -> None:
@@ -236,11 +233,9 @@ class StartCache:
 
     def _read(self, key: str) -> Entry | Damaged | None:
         try:
-            raw = self._path(key).read_bytes()
+            entry = Entry.load(self._path(key))
         except FileNotFoundError:
             return None
-        try:
-            entry = Entry.model_validate_json(raw)
         except ValidationError as error:
             return Damaged(key, f"its document is damaged: {first_error(error)}")
         if not entry.key == entry.document.key == key:

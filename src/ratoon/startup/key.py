@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict
 
+from ratoon.documents import Document
 from ratoon.guest.agent import wire
 from ratoon.guest.build import Guest
 from ratoon.sandbox.boot import kernel_words
@@ -31,9 +31,7 @@ from ratoon.vmm.qemu import qemu_version
 _SHOWN, _ALIKE = 80, 20
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
+class _Document(Document):
     @property
     def key(self) -> str:
         """BLAKE3, hex, of the document as canonical JSON."""

@@ -6,9 +6,10 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from pydantic_core import SchemaError, SchemaValidator, ValidationError, core_schema
 
+from ratoon.documents import Document
 from ratoon.sandbox.base import DISK_BYTES, RAM_BYTES
 from ratoon.sandbox.options import Seconds
 
@@ -18,11 +19,7 @@ PATTERN_LIMIT = 1000
 _LOOPBACK = ("", "localhost", "127.0.0.1")
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class _Health(_Model):
+class _Health(Document):
     """`interval_seconds` lie between two attempts, each of which may take `timeout_seconds`.
 
     `within_seconds` of its start the command must have passed one.
@@ -129,7 +126,7 @@ class LogHealth(_Health):
 Health = HttpHealth | CommandHealth | LogHealth
 
 
-class RunSpec(_Model):
+class RunSpec(Document):
     """What is run. `command` takes the place of the image's own, after its entrypoint.
 
     `env` is added to the image's; `user` and `workdir` are the image's if not given. Without
@@ -139,7 +136,7 @@ class RunSpec(_Model):
 
     image: str
     command: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default={})
     user: str | None = None
     workdir: str | None = None
     ram_bytes: int = RAM_BYTES
