@@ -14,12 +14,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ratoon.api.answers import EvalResult, SandboxInfo
+    from ratoon.api.files import FileEvent, FileInfo
+    from ratoon.api.snapshots import SnapshotInfo
     from ratoon.client.aio.client import AsyncClient
     from ratoon.client.aio.commands import AsyncCommand
     from ratoon.client.aio.sandbox import AsyncSandbox
-    from ratoon.client.answers import CommandResult, EvalResult, Output, SandboxInfo
-    from ratoon.client.files import FileEvent, FileInfo
-    from ratoon.client.snapshots import SnapshotInfo
+    from ratoon.client.output import CommandResult, Output
     from ratoon.client.sync.client import Client
     from ratoon.client.sync.commands import Command
     from ratoon.client.sync.sandbox import Sandbox
@@ -50,15 +51,16 @@ __all__ = [
 ]
 
 _HOMES = {
+    **dict.fromkeys(("EvalResult", "SandboxInfo"), "api.answers"),
+    **dict.fromkeys(("FileEvent", "FileInfo"), "api.files"),
+    "SnapshotInfo": "api.snapshots",
     "AsyncClient": "client.aio.client",
     "AsyncCommand": "client.aio.commands",
     "AsyncSandbox": "client.aio.sandbox",
     "Client": "client.sync.client",
     "Command": "client.sync.commands",
     "Sandbox": "client.sync.sandbox",
-    **dict.fromkeys(("CommandResult", "EvalResult", "Output", "SandboxInfo"), "client.answers"),
-    **dict.fromkeys(("FileEvent", "FileInfo"), "client.files"),
-    "SnapshotInfo": "client.snapshots",
+    **dict.fromkeys(("CommandResult", "Output"), "client.output"),
     **dict.fromkeys(
         ("CommandFailed", "Conflict", "NotFound", "RatoonError", "Unreachable"), "errors"
     ),

@@ -186,7 +186,7 @@ def test_what_most_verbs_do_not_need_is_not_loaded(ratoon: Ratoon) -> None:
     """Each of these takes as long to load as a good part of a fork."""
     others = {"anyio", "email.message", "fastapi", "httpcore2", "httpx2", "importlib.metadata"}
     others |= {"numpy", "pydantic", "rich", "uvicorn", "websockets"}
-    rooms = {"ratoon.client.files", "ratoon.client.upkeep", "ratoon.daemon", "ratoon.sandbox"}
+    rooms = {"ratoon.api.files", "ratoon.api.upkeep", "ratoon.daemon", "ratoon.sandbox"}
     ratoon("ls")  # starts the daemon
     for words in (("ls", "--quiet"), ("ls", "--json"), ("run", "tar:/absent")):
         asked = ratoon(*words, PYTHONPROFILEIMPORTTIME="1")

@@ -1,73 +1,89 @@
-"""What the library reads is what the daemon writes, field by field."""
+"""How the library reads what a daemon answers, and how it says options."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
-from typing import Any
+import importlib
+import pkgutil
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
-from ratoon.client import answers
-from ratoon.client import files as our_files
-from ratoon.client import snapshots as our_snapshots
-from ratoon.client.answers import Limits, read, sandbox_info
+from ratoon import api
+from ratoon.api import files
+from ratoon.api.answers import EvalResult, Limits, PublishedPort, SandboxInfo, read
 from ratoon.client.options import Options, request_for
-from ratoon.client.snapshots import differences
-from ratoon.client.volumes import Volume, VolumeInfo
-from ratoon.daemon.models import commands, files, sandboxes, snapshots, store
-from ratoon.daemon.models import volumes as models_of_volumes
+from ratoon.daemon import forkd
+from ratoon.daemon.models import commands, sandboxes
+from ratoon.daemon.models import files as models_of_files
 from ratoon.errors import InvalidInput
 
-PAIRS: list[tuple[type[Any], type[BaseModel]]] = [
-    (our_snapshots.SnapshotInfo, snapshots.SnapshotInfo),
-    (our_snapshots.SnapshotDetail, snapshots.SnapshotDetail),
-    (our_snapshots.LineageNode, store.LineageNode),
-    (our_snapshots.ChangedFile, store.ChangedFile),
-    (our_snapshots.FileDifferences, store.FileDifferences),
-    (our_snapshots.Differences, store.Differences),
-    (answers.PoolInfo, store.PoolInfo),
-    (answers.Event, sandboxes.EventInfo),
-    (answers.PublishedPort, sandboxes.PublishedPort),
-    (answers.Limits, sandboxes.LimitsOfSandbox),
-    (answers.SandboxInfo, sandboxes.SandboxInfo),
-    (Volume, sandboxes.VolumeOfSandbox),
-    (VolumeInfo, models_of_volumes.VolumeInfo),
-    (answers.ProcessInfo, commands.ProcessInfo),
-    (answers.EvalResult, commands.EvalAnswer),
-    (our_files.FileInfo, files.FileInfo),
+MODULES = [
+    importlib.import_module(f"{api.__name__}.{each.name}")
+    for each in pkgutil.iter_modules(api.__path__)
 ]
-#: What other clients want to see, and says nothing here.
-FOR_OTHERS = {"netns", "guest_addr", "memory_limit_mib"}
+ANSWERS = [
+    each
+    for module in MODULES
+    for each in vars(module).values()
+    if isinstance(each, type) and is_dataclass(each) and each.__module__ == module.__name__
+]
+#: Of these the daemon has its own, which say more, or say it in another way.
+OF_THE_DAEMON: dict[type[Any], type[Any]] = {
+    SandboxInfo: forkd.SandboxInfo,
+    EvalResult: commands.EvalAnswer,
+    files.FileInfo: models_of_files.FileInfo,
+}
+VALUES: dict[object, object] = {str: "text", int: 0o644, float: 0.5, bool: True, Any: [None]}
 
 
-@pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=lambda each: each.__name__)
-def test_the_fields_are_the_same(ours: type[Any], theirs: type[BaseModel]) -> None:
-    assert {each.name for each in fields(ours)} == theirs.model_fields.keys() - FOR_OTHERS
-    for each in fields(ours):
-        if each.default is MISSING and each.default_factory is MISSING:
-            assert theirs.model_fields[each.name].is_required(), each.name
+def made_up(kind: Any) -> Any:
+    """One that has all there can be."""
+    if is_dataclass(kind):
+        types = get_type_hints(kind)
+        made = {each.name: made_up(types[each.name]) for each in fields(kind)}
+        return kind(**made)  # type: ignore[operator]
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        types = get_type_hints(kind)
+        return kind(**{name: made_up(types[name]) for name in kind.model_fields})
+    of, arguments = get_origin(kind), get_args(kind)
+    if of is Literal:
+        return arguments[-1]
+    if of in (Union, UnionType):
+        return made_up(arguments[0])
+    if of is list:
+        return [made_up(arguments[0])] * 2
+    if of is dict:
+        return {"name": made_up(arguments[1])}
+    return VALUES[kind]
 
 
-def test_what_a_newer_daemon_tells_is_passed_over() -> None:
-    port = read(answers.PublishedPort, {"guest_port": 1, "host_port": 2, "colour": "green"})
-    assert (port.guest_port, port.host_port) == (1, 2)
+@pytest.mark.parametrize("kind", ANSWERS, ids=lambda each: each.__name__)
+def test_what_the_daemon_writes_is_read(kind: type[Any]) -> None:
+    told = made_up(kind)
+    theirs = made_up(OF_THE_DAEMON.get(kind, kind))
+    written = TypeAdapter[Any](type(theirs)).dump_python(theirs, mode="json")
+    assert read(kind, written) == told
+    newer = {**written, "colour": "green"}
+    assert read(list[kind], [newer, newer]) == [told, told]  # type: ignore[valid-type]
 
 
-def test_what_is_within_an_answer_is_read_too() -> None:
-    told = {each.name: None for each in fields(answers.SandboxInfo)}
-    limits = {"memory_mib": 1, "cpus": None, "pids": None, "disk_mib": None}
-    ports, mounts = [{"guest_port": 1, "host_port": 2}], [{"source": "a", "target": "/a"}]
-    info = sandbox_info({**told, "limits": limits, "ports": ports, "volumes": mounts})
-    assert info.limits == Limits(memory_mib=1)
-    assert info.ports == [answers.PublishedPort(1, 2)]
-    assert info.volumes == [Volume("a", "/a")]
-    told = {each.name: None for each in fields(our_snapshots.Differences)}
-    assert differences(told).files is None
-    changed = [{"path": "/a", "what": ["mode"]}]
-    found = differences({**told, "files": {"added": [], "removed": [], "changed": changed}})
-    assert found.files
-    assert found.files.changed == [our_snapshots.ChangedFile("/a", ["mode"])]
+def test_a_mode_is_in_octal() -> None:
+    theirs = made_up(models_of_files.FileInfo)
+    written = TypeAdapter(models_of_files.FileInfo).dump_python(theirs, mode="json")
+    assert (written["mode"], read(files.FileInfo, written).mode) == ("0644", 0o644)
+
+
+def test_what_need_not_be_there() -> None:
+    port = {"guest_port": 1, "host_port": 2}
+    with pytest.raises(TypeError, match="host_port"):
+        read(PublishedPort, {"guest_port": 1})
+    assert read(PublishedPort, {**port, "colour": "green"}) == PublishedPort(1, 2)
+    assert read(Limits, {"pids": 3}) == Limits(pids=3)
+    told = {each.name: None for each in fields(SandboxInfo)}
+    assert read(SandboxInfo, {**told, "limits": {}, "ports": [port]}).ports == [PublishedPort(1, 2)]
 
 
 EVERYTHING: Options = {

@@ -17,6 +17,7 @@ from files_on_host import FilesOnHost, files_on_host, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ratoon.api.files import FileInfo
 from ratoon.errors import (
     GuestAccessDenied,
     GuestError,
@@ -29,7 +30,7 @@ from ratoon.errors import (
 )
 from ratoon.guest.agent import wire
 from ratoon.guest.file_requests import guest_path
-from ratoon.guest.files import FileStatus, GuestFiles
+from ratoon.guest.files import GuestFiles
 
 TIME_NS = 1_600_000_000_123_456_789
 
@@ -100,7 +101,7 @@ async def test_what_a_file_is(files: FilesOnHost, tmp_path: Path) -> None:
     (tmp_path / "file").chmod(0o4710)
     os.utime(tmp_path / "file", ns=(0, TIME_NS))
     path = str(tmp_path / "file")
-    assert await files.stat(path) == FileStatus(
+    assert await files.stat(path) == FileInfo(
         path, "file", 1234, 0o4710, uid=12, gid=34, mtime_ns=TIME_NS, target=None
     )
 

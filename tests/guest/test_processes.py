@@ -12,12 +12,13 @@ import pytest
 from agent_on_host import is_alive
 from channel_on_host import Guest, guest_on_host, read_all, read_until, until
 
+from ratoon.api.answers import ProcessInfo
 from ratoon.errors import Conflict, GuestError, InvalidInput, NotFound
 from ratoon.guest import commands
 from ratoon.guest.agent import wire
 from ratoon.guest.agent.processes import LISTED, REMEMBERED
 from ratoon.guest.agent.tail import LIMIT, PIECE_COST, SMALL
-from ratoon.guest.commands import Ended, ProcessInfo
+from ratoon.guest.commands import Ended
 from ratoon.units import MIB
 
 
@@ -160,7 +161,7 @@ async def test_what_is_listed(guest: Guest) -> None:
     async with commands.start(guest.channel, words) as command:
         info = await listed(guest, command.pid)
         assert info is not None
-        assert info.argv[:4] == tuple(words[:4])
+        assert info.argv[:4] == words[:4]
         assert len(info.argv) == 5
         assert sum(map(len, info.argv)) == LISTED
         assert (info.user, info.background, info.terminal, info.attached) == (

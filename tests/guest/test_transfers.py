@@ -490,7 +490,7 @@ async def test_a_guest_that_does_not_say_how_it_ended(reply: dict[str, Any]) -> 
 async def test_what_a_guest_says_is_fit_to_be_shown() -> None:
     left_out = ["\x1b[2J", 7, *["x"] * 5000]
     result = await extracted(entries=1, left_out=left_out, left_out_count=5002)
-    assert result.left_out[:3] == ("\ufffd[2J", "7", "x")
+    assert result.left_out[:3] == ["\ufffd[2J", "7", "x"]
     assert (len(result.left_out), result.left_out_count) == (1000, 5002)
 
 

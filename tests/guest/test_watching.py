@@ -13,10 +13,10 @@ import pytest
 from channel_peer import connected, together
 from files_on_host import FilesOnHost, files_on_host, until
 
+from ratoon.api.files import FileEvent
 from ratoon.errors import GuestError, GuestFileNotFound, GuestNotADirectory
 from ratoon.guest.agent import wire
 from ratoon.guest.files import GuestFiles
-from ratoon.guest.watching import FileEvent
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def test_every_file_comes_back_as_it_was(
 
 def test_only_the_head_becomes_a_snapshot(other: Store, packed: Path) -> None:
     unpack(other, packed)
-    assert other.info("L2").ancestors == ("base", "L1")
+    assert other.info("L2").ancestors == ["base", "L1"]
     with pytest.raises(NotFound):
         other.get("L1")
 

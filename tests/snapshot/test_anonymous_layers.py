@@ -263,8 +263,8 @@ def test_condensed(store: Store, chain: Snapshot, tmp_path: Path, layers: int) -
 
 def test_relations_leave_them_out(store: Store, chain: Snapshot) -> None:
     info = store.info("head")
-    assert (info.parent_tag, info.ancestors, info.chain_depth) == ("first", ("base", "first"), 4)
-    assert store.info("first").dependents == ("head",)
+    assert (info.parent_tag, info.ancestors, info.chain_depth) == ("first", ["base", "first"], 4)
+    assert store.info("first").dependents == ["head"]
     nodes = [(node.tag, node.level, node.parent, node.depth) for node in lineage(store)]
     assert nodes == [("base", 0, None, 0), ("first", 1, "base", 1), ("head", 2, "first", 4)]
     assert set(usage(store).snapshots) == {"base", "first", "head"}

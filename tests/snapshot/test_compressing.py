@@ -12,6 +12,7 @@ import pytest
 
 from memory_helpers import last_data_byte
 from ratoon import files
+from ratoon.api.upkeep import CompressedLayer
 from ratoon.check.check import check_store
 from ratoon.check.repair import plan_repairs, repair_store
 from ratoon.check.scrub import EVERYTHING, Slice
@@ -21,7 +22,7 @@ from ratoon.memory.image import ImageStore
 from ratoon.pack.pack import pack
 from ratoon.pack.unpack import unpack
 from ratoon.snapshot.compact import compact
-from ratoon.snapshot.compress import Rewritten, rewrite_layers
+from ratoon.snapshot.compress import rewrite_layers
 from ratoon.snapshot.diff import _changed_pages
 from ratoon.snapshot.exchange import exchange
 from ratoon.snapshot.links import read_links
@@ -80,7 +81,9 @@ def test_every_name_of_a_layer_is_replaced_and_the_space_is_free(store: Store) -
     assert layers(store) == {"base": {True}, "a": {True}, "a1": {True}, "b": {False}}
     names = {each.tag: each.names for each in done}
     assert names == {"base": 5, "a": 3, "a1": 1, "b": 0}
-    freed = sum(each.before - each.after for each in done if each.outcome == "compressed")
+    freed = sum(
+        each.bytes_before - each.bytes_after for each in done if each.outcome == "compressed"
+    )
     assert before - usage(store).total == freed > 0
     assert all_contents(store) == content
     assert_sound(store)
@@ -107,8 +110,8 @@ def test_a_dry_run_tells_and_changes_nothing(store: Store) -> None:
     assert {path: path.stat().st_ino for path in store.snapshots.rglob("*")} == inodes
     assert all(each.names == 0 for each in would)
     done = rewrite_layers(store, "compressed")
-    assert [(each.tag, each.outcome, each.before, each.after) for each in would] == [
-        (each.tag, each.outcome, each.before, each.after) for each in done
+    assert [(each.tag, each.outcome, each.bytes_before, each.bytes_after) for each in would] == [
+        (each.tag, each.outcome, each.bytes_before, each.bytes_after) for each in done
     ]
 
 
@@ -292,7 +295,7 @@ def test_a_damaged_layer_stays_and_is_named(store: Store) -> None:
     poke(path, last_data_byte(path))
     found = {each.tag: each for each in rewrite_layers(store, "compressed")}
     assert found["base"].outcome == "failed"
-    assert "page 199" in (found["base"].why or "")
+    assert "page 199" in (found["base"].error or "")
     assert found["a"].outcome == "compressed"
     assert layers(store)["base"] == {False}
 
@@ -385,6 +388,6 @@ def test_rewriting_merges_copies_of_one_content(tmp_path: Path) -> None:
     assert base.manifest.layers[0].memory.entries == 0
     found = [each for each in rewrite_layers(store, "compressed") if each.outcome == "compressed"]
     (done,) = found
-    assert isinstance(done, Rewritten)
+    assert isinstance(done, CompressedLayer)
     assert one.memory_path(0).stat().st_ino == two.memory_path(0).stat().st_ino
     assert_sound(store)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from fake_snapshots import flip, publish
+from ratoon.api.snapshots import LineageNode
 from ratoon.cli.chains import draw
 from ratoon.cli.showing import printable
-from ratoon.snapshot.lineage import Node, lineage
+from ratoon.snapshot.lineage import lineage
 from ratoon.snapshot.store import Store
 
 
@@ -36,16 +37,16 @@ def test_an_empty_store(tmp_path: Path) -> None:
 def test_each_is_followed_by_what_was_made_from_it(store: Store) -> None:
     nodes = {node.tag: node for node in lineage(store)}
     assert [*nodes] == ["base", "a", "a1", "a11", "a2", "b", "other"]
-    assert nodes["a"] == Node("a", 1, "base", ("a1", "a2"), 1, 1_700_000_000, None)
-    assert nodes["a11"] == Node("a11", 3, "a1", (), 3, 1_700_000_000, None)
-    assert nodes["other"] == Node("other", 0, None, (), 0, 1_700_000_000, None)
+    assert nodes["a"] == LineageNode("a", 1, "base", ["a1", "a2"], 1, 1_700_000_000, None)
+    assert nodes["a11"] == LineageNode("a11", 3, "a1", [], 3, 1_700_000_000, None)
+    assert nodes["other"] == LineageNode("other", 0, None, [], 0, 1_700_000_000, None)
     assert drawn(store) == ("base\n├─ a\n│  ├─ a1\n│  │  └─ a11\n│  └─ a2\n└─ b\nother")
 
 
 def test_a_snapshot_whose_parent_is_gone_is_a_root_with_a_note(store: Store) -> None:
     store.delete("a", force=True)
     nodes = {node.tag: node for node in lineage(store)}
-    assert nodes["base"].children == ("b",)
+    assert nodes["base"].children == ["b"]
     assert nodes["a1"].note == nodes["a2"].note == "its parent a is gone"
     assert (nodes["a1"].level, nodes["a1"].depth, nodes["a1"].parent) == (0, 2, None)
     assert drawn(store) == (
@@ -57,7 +58,7 @@ def test_another_snapshot_of_the_parents_tag_is_not_the_parent(store: Store) -> 
     store.delete("a", force=True)
     publish(store, "a")
     nodes = {node.tag: node for node in lineage(store)}
-    assert nodes["a"].children == ()
+    assert nodes["a"].children == []
     assert nodes["a1"].note == "its parent a is gone"
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from fake_snapshots import fill, flip, publish
 from ratoon import files
+from ratoon.api.snapshots import SnapshotDetail
 from ratoon.errors import (
     AlreadyExists,
     ChainMismatch,
@@ -22,7 +23,7 @@ from ratoon.errors import (
 )
 from ratoon.snapshot.manifest import Manifest
 from ratoon.snapshot.snapshot import Snapshot, load_snapshot, read_vmstate
-from ratoon.snapshot.store import BrokenSnapshot, SnapshotDetail, Store
+from ratoon.snapshot.store import BrokenSnapshot, Store
 from ratoon.snapshot.verify import verify_disks
 
 
@@ -234,7 +235,7 @@ def test_adopting_a_parent_deleted_meanwhile_says_so(store: Store) -> None:
 def test_the_detail_of_a_snapshot(store: Store) -> None:
     base = publish(store, "base")
     child = publish(store, "child", publish(store, "middle", base))
-    assert store.info("base").dependents == ("middle",)
+    assert store.info("base").dependents == ["middle"]
     memory = child.memory_path(2).stat()
     middle = child.manifest.layers[1]
     assert store.info("child") == SnapshotDetail(
@@ -247,6 +248,6 @@ def test_the_detail_of_a_snapshot(store: Store) -> None:
         parent_tag="middle",
         parent_content_hash=f"blake3:{middle.memory_root}",
         chain_depth=2,
-        ancestors=("base", "middle"),
-        dependents=(),
+        ancestors=["base", "middle"],
+        dependents=[],
     )

@@ -33,8 +33,8 @@ async def test_a_full_branch_stands_on_nothing_and_has_all(engine: Engine, sourc
     await sh(source, WRITE.format("between"))
     full = (await engine.branch(source, "full", "full")).snapshot.manifest
     assert (full.parent, len(full.layers), source.snapshot_tag) == (None, 1, "full")
-    assert engine.store.info("full").ancestors == ()
-    assert engine.store.info("first").dependents == ()
+    assert engine.store.info("full").ancestors == []
+    assert engine.store.info("first").dependents == []
     await sh(source, WRITE.format("later"))
     child = (await engine.branch(source, "child")).snapshot.manifest
     assert child.parent == full.reference
@@ -122,7 +122,7 @@ async def test_a_live_branch_is_written_while_the_sandbox_runs(
     async with await engine.fork_one("live") as fork:
         assert "meanwhile" not in await sh(fork, f"{CHECK}; cat /dev/shm/sums")
     await assert_whole(engine, source)
-    assert engine.store.info("live").dependents == ("next",)
+    assert engine.store.info("live").dependents == ["next"]
 
 
 async def test_a_live_branch_that_fails_says_why(

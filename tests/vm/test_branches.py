@@ -50,7 +50,7 @@ async def test_each_of_a_chain_has_its_own_and_what_is_below(
 
 
 async def test_parents_are_recorded(engine: Engine, checksums: dict[str, str]) -> None:
-    lineage = ("base", *CHAIN)
+    lineage = ["base", *CHAIN]
     for depth, tag in enumerate(lineage):
         info = engine.store.info(tag)
         assert (info.chain_depth, info.ancestors) == (depth, lineage[:depth])

@@ -70,7 +70,7 @@ async def test_forks(engine: Engine, chain: str) -> None:
 
 async def test_relations(engine: Engine, chain: str) -> None:
     info = engine.store.info("head")
-    assert (info.ancestors, info.parent_tag, info.chain_depth) == (("base", "first"), "first", 4)
+    assert (info.ancestors, info.parent_tag, info.chain_depth) == (["base", "first"], "first", 4)
     assert [(node.tag, node.level) for node in lineage(engine.store)] == [
         ("base", 0),
         ("first", 1),
@@ -88,7 +88,7 @@ async def test_differences(engine: Engine, chain: str) -> None:
 
 async def test_compacted(engine: Engine, chain: str) -> None:
     await engine.compact("head", "flat")
-    assert engine.store.info("flat").ancestors == ()
+    assert engine.store.info("flat").ancestors == []
     equal = await asyncio.to_thread(diff, engine.store, "head", "flat")
     assert (equal.changed_pages, equal.changed_disk_bytes) == (0, 0)
     await assert_whole(engine, "flat")

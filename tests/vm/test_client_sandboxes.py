@@ -12,7 +12,7 @@ from served_daemon import Served
 from vm_helpers import FOR_EVER
 
 from both_libraries import Libraries
-from ratoon.client.answers import Limits
+from ratoon.api.answers import Limits
 from ratoon.errors import (
     AlreadyExists,
     CommandFailed,

@@ -60,7 +60,7 @@ async def test_forks_of_a_compacted_chain_are_the_same(engine: Engine, chain: st
             assert await sh(sandbox, CHECKSUMS) == chain
             await sh(sandbox, "echo more >/root/more; sync")
             await engine.branch(sandbox, f"of-{sandbox.id}")
-            assert engine.store.info(f"of-{sandbox.id}").ancestors == ("flat",)
+            assert engine.store.info(f"of-{sandbox.id}").ancestors == ["flat"]
 
 
 async def test_a_sandbox_outlives_a_cascade(engine: Engine, chain: str) -> None:

@@ -74,7 +74,7 @@ async def test_three_forks(engine: Engine, source: Sandbox, standing_by: bool) -
     await counter.assert_counts(source)
     await sh(source, f"{CHECK}; ! ls /root/sb-*")
     await assert_whole(engine, source)
-    assert engine.store.info("next").ancestors == ("base",)
+    assert engine.store.info("next").ancestors == ["base"]
 
 
 async def test_a_fork_of_a_sandbox_is_one_like_any_other(engine: Engine, source: Sandbox) -> None:

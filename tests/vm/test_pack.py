@@ -52,4 +52,4 @@ async def test_a_chain_of_two_is_forked_in_another_store(
     async with await engine.fork_one("P3") as fork:
         assert expected.splitlines()[0] in await sh(fork, CHECKSUMS)
         assert (await sh(fork, "cd /root; echo P*")).split() == ["P1", "P2", "P3"]
-    assert engine.store.info("P2").dependents == ("P3",)
+    assert engine.store.info("P2").dependents == ["P3"]

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 import pytest
 from vm_helpers import leaves_nothing, sh
 
+from ratoon.api.answers import PoolInfo
 from ratoon.errors import InvalidInput, RatoonError
 from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.pool import PoolStatus
 from ratoon.sandbox.sandbox import Sandbox
 
 
@@ -29,7 +29,7 @@ async def stock(engine: Engine) -> AsyncIterator[Engine]:
         await engine.pool.close()
 
 
-def status(engine: Engine) -> PoolStatus:
+def status(engine: Engine) -> PoolInfo:
     (status,) = engine.pool.status()
     return status
 

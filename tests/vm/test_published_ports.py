@@ -8,7 +8,7 @@ import os
 import pytest
 from vm_helpers import FOR_EVER, sh
 
-from ratoon.network.ports import PublishedPort
+from ratoon.api.answers import PublishedPort
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
 

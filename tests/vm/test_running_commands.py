@@ -163,7 +163,7 @@ async def test_a_fork_finds_what_the_source_was_running(engine: Engine) -> None:
         async with await engine.fork_one("midway") as fork:
             (found,) = await commands.processes(fork)
             assert (found.pid, found.attached, found.exit_code) == (command.pid, False, None)
-            assert found.argv == ("sh", "-c", script)
+            assert found.argv == ["sh", "-c", script]
             async with commands.attach(fork, found.pid) as again:
                 await again.write(b"in the fork\n")
                 assert await read_until(again, b"fork\n") == b"begun\nbefore\nin the fork\n"

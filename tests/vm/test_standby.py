@@ -112,8 +112,8 @@ async def test_branches_before_and_after(engine: Engine) -> None:
         assert second.parent == first.reference
         assert [layer.tag for layer in second.layers] == ["base", "first", sandbox.id, "second"]
         assert [layer.anonymous for layer in second.layers] == [False, False, True, False]
-        assert engine.store.info("second").ancestors == ("base", "first")
-        assert engine.store.info("first").dependents == ("second",)
+        assert engine.store.info("second").ancestors == ["base", "first"]
+        assert engine.store.info("first").dependents == ["second"]
 
         await engine.standby(sandbox)
         await engine.resume(sandbox)
@@ -141,7 +141,7 @@ async def test_its_snapshot_is_deleted_meanwhile(engine: Engine) -> None:
         assert sandbox.snapshot_tag == "child"
         await sh(sandbox, CHECK)
         await assert_whole(engine, sandbox)
-        assert engine.store.info("next").ancestors == ("base", "origin", "child")
+        assert engine.store.info("next").ancestors == ["base", "origin", "child"]
 
 
 async def test_what_cannot_be_done_in_standby_and_what_only_then(engine: Engine) -> None:

@@ -144,9 +144,7 @@ async def test_branches_that_were_not_written_down(engine: Engine) -> None:
             assert sandbox.snapshot_tag == "unwritten2"
             await sh(sandbox, CHECK)
             await assert_whole(following, sandbox)
-            assert following.store.info("next").ancestors[1:] == tuple(
-                f"unwritten{n}" for n in range(3)
-            )
+            assert following.store.info("next").ancestors[1:] == [f"unwritten{n}" for n in range(3)]
 
 
 @pytest.mark.parametrize("group", ["", "/beside"])

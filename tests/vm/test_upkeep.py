@@ -23,7 +23,7 @@ async def rewrite(engine: Engine, form: Form) -> int:
     """Give all layers that form; how many bytes less they take."""
     done = await asyncio.to_thread(partial(rewrite_layers, engine.store, form))
     assert {each.outcome for each in done} == {form}
-    return sum(each.before - each.after for each in done)
+    return sum(each.bytes_before - each.bytes_after for each in done)
 
 
 async def test_compressing_and_pruning_below_a_sandbox(engine: Engine) -> None:

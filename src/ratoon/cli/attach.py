@@ -13,10 +13,10 @@ from ratoon.cli.naming import Sandbox, find
 from ratoon.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
+    from ratoon.api.answers import ProcessInfo
     from ratoon.client.aio.client import AsyncClient
     from ratoon.client.aio.commands import AsyncCommand
     from ratoon.client.aio.sandbox import AsyncSandbox
-    from ratoon.client.answers import ProcessInfo
 
 #: Seconds without output after which all that was written is taken to be there.
 QUIET = 0.3

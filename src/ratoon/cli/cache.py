@@ -18,8 +18,8 @@ from ratoon.errors import InvalidInput
 from ratoon.units import format_mib
 
 if TYPE_CHECKING:
+    from ratoon.api.starts import StartInfo
     from ratoon.client.aio.client import AsyncClient
-    from ratoon.client.starts import StartInfo
 
 #: Digits of a key that are shown.
 _SHOWN = 12

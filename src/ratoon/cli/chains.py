@@ -11,12 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from ratoon import paths
+from ratoon.api.snapshots import LineageNode
 from ratoon.cli.app import Json, app, print_json, say
 from ratoon.cli.screen import answers, columns, show
 from ratoon.cli.showing import printable
 from ratoon.disk.tree import FileChanges
 from ratoon.snapshot.diff import Difference, diff
-from ratoon.snapshot.lineage import Node, lineage
+from ratoon.snapshot.lineage import lineage
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import StoreUsage, Usage, snapshot_usage, usage
 from ratoon.units import MIB, format_mib
@@ -33,7 +34,7 @@ def tree(as_json: Json = False) -> None:
         answers.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def draw(nodes: Iterable[Node]) -> Iterator[str]:
+def draw(nodes: Iterable[LineageNode]) -> Iterator[str]:
     """One line for each node, which come as `lineage` gives them."""
     #: For each level, how many are still to come.
     left: list[int] = []

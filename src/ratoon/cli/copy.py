@@ -17,9 +17,9 @@ from ratoon.errors import GuestFileNotFound, GuestNotADirectory, InvalidInput
 from ratoon.units import format_mib
 
 if TYPE_CHECKING:
+    from ratoon.api.files import Transfer
     from ratoon.client.aio.client import AsyncClient
     from ratoon.client.aio.files import AsyncFiles
-    from ratoon.client.files import Transfer
 
 #: Things that were left out and are named one by one.
 _SHOWN = 10

@@ -21,11 +21,11 @@ from ratoon.cli.showing import printable
 from ratoon.errors import InvalidInput, NotFound, RegistryError
 
 if TYPE_CHECKING:
+    from ratoon.api.answers import CommandResult
     from ratoon.cli.options import ImageOptions
     from ratoon.client.aio.client import AsyncClient
     from ratoon.client.aio.commands import AsyncCommand
     from ratoon.client.aio.sandbox import AsyncSandbox
-    from ratoon.client.answers import CommandResult
     from ratoon.client.options import Options
     from ratoon.client.runs import RunOptions
 

@@ -18,8 +18,8 @@ from ratoon.errors import AlreadyExists, CommandFailed, InvalidInput, NotFound
 from ratoon.units import format_mib
 
 if TYPE_CHECKING:
+    from ratoon.api.snapshots import SnapshotInfo
     from ratoon.client.aio.client import AsyncClient
-    from ratoon.client.snapshots import SnapshotInfo
 
 Tag = Annotated[str, typer.Option("--tag", help="The new snapshot's name.")]
 

@@ -17,9 +17,8 @@ from ratoon.errors import RatoonError
 from ratoon.units import MIB, format_mib
 
 if TYPE_CHECKING:
+    from ratoon.api.upkeep import CompressedLayer, PruneReport
     from ratoon.client.aio.client import AsyncClient
-    from ratoon.client.upkeep import PruneReport
-    from ratoon.snapshot.compress import Rewritten
 
 
 @client_command("prune", start=False)
@@ -151,36 +150,26 @@ def compress(
         progress=say,
     )
     if as_json:
-        print_json({"dry_run": dry_run, "layers": [_fields(each) for each in done]})
+        print_json({"dry_run": dry_run, "layers": [asdict(each) for each in done]})
     else:
         _show_layers(done, time.monotonic() - began, dry_run=dry_run)
     if any(each.outcome == "failed" for each in done):
         raise typer.Exit(RatoonError.exit_code)
 
 
-def _fields(each: Rewritten) -> dict[str, object]:
-    return {
-        "tag": each.tag,
-        "outcome": each.outcome,
-        "bytes_before": each.before,
-        "bytes_after": each.after,
-        "names": each.names,
-        "error": each.why,
-    }
-
-
-def _show_layers(done: tuple[Rewritten, ...], took: float, *, dry_run: bool) -> None:
+def _show_layers(done: tuple[CompressedLayer, ...], took: float, *, dry_run: bool) -> None:
     from ratoon.cli.screen import answers, columns, show
 
     table = columns("LAYER OF", "WHAT")
     for name in ("BEFORE MiB", "AFTER MiB", "NAMES"):
         table.add_column(name, justify="right")
     for each in done:
-        sizes = [f"{size / MIB:.1f}" for size in (each.before, each.after)]
+        sizes = [f"{size / MIB:.1f}" for size in (each.bytes_before, each.bytes_after)]
         table.add_row(each.tag, each.outcome, *sizes, str(each.names))
     show(table)
     changed = [each for each in done if each.outcome in ("compressed", "plain")]
-    before, after = sum(each.before for each in changed), sum(each.after for each in changed)
+    before = sum(each.bytes_before for each in changed)
+    after = sum(each.bytes_after for each in changed)
     would = "would take" if dry_run else "take"
     answers.print(
         f"{len(changed)} layers {would} {format_mib(after)} in the place of {before / MIB:.1f}; "

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypedDict
 
-from ratoon.client.answers import Limits
-from ratoon.client.volumes import volume_request
+from ratoon.api.answers import Limits
+from ratoon.errors import InvalidInput
 
 
 class Options(TypedDict, total=False):
@@ -55,5 +55,14 @@ def request_for(options: Options, limits: Limits | None = None) -> dict[str, Any
         ports = given["publish"].items()
         body["publish"] = [{"guest_port": guest, "host_port": host} for guest, host in ports]
     if "volumes" in given:
-        body["volumes"] = [volume_request(each) for each in given["volumes"]]
+        body["volumes"] = [_volume(each) for each in given["volumes"]]
     return body
+
+
+def _volume(text: str) -> dict[str, Any]:
+    """`SOURCE:TARGET` or `SOURCE:TARGET:ro` as a request has it; InvalidInput."""
+    source, _, rest = text.partition(":")
+    target, _, mode = rest.partition(":")
+    if not source or not target or mode not in ("", "ro", "rw"):
+        raise InvalidInput(f"{text!r}: write SOURCE:TARGET or SOURCE:TARGET:ro")
+    return {"source": source, "target": target, "read_only": mode == "ro"}

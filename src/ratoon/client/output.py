@@ -1,19 +1,54 @@
-"""What a command wrote, gathered while it comes."""
+"""What a command wrote, gathered while it comes, and how it ended."""
 
 from __future__ import annotations
 
 import codecs
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from ratoon.client.answers import CommandResult, EvalResult, Output, read
+from ratoon.api.answers import EvalResult, read
 from ratoon.errors import CommandFailed
 
 #: Bytes of stdout, and of stderr, that a result has at most.
 LIMIT = 64 * 1024 * 1024
 #: Characters of stderr in an error's message.
 _TAIL = 2000
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command wrote: to stdout, or to a terminal, or to stderr."""
+
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """How a command ended.
+
+    `exit_code` is a shell's: 124 timed out, 126 not executable, 127 not found, 128 + n killed by
+    signal n. `reason` says so in words where it is not the command's own. `truncated`: it wrote
+    more than is kept.
+    """
+
+    exit_code: int
+    stdout_bytes: bytes = field(default=b"", repr=False)
+    stderr_bytes: bytes = field(default=b"", repr=False)
+    timed_out: bool = False
+    reason: str | None = None
+    truncated: bool = False
+
+    @property
+    def stdout(self) -> str:
+        """As text; bytes that are not UTF-8 are replaced."""
+        return self.stdout_bytes.decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return self.stderr_bytes.decode(errors="replace")
 
 
 def command_of(command: str | Sequence[str]) -> tuple[list[str], str]:

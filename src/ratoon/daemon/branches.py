@@ -10,9 +10,10 @@ from typing import Literal
 
 from fastapi import APIRouter, Response
 
+from ratoon.api.snapshots import SnapshotInfo
 from ratoon.daemon import snapshots
 from ratoon.daemon.context import Daemon, TheDaemon
-from ratoon.daemon.models.snapshots import BranchRequest, SnapshotInfo
+from ratoon.daemon.models.snapshots import BranchRequest
 from ratoon.daemon.problems import answers
 from ratoon.errors import InvalidInput
 from ratoon.sandbox.branch import Branched

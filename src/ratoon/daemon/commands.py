@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from ratoon.api.answers import ProcessInfo
+from ratoon.api.http_only import ExecAnswer
 from ratoon.daemon.connection import while_connected
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.models.commands import (
     EvalAnswer,
     EvalRequest,
-    ExecAnswer,
     ExecRequest,
-    ProcessInfo,
     SignalRequest,
 )
 from ratoon.daemon.problems import answers
@@ -87,8 +87,7 @@ async def evaluate(
 @router.get("/v1/sandboxes/{sandbox_id}/processes", responses=answers(404, 409))
 async def list_processes(sandbox_id: str, daemon: TheDaemon) -> list[ProcessInfo]:
     """The commands that run, and those in the background of whose end the guest still knows."""
-    found = await commands.processes(daemon.engine.get(sandbox_id))
-    return [ProcessInfo.model_validate(each.model_dump()) for each in found]
+    return await commands.processes(daemon.engine.get(sandbox_id))
 
 
 @router.post(

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from fastapi import APIRouter, Response
 
 from ratoon.daemon.context import TheDaemon
-from ratoon.daemon.models.sandboxes import EventInfo
 from ratoon.daemon.problems import answers
 from ratoon.daemon.responses import Pieces
 from ratoon.sandbox.events import Listener
@@ -30,7 +29,7 @@ QUIET = 15.0
         **answers(),
         200: {
             "content": {LINES: {"schema": {"type": "string"}}},
-            "description": f"Lines of {EventInfo.__name__}.",
+            "description": "Lines of EventInfo.",
         },
     },
 )

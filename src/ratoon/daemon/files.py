@@ -12,13 +12,15 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from ratoon.api import files as api
+from ratoon.api.http_only import Written
 from ratoon.daemon.connection import draining, while_connected
 from ratoon.daemon.context import TheDaemon
-from ratoon.daemon.models.files import Extracted, FileInfo, Written
+from ratoon.daemon.models.files import Extracted, FileInfo
 from ratoon.daemon.problems import answers
 from ratoon.daemon.query import raw_parameter
 from ratoon.daemon.responses import AsciiJson, Pieces
-from ratoon.guest.files import FileStatus, GuestFiles
+from ratoon.guest.files import GuestFiles
 
 router = APIRouter(tags=["files"])
 
@@ -206,5 +208,5 @@ def _bits(mode: str | None) -> int | None:
     return None if mode is None else int(mode, 8)
 
 
-def _info(status: FileStatus) -> dict[str, Any]:
+def _info(status: api.FileInfo) -> dict[str, Any]:
     return {**asdict(status), "mode": f"{status.mode:04o}"}

@@ -14,11 +14,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from ratoon.api.snapshots import Unpacked
 from ratoon.concurrency import in_thread
 from ratoon.daemon.connection import draining
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.files import BYTES, UPLOAD, content
-from ratoon.daemon.models.snapshots import Unpacked
 from ratoon.daemon.problems import answers
 from ratoon.daemon.responses import Pieces
 from ratoon.daemon.snapshots import check_exists, summarise

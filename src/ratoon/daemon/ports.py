@@ -7,11 +7,11 @@ from contextlib import ExitStack, contextmanager
 
 from fastapi import APIRouter
 
+from ratoon.api.answers import PublishedPort
 from ratoon.daemon.context import TheDaemon
-from ratoon.daemon.models.sandboxes import PublishedPort, PublishRequest
+from ratoon.daemon.models.sandboxes import PublishRequest
 from ratoon.daemon.problems import answers
 from ratoon.errors import Conflict, NotFound
-from ratoon.network import ports
 from ratoon.network.ports import ADDRESS, HeldPort
 from ratoon.sandbox.engine import Engine
 
@@ -21,7 +21,7 @@ router = APIRouter(tags=["ports"])
 @router.get("/v1/sandboxes/{sandbox_id}/ports", responses=answers(404))
 async def list_ports(sandbox_id: str, daemon: TheDaemon) -> list[PublishedPort]:
     """The ports of the host's loopback that lead into a sandbox."""
-    return [_info(each) for each in daemon.engine.get(sandbox_id).ports]
+    return [*daemon.engine.get(sandbox_id).ports]
 
 
 @router.post("/v1/sandboxes/{sandbox_id}/ports", status_code=201, responses=answers(400, 404, 409))
@@ -29,7 +29,7 @@ async def publish(sandbox_id: str, body: PublishRequest, daemon: TheDaemon) -> P
     """Have a port of the host's loopback lead to one in the guest, on its loopback."""
     sandbox = daemon.engine.get(sandbox_id)
     with held_ports(daemon.engine, [body]) as (held,):
-        return _info(sandbox.publish(held))
+        return sandbox.publish(held)
 
 
 @router.delete(
@@ -61,7 +61,3 @@ def _held(engine: Engine, wanted: PublishRequest) -> HeldPort:
                     f"another, or end it with `ratoon kill {sandbox.id}`"
                 )
     return HeldPort(wanted.guest_port, wanted.host_port or 0)
-
-
-def _info(port: ports.PublishedPort) -> PublishedPort:
-    return PublishedPort(guest_port=port.guest_port, host_port=port.host_port)

@@ -7,18 +7,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
+from ratoon.api.starts import DifferenceInfo, Explanation, PrunedStart, StartInfo
 from ratoon.daemon.connection import while_connected
 from ratoon.daemon.context import Daemon, TheDaemon
+from ratoon.daemon.forkd import RunInfo
 from ratoon.daemon.images import roots_for
-from ratoon.daemon.models.runs import (
-    DifferenceInfo,
-    Explanation,
-    PrunedStart,
-    PruneRequest,
-    RunInfo,
-    RunRequest,
-    StartInfo,
-)
+from ratoon.daemon.models.runs import PruneRequest, RunRequest
 from ratoon.daemon.ports import held_ports
 from ratoon.daemon.problems import answers
 from ratoon.daemon.sandboxes import options_of, summarise

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
+from ratoon.api.http_only import Pong
 from ratoon.daemon.connection import while_connected
 from ratoon.daemon.context import Daemon, TheDaemon
+from ratoon.daemon.forkd import Changed, SandboxInfo
 from ratoon.daemon.models.sandboxes import (
-    Changed,
     Failures,
     ForkOptions,
     ForkRequest,
@@ -20,9 +21,6 @@ from ratoon.daemon.models.sandboxes import (
     LimitsOfSandbox,
     ManyForks,
     OptionsRequest,
-    Pong,
-    PublishedPort,
-    SandboxInfo,
     VolumeOfSandbox,
 )
 from ratoon.daemon.problems import answers, error_answer
@@ -261,10 +259,7 @@ def summarise(sandbox: Sandbox) -> SandboxInfo:
         spare=options.spare,
         volumes=[VolumeOfSandbox(**each.model_dump()) for each in options.volumes],
         metadata=options.metadata,
-        ports=[
-            PublishedPort(guest_port=each.guest_port, host_port=each.host_port)
-            for each in sandbox.ports
-        ],
+        ports=[*sandbox.ports],
         fork_ms=sandbox.fork_ms,
         stages_ms=sandbox.stages,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,16 +13,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator
 
+from ratoon.api.snapshots import SnapshotDetail, SnapshotInfo
 from ratoon.artifacts import Progress
 from ratoon.daemon.connection import while_connected
 from ratoon.daemon.context import Daemon, TheDaemon
 from ratoon.daemon.images import roots_for
-from ratoon.daemon.models.snapshots import (
-    CompactRequest,
-    SnapshotDetail,
-    SnapshotInfo,
-    SnapshotRequest,
-)
+from ratoon.daemon.models.snapshots import CompactRequest, SnapshotRequest
 from ratoon.daemon.problems import answers, error_response
 from ratoon.errors import AlreadyExists, InFlight, InvalidInput, NotFound
 from ratoon.network.policy import NetworkPolicy
@@ -128,8 +124,7 @@ async def get_snapshot(tag: str, daemon: TheDaemon) -> SnapshotInfo:
 async def snapshot_info(tag: str, daemon: TheDaemon) -> SnapshotDetail:
     """All about one snapshot."""
     check_exists(tag)
-    detail = await asyncio.to_thread(daemon.engine.store.info, tag)
-    return SnapshotDetail(**asdict(detail))
+    return await asyncio.to_thread(daemon.engine.store.info, tag)
 
 
 @router.delete("/v1/snapshots/{tag}", status_code=204, responses=answers(400, 404, 409))
@@ -217,12 +212,16 @@ def summarise(entry: Snapshot) -> SnapshotInfo:
 def summarise_branch(branched: Branched, *, measured: bool) -> SnapshotInfo:
     """One that was just made; `measured`: with what its difference took, whatever it is."""
     info = summarise(branched.snapshot)
-    known: dict[str, float] = {"pause_ms": branched.pause_ms}
-    if measured:
-        size = branched.difference_bytes
-        known |= {"diff_physical_bytes": size, "diff_logical_bytes": size}
-        known["diff_ms"] = _sum(branched.stages, WRITING) or 0.0
-    return info.model_copy(update=known)
+    info = replace(info, pause_ms=branched.pause_ms)
+    if not measured:
+        return info
+    size = branched.difference_bytes
+    return replace(
+        info,
+        diff_physical_bytes=size,
+        diff_logical_bytes=size,
+        diff_ms=_sum(branched.stages, WRITING) or 0.0,
+    )
 
 
 def _sum(stages: Mapping[str, float], names: Iterable[str]) -> float | None:

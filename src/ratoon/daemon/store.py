@@ -8,10 +8,13 @@ from dataclasses import asdict
 
 from fastapi import APIRouter, Response
 
+from ratoon.api.answers import PoolInfo
+from ratoon.api.snapshots import Differences, LineageNode
+from ratoon.api.store import CheckReport, DiskUsage, Finding, StoreUsage
 from ratoon.check.check import check_store
 from ratoon.check.scrub import EVERYTHING, Slice
 from ratoon.daemon.context import TheDaemon
-from ratoon.daemon.models import store as models
+from ratoon.daemon.models.store import CheckRequest, PoolRequest
 from ratoon.daemon.problems import answers
 from ratoon.daemon.responses import AsciiJson
 from ratoon.daemon.snapshots import check_exists
@@ -24,15 +27,14 @@ router = APIRouter(tags=["store"])
 
 
 @router.get("/v1/lineage", responses=answers())
-async def show_lineage(daemon: TheDaemon) -> list[models.LineageNode]:
+async def show_lineage(daemon: TheDaemon) -> list[LineageNode]:
     """All snapshots, each followed by those that were made on it."""
-    nodes = await asyncio.to_thread(lineage, daemon.engine.store)
-    return [models.LineageNode(**asdict(node)) for node in nodes]
+    return [*await asyncio.to_thread(lineage, daemon.engine.store)]
 
 
 @router.get(
     "/v1/snapshots/{tag}/diff/{other}",
-    response_model=models.Differences,
+    response_model=Differences,
     responses=answers(404, 409, 507),
 )
 async def show_difference(tag: str, other: str, daemon: TheDaemon) -> Response:
@@ -44,10 +46,10 @@ async def show_difference(tag: str, other: str, daemon: TheDaemon) -> Response:
 
 
 @router.get("/v1/usage", responses=answers())
-async def show_usage(daemon: TheDaemon) -> models.StoreUsage:
+async def show_usage(daemon: TheDaemon) -> StoreUsage:
     """What everything takes on the disk."""
     whole = await asyncio.to_thread(usage, daemon.engine.store)
-    return models.StoreUsage(
+    return StoreUsage(
         total_bytes=whole.total,
         snapshots={name: _usage(each) for name, each in whole.snapshots.items()},
         images={name: _usage(each) for name, each in whole.images.items()},
@@ -58,25 +60,25 @@ async def show_usage(daemon: TheDaemon) -> models.StoreUsage:
 
 
 @router.get("/v1/snapshots/{tag}/usage", responses=answers(404, 409))
-async def show_snapshot_usage(tag: str, daemon: TheDaemon) -> models.DiskUsage:
+async def show_snapshot_usage(tag: str, daemon: TheDaemon) -> DiskUsage:
     """What one snapshot takes on the disk."""
     check_exists(tag)
     return _usage(await asyncio.to_thread(snapshot_usage, daemon.engine.store, tag))
 
 
 @router.post("/v1/check", responses=answers(400, 409, 503))
-async def check(daemon: TheDaemon, body: models.CheckRequest | None = None) -> models.CheckReport:
+async def check(daemon: TheDaemon, body: CheckRequest | None = None) -> CheckReport:
     """Check the store. What is found is the answer; an error is that it could not be checked."""
-    body = body or models.CheckRequest()
+    body = body or CheckRequest()
     if body.subset and not body.read_data:
         raise InvalidInput("subset is a part of the data: ask for read_data too")
     part = (Slice.parse(body.subset) if body.subset else EVERYTHING) if body.read_data else None
     with daemon.checks.take():
         report = await asyncio.to_thread(check_store, daemon.engine.store, read_data=part)
-    return models.CheckReport(
+    return CheckReport(
         sound=report.sound,
         findings=[
-            models.Finding(
+            Finding(
                 severity=found.severity.value,
                 kind=found.kind.value,
                 snapshot=found.snapshot,
@@ -95,21 +97,21 @@ async def check(daemon: TheDaemon, body: models.CheckRequest | None = None) -> m
 
 
 @router.get("/v1/pool", responses=answers())
-async def show_pool(daemon: TheDaemon) -> list[models.PoolInfo]:
+async def show_pool(daemon: TheDaemon) -> list[PoolInfo]:
     """The machines that wait to become sandboxes."""
-    return [models.PoolInfo(**asdict(each)) for each in daemon.engine.pool.status()]
+    return [*daemon.engine.pool.status()]
 
 
 @router.put("/v1/pool/{tag}", responses=answers(400, 404, 409, 503))
-async def keep_pool(tag: str, body: models.PoolRequest, daemon: TheDaemon) -> list[models.PoolInfo]:
+async def keep_pool(tag: str, body: PoolRequest, daemon: TheDaemon) -> list[PoolInfo]:
     """Have so many machines of a snapshot wait, from soon on. Forks take them, and are quicker."""
     snapshot = daemon.engine.store.get(check_exists(tag))
     await daemon.engine.pool.keep(snapshot, body.size)
     return await show_pool(daemon)
 
 
-def _usage(each: Usage) -> models.DiskUsage:
-    return models.DiskUsage(own_bytes=each.own, shared_bytes=each.shared, total_bytes=each.total)
+def _usage(each: Usage) -> DiskUsage:
+    return DiskUsage(own_bytes=each.own, shared_bytes=each.shared, total_bytes=each.total)
 
 
 def _files(difference: Difference) -> dict[str, object] | None:

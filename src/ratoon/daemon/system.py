@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 import ratoon
+from ratoon.api.http_only import Health, Version
 from ratoon.daemon.context import TheDaemon
-from ratoon.daemon.models.common import Health, Version
 from ratoon.daemon.problems import answers, error_response
 from ratoon.vmm.command import BINARY
 

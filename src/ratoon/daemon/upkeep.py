@@ -6,9 +6,10 @@ from functools import partial
 
 from fastapi import APIRouter
 
+from ratoon.api.upkeep import CompressReport, PruneBudget, PruneReport, PruneVerdict
 from ratoon.concurrency import in_thread
 from ratoon.daemon.context import TheDaemon
-from ratoon.daemon.models import upkeep as models
+from ratoon.daemon.models.upkeep import CompressRequest, PruneRequest
 from ratoon.daemon.problems import answers
 from ratoon.daemon.snapshots import check_exists
 from ratoon.sandbox.prune import prune
@@ -19,7 +20,7 @@ router = APIRouter(tags=["store"])
 
 
 @router.post("/v1/prune", responses=answers(400, 404, 409))
-async def prune_snapshots(body: models.PruneRequest, daemon: TheDaemon) -> models.PruneReport:
+async def prune_snapshots(body: PruneRequest, daemon: TheDaemon) -> PruneReport:
     """Delete the snapshots that the rules do not keep, or tell which those are.
 
     What a sandbox or a workspace needs is kept, and what anything that is kept was made from.
@@ -33,10 +34,10 @@ async def prune_snapshots(body: models.PruneRequest, daemon: TheDaemon) -> model
     )
     users = daemon.workspaces.snapshots()
     done = await prune(daemon.engine, rules, users, dry_run=body.dry_run)
-    return models.PruneReport(
+    return PruneReport(
         dry_run=body.dry_run,
         snapshots=[
-            models.PruneVerdict(
+            PruneVerdict(
                 tag=each.tag,
                 lineage=each.lineage,
                 created_at_unix=int(each.created_at_unix),
@@ -49,7 +50,7 @@ async def prune_snapshots(body: models.PruneRequest, daemon: TheDaemon) -> model
             for each in done.plan.verdicts
         ],
         lineages=[
-            models.PruneBudget(
+            PruneBudget(
                 lineage=each.lineage,
                 bytes_before=each.before,
                 bytes_after=each.after,
@@ -62,11 +63,9 @@ async def prune_snapshots(body: models.PruneRequest, daemon: TheDaemon) -> model
 
 
 @router.post("/v1/compress", responses=answers(400, 404, 409, 507))
-async def compress_layers(
-    daemon: TheDaemon, body: models.CompressRequest | None = None
-) -> models.CompressReport:
+async def compress_layers(daemon: TheDaemon, body: CompressRequest | None = None) -> CompressReport:
     """Compress memory layers where they lie, or have them plain again; all works as before."""
-    body = body or models.CompressRequest()
+    body = body or CompressRequest()
     work = partial(
         rewrite_layers,
         daemon.engine.store,
@@ -77,17 +76,7 @@ async def compress_layers(
         dry_run=body.dry_run,
     )
     done = await in_thread(work)
-    return models.CompressReport(
+    return CompressReport(
         dry_run=body.dry_run,
-        layers=[
-            models.CompressedLayer(
-                tag=each.tag,
-                outcome=each.outcome,
-                bytes_before=each.before,
-                bytes_after=each.after,
-                names=each.names,
-                error=each.why,
-            )
-            for each in done
-        ],
+        layers=[*done],
     )

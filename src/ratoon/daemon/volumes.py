@@ -8,14 +8,14 @@ from pathlib import Path
 from fastapi import APIRouter
 from starlette.requests import HTTPConnection
 
+from ratoon.api.answers import VolumeInfo
 from ratoon.daemon.context import Daemon, TheDaemon
-from ratoon.daemon.models.volumes import CreateVolume, VolumeInfo
+from ratoon.daemon.models.store import CreateVolume
 from ratoon.daemon.problems import answers
 from ratoon.errors import InvalidInput
 from ratoon.sandbox.options import SandboxOptions
 from ratoon.volumes import named
 from ratoon.volumes.holds import only_ours
-from ratoon.volumes.named import NamedVolume
 
 router = APIRouter(tags=["volumes"])
 
@@ -41,15 +41,14 @@ def require_allowed(daemon: Daemon, connection: HTTPConnection, options: Sandbox
 @router.get("/v1/volumes", responses=answers())
 async def list_volumes(daemon: TheDaemon) -> list[VolumeInfo]:
     """All named volumes."""
-    found = await asyncio.to_thread(named.listed, daemon.engine.store.home)
-    return [_info(each) for each in found]
+    return await asyncio.to_thread(named.listed, daemon.engine.store.home)
 
 
 @router.post("/v1/volumes", status_code=201, responses=answers(400, 409))
 async def create_volume(body: CreateVolume, daemon: TheDaemon) -> VolumeInfo:
     """Make a named volume, which is empty. A fork that names one makes it, too."""
     home = daemon.engine.store.home
-    return _info(await asyncio.to_thread(named.create, home, _checked(body.name)))
+    return await asyncio.to_thread(named.create, home, _checked(body.name))
 
 
 @router.delete("/v1/volumes/{name}", status_code=204, responses=answers(400, 404, 409))
@@ -65,12 +64,3 @@ def _checked(name: str) -> str:
     except ValueError as error:
         raise InvalidInput(str(error)) from None
     return name
-
-
-def _info(volume: NamedVolume) -> VolumeInfo:
-    return VolumeInfo(
-        name=volume.name,
-        path=str(volume.path),
-        bytes=volume.bytes,
-        created_at_unix=volume.created_at_unix,
-    )

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 from pydantic import ValidationError
 
-from ratoon.daemon.models.workspaces import Status, WorkspaceInfo
+from ratoon.api.http_only import WorkspaceInfo, WorkspaceStatus
 from ratoon.daemon.slots import Slots
 from ratoon.documents import Document
 from ratoon.errors import AlreadyExists, Corrupt, InvalidInput, NotFound
@@ -191,7 +191,7 @@ class Workspaces:
         except NotFound:
             return None
 
-    def _status(self, record: Record) -> Status:
+    def _status(self, record: Record) -> WorkspaceStatus:
         sandbox = self._live(record)
         if sandbox and sandbox.state in ("running", "standby"):
             return "running"

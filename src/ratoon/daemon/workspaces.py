@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from ratoon.api.http_only import WorkspaceInfo
 from ratoon.daemon.context import TheDaemon
-from ratoon.daemon.models.workspaces import SuspendRequest, WorkspaceInfo, WorkspaceRequest
+from ratoon.daemon.models.sandboxes import SuspendRequest, WorkspaceRequest
 from ratoon.daemon.problems import answers
 from ratoon.daemon.sandboxes import options_of
 

@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from ratoon.api.answers import ProcessInfo
 from ratoon.concurrency import beside
 from ratoon.errors import Conflict, GuestError, GuestTimeout, InvalidInput, NotFound, RatoonError
 from ratoon.guest.agent import wire
@@ -22,6 +23,9 @@ OUTPUT_LIMIT = 64 * 1024 * 1024
 TIMEOUT_GRACE = 60.0
 #: Seconds that something short may take.
 TIMEOUT = 60.0
+
+#: What the agent tells of processes has to be so.
+_PROCESSES = TypeAdapter(list[ProcessInfo])
 
 #: What the agent says no with, and what it is to whoever asked.
 _REFUSALS: dict[str, type[RatoonError]] = {
@@ -62,27 +66,6 @@ class ExecResult:
         ended = "timed out" if self.timed_out else f"exited with {self.exit_code}"
         reason = self.error or self.stderr.decode(errors="replace").strip()[-2000:]
         return f"the command {ended}" + (f": {reason}" if reason else "")
-
-
-class ProcessInfo(BaseModel):
-    """A process of the guest's that was started from here, as the guest tells it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    pid: int
-    #: The beginning of its command line.
-    argv: tuple[str, ...]
-    #: As it was asked for.
-    user: str
-    #: By the guest's clock.
-    started_at: float
-    #: It goes on when whoever listens leaves.
-    background: bool
-    terminal: bool
-    #: Somebody listens.
-    attached: bool
-    #: None while it runs.
-    exit_code: int | None
 
 
 class Command:
@@ -169,8 +152,8 @@ async def processes(agent: Agent) -> list[ProcessInfo]:
     """The commands that run, and those in the background of whose end the guest still knows."""
     reply = await agent.request("processes", timeout=TIMEOUT)
     try:
-        return [ProcessInfo.model_validate(found) for found in reply["processes"]]
-    except (KeyError, TypeError, ValidationError) as error:
+        return _PROCESSES.validate_python(reply["processes"])
+    except (KeyError, ValidationError) as error:
         raise GuestError(f"the agent gave no list of processes: {printable(error)}") from None
 
 

@@ -4,42 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast, get_args
 
+from ratoon.api.files import FileEvent, FileInfo, FileType, Transfer
 from ratoon.concurrency import beside
 from ratoon.errors import GuestError, GuestFileNotFound, InvalidInput
 from ratoon.guest import transfers, watching
 from ratoon.guest.channel import Agent, GuestStream
 from ratoon.guest.file_requests import GuestPath, ask, conversation, guest_path, lines, output
-from ratoon.guest.transfers import Transfer
-from ratoon.guest.watching import FileEvent
 
-FileType = Literal[
-    "file", "directory", "symlink", "fifo", "socket", "character device", "block device"
-]
-_TYPES = frozenset(
-    ("file", "directory", "symlink", "fifo", "socket", "character device", "block device")
-)
 Content = bytes | AsyncIterable[bytes]
 
 #: Bytes that `read` gives at most, and things that `list` names, unless told otherwise.
 READ_LIMIT = 64 * 1024**2
 LIST_LIMIT = 100_000
-
-
-@dataclass(frozen=True)
-class FileStatus:
-    """What the guest says of a file: `mode` is its permission bits, `target` a symlink's."""
-
-    path: str
-    type: FileType
-    size_bytes: int
-    mode: int
-    uid: int
-    gid: int
-    mtime_ns: int
-    target: str | None
 
 
 class GuestFiles:
@@ -54,19 +32,19 @@ class GuestFiles:
 
     # What is there --------------------------------------------------------------------------------
 
-    async def stat(self, path: GuestPath, *, follow_symlinks: bool = True) -> FileStatus:
+    async def stat(self, path: GuestPath, *, follow_symlinks: bool = True) -> FileInfo:
         """What `path` is; with `follow_symlinks`, what it leads to."""
         reply = await ask(self._agent, "files.stat", path, follow=follow_symlinks)
         return _status(reply)
 
     async def list(
         self, path: GuestPath, *, depth: int = 1, limit: int = LIST_LIMIT
-    ) -> list[FileStatus]:
+    ) -> list[FileInfo]:
         """What a directory holds, and directories in it, down to `depth`; each before its content.
 
         Links are named, not followed. GuestError: there is more than `limit`.
         """
-        found: list[FileStatus] = []
+        found: list[FileInfo] = []
         async with conversation(self._agent, "files.list", path, depth=depth) as stream:
             async for line in lines(stream):
                 if len(found) >= limit:
@@ -246,12 +224,13 @@ async def _feed(stream: GuestStream, content: Content) -> None:
     stream.end_input()
 
 
-def _status(fields: dict[str, Any]) -> FileStatus:
+def _status(fields: dict[str, Any]) -> FileInfo:
     """What the guest said, if it makes sense."""
     path, type_, target = fields.get("path"), fields.get("type"), fields.get("target")
-    if not isinstance(path, str) or type_ not in _TYPES or not isinstance(target, str | None):
+    known = type_ in get_args(FileType)
+    if not isinstance(path, str) or not known or not isinstance(target, str | None):
         raise GuestError("the guest's agent described a file in a way that makes no sense")
-    return FileStatus(
+    return FileInfo(
         path,
         cast("FileType", type_),
         size_bytes=_number(fields, "size"),

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable
-from dataclasses import dataclass
 from typing import Any
 
+from ratoon.api.files import Transfer
 from ratoon.concurrency import beside
 from ratoon.errors import GuestError, InvalidInput
 from ratoon.guest.agent.packing import MAX_LISTED
 from ratoon.guest.channel import Agent, GuestStream, printable
 from ratoon.guest.file_requests import GuestPath, conversation
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """What a transfer carried: files, directories and links, and bytes of the archive they made.
-
-    `left_out` says of each thing that it did not carry why; the first thousand of them.
-    """
-
-    entries: int
-    size_bytes: int
-    left_out: tuple[str, ...]
-    left_out_count: int
 
 
 async def extract(
@@ -59,9 +46,9 @@ async def extract(
     return Transfer(entries, sent, *_left_out(stream, reply))
 
 
-def _left_out(stream: GuestStream, reply: dict[str, Any]) -> tuple[tuple[str, ...], int]:
+def _left_out(stream: GuestStream, reply: dict[str, Any]) -> tuple[list[str], int]:
     """What the guest says that it left out, and how much that was."""
     listed, count = reply.get("left_out"), reply.get("left_out_count")
     if not isinstance(listed, list) or type(count) is not int:
         raise GuestError(f"{stream.name} did not say how the transfer ended")
-    return tuple(printable(line) for line in listed[:MAX_LISTED]), count
+    return [printable(line) for line in listed[:MAX_LISTED]], count

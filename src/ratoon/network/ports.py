@@ -13,10 +13,10 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, Self
 
+from ratoon.api.answers import PublishedPort
 from ratoon.concurrency import beside
 from ratoon.errors import Conflict, HostError, InvalidInput, NotFound, RatoonError
 
@@ -53,14 +53,6 @@ class Conversation(Protocol):
 
 #: Connects to a port within the guest.
 Dial = Callable[[int], AbstractAsyncContextManager[Conversation]]
-
-
-@dataclass(frozen=True)
-class PublishedPort:
-    """Port `host_port` of the host's loopback leads to `guest_port` in the guest."""
-
-    guest_port: int
-    host_port: int
 
 
 class HeldPort:

@@ -7,41 +7,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
 
-EventKind = Literal[
-    "created",
-    "killed",
-    "died",
-    "standby",
-    "resumed",
-    "reset",
-    "branched",
-    "snapshot_ready",
-    "snapshot_failed",
-    "snapshot_deleted",
-    "progress",
-    "overflow",
-]
+from ratoon.api.answers import Event, EventKind
 
 #: Events kept for a listener that does not look; older ones are lost.
 BACKLOG = 1000
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something happened to `sandbox`, or `snapshot`: a branch is of both.
-
-    progress: `reason` says how far the making of `snapshot` is. overflow: the listener did not
-    look, and so lost events.
-    """
-
-    kind: EventKind
-    sandbox: str | None = None
-    snapshot: str | None = None
-    reason: str | None = None
-    at_unix: float = field(default_factory=time.time)
 
 
 class Listener:
@@ -55,7 +25,7 @@ class Listener:
     def put(self, event: Event) -> None:
         if len(self._events) >= BACKLOG:
             self._events.clear()
-            event = Event("overflow")
+            event = _now("overflow")
         self._events.append(event)
         self._arrived.set()
 
@@ -89,7 +59,7 @@ class Events:
         snapshot: str | None = None,
         reason: str | None = None,
     ) -> None:
-        self._put(Event(kind, sandbox, snapshot, reason))
+        self._put(_now(kind, sandbox, snapshot, reason))
 
     @contextmanager
     def making(self, snapshot: str) -> Iterator[Callable[[str], None]]:
@@ -102,7 +72,7 @@ class Events:
 
         def tell(reason: str) -> None:
             if work in self._under_way:  # a thread may be late
-                event = self._under_way[work] = Event("progress", None, snapshot, reason)
+                event = self._under_way[work] = _now("progress", None, snapshot, reason)
                 self._put(event)
 
         try:
@@ -130,3 +100,12 @@ class Events:
     def _put(self, event: Event) -> None:
         for listener in self._listeners:
             listener.put(event)
+
+
+def _now(
+    kind: EventKind,
+    sandbox: str | None = None,
+    snapshot: str | None = None,
+    reason: str | None = None,
+) -> Event:
+    return Event(kind, sandbox, snapshot, reason, time.time())

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from ratoon.api.answers import PoolInfo
 from ratoon.concurrency import to_the_end
 from ratoon.errors import InvalidInput, RatoonError
 from ratoon.host.usage import usage
@@ -37,16 +38,6 @@ class Reserved:
         await self.prepared.discard()
         await loosen(self.directory.path)
         self.directory.remove()
-
-
-@dataclass(frozen=True)
-class PoolStatus:
-    """`private_bytes`: what the waiting machines have to themselves, in all."""
-
-    tag: str
-    wanted: int
-    ready: int
-    private_bytes: int
 
 
 @dataclass
@@ -104,9 +95,9 @@ class Pool:
         finally:
             self._fill(stock)
 
-    def status(self) -> tuple[PoolStatus, ...]:
+    def status(self) -> tuple[PoolInfo, ...]:
         return tuple(
-            PoolStatus(
+            PoolInfo(
                 tag,
                 stock.wanted,
                 sum(not each.prepared.machine.has_died for each in stock.ready),

@@ -12,8 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ratoon.api.answers import PublishedPort
 from ratoon.files import write_durable
-from ratoon.network.ports import PublishedPort
 from ratoon.sandbox.heads import MappedMemory
 from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.options import SandboxOptions

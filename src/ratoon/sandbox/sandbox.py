@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from ratoon.api.answers import PublishedPort
 from ratoon.concurrency import to_the_end
 from ratoon.errors import Conflict, GuestError, MachineDied
 from ratoon.guest import commands
@@ -25,7 +26,7 @@ from ratoon.guest.commands import ExecResult
 from ratoon.guest.evaluation import EvalResult, Listener, evaluate
 from ratoon.guest.files import GuestFiles
 from ratoon.network.policy import NONE, NetworkPolicy
-from ratoon.network.ports import HeldPort, Ports, PublishedPort
+from ratoon.network.ports import HeldPort, Ports
 from ratoon.sandbox.confinement import loosen
 from ratoon.sandbox.deaths import explained
 from ratoon.sandbox.directory import SandboxDirectory

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from ratoon import files
+from ratoon.api.upkeep import CompressedLayer
 from ratoon.artifacts import Progress, silent
 from ratoon.compression import LEVEL
 from ratoon.errors import Corrupt, HostError, InFlight, NotFound
@@ -42,23 +43,6 @@ _BLOCK = 512  # of st_blocks
 
 #: Device and inode number.
 _Inode = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Rewritten:
-    """What became of the memory layer that snapshot `tag` added.
-
-    `before` is what its files took, and `after` what the one in their place takes, in bytes of the
-    disk. `names` is how many names that has now. A dry run says what would be, with 0 names.
-    """
-
-    tag: str
-    #: kept: it would not be worth it. failed: it is as it was, and `why` says what is wrong.
-    outcome: Literal["compressed", "plain", "kept", "failed"]
-    before: int
-    after: int
-    names: int = 0
-    why: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +67,7 @@ def rewrite_layers(
     level: int = LEVEL,
     dry_run: bool = False,
     progress: Progress = silent,
-) -> tuple[Rewritten, ...]:
+) -> tuple[CompressedLayer, ...]:
     """Give the memory layers of snapshots that form: all in their chains; blocks.
 
     Of the snapshots `tags`, or of all; with `older_than` (seconds) of those made longer ago alone.
@@ -102,17 +86,17 @@ def rewrite_layers(
             try:
                 found = _rewrite(store, layer, known, form, level, room, dry_run=dry_run)
             except (Corrupt, NotFound) as error:
-                found = Rewritten(layer.tag, "failed", 0, 0, why=str(error))
+                found = CompressedLayer(layer.tag, "failed", 0, 0, 0, str(error))
             if found:
                 progress(_told(found))
                 done.append(found)
         return tuple(done)
 
 
-def _told(found: Rewritten) -> str:
-    if found.why:
-        return f"{found.tag}: {found.why}"
-    return f"{found.tag}: {found.before / MIB:.1f} to {format_mib(found.after)}"
+def _told(found: CompressedLayer) -> str:
+    if found.error:
+        return f"{found.tag}: {found.error}"
+    return f"{found.tag}: {found.bytes_before / MIB:.1f} to {format_mib(found.bytes_after)}"
 
 
 @contextmanager
@@ -172,7 +156,7 @@ def _rewrite(
     room: Path,
     *,
     dry_run: bool,
-) -> Rewritten | None:
+) -> CompressedLayer | None:
     """Give one layer that form, under all names of all its files; None: it has it."""
     with ExitStack() as held:
         # Held open, so that their numbers stay theirs when their names have gone.
@@ -194,13 +178,13 @@ def _rewrite(
             after = good.stat().st_blocks * _BLOCK
         if form == "compressed" and after > before * WORTH:
             good.unlink()
-            return Rewritten(layer.tag, "kept", before, after)
+            return CompressedLayer(layer.tag, "kept", before, after, 0, None)
         names = 0
         if not dry_run:
             for inode, fd in others.items():
                 names += _replace(store, inode, fd, known.get(inode, ()), good)
         good.unlink()
-        return Rewritten(layer.tag, form, before, after, names)
+        return CompressedLayer(layer.tag, form, before, after, names, None)
 
 
 def _files(

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ratoon.api.snapshots import LineageNode
 from ratoon.snapshot.descent import children_by_parent
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 
 
-@dataclass(frozen=True)
-class Node:
-    """A snapshot's place in the forest.
-
-    `level` counts from its root, `depth` the layers below its own (None: damaged). `parent` and
-    `children` are tags in the store; `note` says why it is a root though it was made from another,
-    or what is damaged. `created_at_unix` is in seconds.
-    """
-
-    tag: str
-    level: int
-    parent: str | None
-    children: tuple[str, ...]
-    depth: int | None
-    created_at_unix: int | None
-    note: str | None
-
-
-def lineage(store: Store) -> tuple[Node, ...]:
+def lineage(store: Store) -> tuple[LineageNode, ...]:
     """All snapshots, each followed by those below it; roots and siblings by tag.
 
     One whose parent is gone or damaged is a root with a note: it is whole all the same.
@@ -38,10 +19,10 @@ def lineage(store: Store) -> tuple[Node, ...]:
         entry.manifest.id: entry.manifest for entry in entries if isinstance(entry, Snapshot)
     }
     children = children_by_parent(manifests.values())
-    nodes: list[Node] = []
+    nodes: list[LineageNode] = []
     for entry in entries:
         if not isinstance(entry, Snapshot):
-            nodes.append(Node(entry.tag, 0, None, (), None, None, f"damaged: {entry.error}"))
+            nodes.append(LineageNode(entry.tag, 0, None, [], None, None, f"damaged: {entry.error}"))
             continue
         root = entry.manifest
         if root.parent and root.parent.id in manifests:
@@ -55,11 +36,11 @@ def lineage(store: Store) -> tuple[Node, ...]:
                 state = "damaged" if parent.tag in damaged else "gone"
                 note = f"its parent {parent.tag} is {state}"
             nodes.append(
-                Node(
+                LineageNode(
                     tag=manifest.tag,
                     level=level,
                     parent=parent.tag if parent and level else None,
-                    children=tuple(child.tag for child in below),
+                    children=[child.tag for child in below],
                     depth=len(manifest.layers) - 1,
                     created_at_unix=int(manifest.created_at_unix),
                     note=note,

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ratoon import files
+from ratoon.api.snapshots import SnapshotDetail
 from ratoon.errors import (
     Corrupt,
     HasDependents,
@@ -47,26 +48,6 @@ class BrokenSnapshot:
 
     tag: str
     error: RatoonError | OSError
-
-
-@dataclass(frozen=True)
-class SnapshotDetail:
-    """All about one snapshot, as the HTTP API and `snapshot-info` show it; sizes in bytes.
-
-    `parent_content_hash` is `blake3:` and the parent's memory root; `ancestors` is root first.
-    """
-
-    tag: str
-    dir: str
-    created_at_unix: int
-    memory_logical_bytes: int
-    memory_physical_bytes: int
-    vmstate_bytes: int
-    parent_tag: str | None
-    parent_content_hash: str | None
-    chain_depth: int
-    ancestors: tuple[str, ...]
-    dependents: tuple[str, ...]
 
 
 class Store:
@@ -260,8 +241,8 @@ class Store:
             parent_tag=parent.tag if parent else None,
             parent_content_hash=f"blake3:{parent.memory_root}" if parent else None,
             chain_depth=snapshot.depth,
-            ancestors=tuple(layer.tag for layer in manifest.ancestors),
-            dependents=self.dependents(tag),
+            ancestors=[layer.tag for layer in manifest.ancestors],
+            dependents=[*self.dependents(tag)],
         )
 
     def _is_in_flight(self, tag: str) -> bool:

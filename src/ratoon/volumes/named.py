@@ -7,23 +7,13 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from ratoon.api.answers import VolumeInfo
 from ratoon.errors import AlreadyExists, NotFound
 from ratoon.files import fsync_path
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-
-
-@dataclass(frozen=True)
-class NamedVolume:
-    """`bytes` is what its files take on the disk."""
-
-    name: str
-    path: Path
-    bytes: int
-    created_at_unix: float
 
 
 def check_name(name: str) -> None:
@@ -48,7 +38,7 @@ def find(home: Path, name: str) -> Path:
     return path
 
 
-def create(home: Path, name: str) -> NamedVolume:
+def create(home: Path, name: str) -> VolumeInfo:
     """Make a new, empty one. AlreadyExists."""
     path = directory(home).resolve() / name
     try:
@@ -58,7 +48,7 @@ def create(home: Path, name: str) -> NamedVolume:
     return _look(path)
 
 
-def listed(home: Path) -> list[NamedVolume]:
+def listed(home: Path) -> list[VolumeInfo]:
     """All of them, by name; reads all their directories."""
     try:
         found = sorted(directory(home).resolve().iterdir())
@@ -85,11 +75,11 @@ def _make(path: Path) -> None:
     fsync_path(path.parent)
 
 
-def _look(path: Path) -> NamedVolume:
+def _look(path: Path) -> VolumeInfo:
     found = path.stat()
     size = 0
     for directory, _, names in os.walk(path):
         for name in names:
             with suppress(OSError):  # it is in use, or deeper than a path is long
                 size += os.lstat(f"{directory}/{name}").st_blocks * 512
-    return NamedVolume(path.name, path, size, found.st_ctime)
+    return VolumeInfo(path.name, str(path), size, found.st_ctime)

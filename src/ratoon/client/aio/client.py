@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from ratoon.api.answers import Event, PoolInfo, RunInfo, SandboxInfo, read
 from ratoon.client.address import Known, Source, parse, token_of_environment, url_of_environment
 from ratoon.client.aio.connection import AsyncConnection, segment
 from ratoon.client.aio.sandbox import AsyncSandbox, Forks, State
-from ratoon.client.answers import Event, PoolInfo, RunInfo, SandboxInfo, read, sandbox_info
 from ratoon.client.embedded import Embedded
 from ratoon.client.local import LocalDaemon
 from ratoon.client.options import Options, request_for
@@ -111,12 +111,12 @@ class AsyncClient:
         """A sandbox in which the command of an image runs. See `AsyncSandbox.run_image`."""
         body = run_request(image, command, options)
         answer = await self._connection.ask("POST", "/v1/runs", body=body)
-        return AsyncSandbox(self, sandbox_info(answer["sandbox"]), read(RunInfo, answer))
+        return AsyncSandbox(self, read(SandboxInfo, answer["sandbox"]), read(RunInfo, answer))
 
     async def sandbox(self, sandbox_id: str) -> AsyncSandbox:
         """The sandbox of this id; NotFound."""
         path = f"/v1/sandboxes/{segment(sandbox_id)}"
-        return AsyncSandbox(self, sandbox_info(await self._connection.ask("GET", path)))
+        return AsyncSandbox(self, read(SandboxInfo, await self._connection.ask("GET", path)))
 
     async def sandboxes(
         self, *, metadata: Mapping[str, str] | None = None, state: State | None = None
@@ -125,12 +125,12 @@ class AsyncClient:
         pairs = [f"{key}:{value}" for key, value in (metadata or {}).items()]
         query = {"metadata": pairs, "state": state}
         found = await self._connection.ask("GET", "/v1/sandboxes", query=query)
-        return [sandbox_info(each) for each in found]
+        return read(list[SandboxInfo], found)
 
     async def forked(self, path: str, body: Mapping[str, Any], tag: str) -> Forks:
         """What a request that forks has made, and the errors of what it has not."""
         answer, headers = await self._connection.send("POST", path, body=body)
-        made: Forks = [AsyncSandbox(self, sandbox_info(each)) for each in answer]
+        made: Forks = [AsyncSandbox(self, each) for each in read(list[SandboxInfo], answer)]
         if count := int(headers.get("ratoon-failed", 0)):
             made += await self._failures(count, tag)
         return made
@@ -163,7 +163,7 @@ class AsyncClient:
 
     async def pool(self) -> list[PoolInfo]:
         """The machines that wait to become sandboxes."""
-        return [read(PoolInfo, each) for each in await self._connection.ask("GET", "/v1/pool")]
+        return read(list[PoolInfo], await self._connection.ask("GET", "/v1/pool"))
 
     async def keep(self, tag: str, size: int) -> list[PoolInfo]:
         """Have `size` machines of a snapshot wait, from soon on: forks that take one are quicker.
@@ -171,8 +171,8 @@ class AsyncClient:
         Each holds memory. NotFound; Overloaded: the host has no room for them.
         """
         path = f"/v1/pool/{segment(tag)}"
-        found = await self._connection.ask("PUT", path, body={"size": size})
-        return [read(PoolInfo, each) for each in found]
+        answer = await self._connection.ask("PUT", path, body={"size": size})
+        return read(list[PoolInfo], answer)
 
     # The end --------------------------------------------------------------------------------------
 

@@ -8,11 +8,18 @@ from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
+from ratoon.api.answers import ProcessInfo, read
 from ratoon.client.aio.connection import AsyncConnection, begun
 from ratoon.client.aio.conversations import AsyncConversation
 from ratoon.client.aio.parallel import Listener, beside, tell
-from ratoon.client.answers import CommandResult, Output, ProcessInfo, read
-from ratoon.client.output import Gathering, command_of, output_of, require_success
+from ratoon.client.output import (
+    CommandResult,
+    Gathering,
+    Output,
+    command_of,
+    output_of,
+    require_success,
+)
 from ratoon.errors import Unreachable
 
 Processes = list[ProcessInfo]
@@ -241,8 +248,7 @@ class AsyncCommands:
 
     async def list(self) -> Processes:
         """The commands that run, and those in the background of whose end the guest still knows."""
-        found = await self._connection.ask("GET", f"{self._path}/processes")
-        return [read(ProcessInfo, each) for each in found]
+        return read(Processes, await self._connection.ask("GET", f"{self._path}/processes"))
 
     async def connect(self, pid: int) -> AsyncCommand:
         """A command that runs, or that ran in the background, with the end of what it has written.

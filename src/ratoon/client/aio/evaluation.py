@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+from ratoon.api.answers import EvalResult
 from ratoon.client.aio.commands import gather
 from ratoon.client.aio.connection import AsyncConnection
 from ratoon.client.aio.parallel import Listener
-from ratoon.client.answers import EvalResult, Output
-from ratoon.client.output import output_of
+from ratoon.client.output import Output, output_of
 from ratoon.errors import Unreachable
 
 

@@ -7,20 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from ratoon.api.answers import read
+from ratoon.api.files import FileEvent, FileInfo, Transfer
 from ratoon.client.aio import trees
 from ratoon.client.aio.connection import AsyncConnection, begun
 from ratoon.client.aio.conversations import AsyncConversation
-from ratoon.client.answers import read
-from ratoon.client.files import (
-    FileEvent,
-    FileInfo,
-    GuestPath,
-    OnBytes,
-    Transfer,
-    file_info,
-    guest_path,
-    octal,
-)
+from ratoon.client.files import GuestPath, OnBytes, guest_path, octal
 from ratoon.errors import GuestFileNotFound, GuestNotADirectory
 
 Content = str | bytes | AsyncIterable[bytes]
@@ -130,7 +122,7 @@ class AsyncFiles:
 
     async def stat(self, path: GuestPath, *, follow_symlinks: bool = True) -> FileInfo:
         """What `path` is; with `follow_symlinks`, what it leads to."""
-        return file_info(await self._ask("GET", "stat", path, follow=follow_symlinks))
+        return read(FileInfo, await self._ask("GET", "stat", path, follow=follow_symlinks))
 
     async def exists(self, path: GuestPath) -> bool:
         """Whether there is something at `path`; not so for a link that leads nowhere."""
@@ -145,7 +137,7 @@ class AsyncFiles:
 
         Links are named, not followed.
         """
-        return [file_info(each) for each in await self._ask("GET", "list", path, depth=depth)]
+        return read(FileInfos, await self._ask("GET", "list", path, depth=depth))
 
     @asynccontextmanager
     async def watch(

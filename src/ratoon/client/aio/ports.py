@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from ratoon.api.answers import PublishedPort, read
 from ratoon.client.aio.connection import AsyncConnection, begun
 from ratoon.client.aio.conversations import AsyncConversation
-from ratoon.client.answers import PublishedPort, read
 
 PublishedPorts = list[PublishedPort]
 
@@ -62,8 +62,7 @@ class AsyncPorts:
 
     async def list(self) -> PublishedPorts:
         """Those that are published."""
-        found = await self._connection.ask("GET", self._path)
-        return [read(PublishedPort, each) for each in found]
+        return read(PublishedPorts, await self._connection.ask("GET", self._path))
 
     async def unpublish(self, guest_port: int) -> None:
         """Close the ports that lead there, and their connections. NotFound: there are none."""

@@ -8,27 +8,21 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, Unpack
 
+from ratoon.api.answers import Changed, EvalResult, RunInfo, SandboxInfo, read
 from ratoon.client.aio.commands import AsyncCommands
 from ratoon.client.aio.connection import segment
 from ratoon.client.aio.evaluation import evaluate
 from ratoon.client.aio.parallel import Listener
 from ratoon.client.aio.ports import AsyncPorts
 from ratoon.client.aio.pty import AsyncPty
-from ratoon.client.answers import (
-    EvalResult,
-    RunInfo,
-    SandboxInfo,
-    read,
-    sandbox_info,
-)
 from ratoon.client.options import Options, request_for
 from ratoon.client.runs import RunOptions
 from ratoon.errors import NotFound, RatoonError, Unreachable
 
 if TYPE_CHECKING:
+    from ratoon.api.snapshots import SnapshotInfo
     from ratoon.client.aio.client import AsyncClient
     from ratoon.client.aio.files import AsyncFiles
-    from ratoon.client.snapshots import SnapshotInfo
 
 Infos = list[SandboxInfo]
 Forks = list["AsyncSandbox | RatoonError"]
@@ -162,7 +156,7 @@ class AsyncSandbox:
 
     async def refresh(self) -> SandboxInfo:
         """Ask the daemon how it is now."""
-        self.info = sandbox_info(await self._connection.ask("GET", self._path))
+        self.info = read(SandboxInfo, await self._connection.ask("GET", self._path))
         return self.info
 
     async def set_timeout(self, timeout: float | None) -> None:
@@ -178,7 +172,8 @@ class AsyncSandbox:
         await self._change(metadata=dict(metadata))
 
     async def _change(self, **options: object) -> None:
-        self.info = sandbox_info(await self._connection.ask("PATCH", self._path, body=options))
+        answer = await self._connection.ask("PATCH", self._path, body=options)
+        self.info = read(SandboxInfo, answer)
 
     # What becomes of it ---------------------------------------------------------------------------
 
@@ -205,7 +200,7 @@ class AsyncSandbox:
 
         AlreadyExists; Overloaded: too many branches are under way.
         """
-        from ratoon.client.snapshots import SnapshotInfo
+        from ratoon.api.snapshots import SnapshotInfo
 
         body = {"tag": tag, "mode": mode, "wait": wait}
         answer = await self._connection.ask("POST", f"{self._path}/branch", body=body)
@@ -228,9 +223,9 @@ class AsyncSandbox:
 
     async def _become(self, what: str) -> dict[str, float]:
         answer = await self._connection.ask("POST", f"{self._path}/{what}")
-        self.info = sandbox_info(answer["sandbox"])
-        stages: dict[str, float] = answer["stages_ms"]
-        return stages
+        changed = read(Changed, answer)
+        self.info = changed.sandbox
+        return changed.stages_ms
 
     async def kill(self) -> bool:
         """End it, and remove all it had; False if there is no such sandbox any more."""

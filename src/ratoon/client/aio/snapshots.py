@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ratoon.api.answers import read
+from ratoon.api.snapshots import Differences, LineageNode, SnapshotDetail, SnapshotInfo
+from ratoon.api.upkeep import CompressReport, PruneReport
 from ratoon.client.aio.connection import AsyncConnection, segment
-from ratoon.client.answers import read
-from ratoon.client.snapshots import (
-    Differences,
-    LineageNode,
-    SnapshotDetail,
-    SnapshotInfo,
-    differences,
-)
-from ratoon.client.upkeep import CompressReport, PruneReport, compress_report, prune_report
 
 SnapshotInfos = list[SnapshotInfo]
 Lineage = list[LineageNode]
@@ -27,8 +21,7 @@ class AsyncSnapshots:
 
     async def list(self) -> SnapshotInfos:
         """All of them, those that are being written and those that failed included."""
-        found = await self._connection.ask("GET", "/v1/snapshots")
-        return [read(SnapshotInfo, each) for each in found]
+        return read(SnapshotInfos, await self._connection.ask("GET", "/v1/snapshots"))
 
     async def get(self, tag: str) -> SnapshotInfo:
         """One of them; NotFound. Corrupt: it is damaged."""
@@ -99,7 +92,7 @@ class AsyncSnapshots:
             "lineage": lineage,
             "dry_run": dry_run,
         }
-        return prune_report(await self._connection.ask("POST", "/v1/prune", body=body))
+        return read(PruneReport, await self._connection.ask("POST", "/v1/prune", body=body))
 
     async def compress(
         self,
@@ -122,17 +115,17 @@ class AsyncSnapshots:
         }
         if level is not None:
             body["level"] = level
-        return compress_report(await self._connection.ask("POST", "/v1/compress", body=body))
+        answer = await self._connection.ask("POST", "/v1/compress", body=body)
+        return read(CompressReport, answer)
 
     async def lineage(self) -> Lineage:
         """All snapshots, each followed by those that were made on it."""
-        found = await self._connection.ask("GET", "/v1/lineage")
-        return [read(LineageNode, each) for each in found]
+        return read(Lineage, await self._connection.ask("GET", "/v1/lineage"))
 
     async def diff(self, tag: str, other: str) -> Differences:
         """What differs from one to another: pages, bytes of the disk, files on it."""
         path = f"{_path(tag)}/diff/{segment(other)}"
-        return differences(await self._connection.ask("GET", path))
+        return read(Differences, await self._connection.ask("GET", path))
 
 
 def _path(tag: str) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ratoon.api.answers import read
+from ratoon.api.starts import Explanation, PrunedStart, StartInfo
 from ratoon.client.aio.connection import AsyncConnection
-from ratoon.client.answers import read
-from ratoon.client.starts import Explanation, PrunedStart, StartInfo, explanation
 
 StartInfos = list[StartInfo]
 PrunedStarts = list[PrunedStart]
@@ -18,8 +18,7 @@ class AsyncStarts:
 
     async def list(self) -> StartInfos:
         """All of them, the last made first."""
-        found = await self._connection.ask("GET", "/v1/cache")
-        return [read(StartInfo, each) for each in found]
+        return read(StartInfos, await self._connection.ask("GET", "/v1/cache"))
 
     async def explain(self, one: str, other: str | None = None) -> Explanation:
         """In which fields one differs from another, or from the one that is most like it.
@@ -29,7 +28,7 @@ class AsyncStarts:
         """
         query = {"one": one, "other": other}
         answer = await self._connection.ask("GET", "/v1/cache/explain", query=query)
-        return explanation(answer)
+        return read(Explanation, answer)
 
     async def prune(
         self,
@@ -44,4 +43,4 @@ class AsyncStarts:
         """
         body = {"older_than_seconds": older_than, "everything": everything, "dry_run": dry_run}
         gone = await self._connection.ask("POST", "/v1/cache/prune", body=body)
-        return [read(PrunedStart, each) for each in gone]
+        return read(PrunedStarts, gone)

@@ -6,9 +6,10 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+from ratoon.api.files import Transfer
 from ratoon.client.aio.connection import AsyncConnection
 from ratoon.client.aio.parallel import in_thread
-from ratoon.client.files import OnBytes, Transfer
+from ratoon.client.files import OnBytes
 from ratoon.client.local_trees import exhaust, local_errors, refused
 from ratoon.guest.agent.packing import MAX_LISTED, Packer
 from ratoon.guest.agent.unpacking import Bounds, Unpacker

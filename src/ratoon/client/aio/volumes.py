@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from ratoon.api.answers import VolumeInfo, read
 from ratoon.client.aio.connection import AsyncConnection, segment
-from ratoon.client.answers import read
-from ratoon.client.volumes import VolumeInfo
 
 VolumeInfos = list[VolumeInfo]
 
@@ -17,8 +16,7 @@ class AsyncVolumes:
 
     async def list(self) -> VolumeInfos:
         """All of them."""
-        found = await self._connection.ask("GET", "/v1/volumes")
-        return [read(VolumeInfo, each) for each in found]
+        return read(VolumeInfos, await self._connection.ask("GET", "/v1/volumes"))
 
     async def create(self, name: str) -> VolumeInfo:
         """Make one, which is empty; AlreadyExists."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from ratoon.api.answers import Event, PoolInfo, RunInfo, SandboxInfo, read
 from ratoon.client.address import Known, Source, parse, token_of_environment, url_of_environment
-from ratoon.client.answers import Event, PoolInfo, RunInfo, SandboxInfo, read, sandbox_info
 from ratoon.client.embedded import Embedded
 from ratoon.client.local import LocalDaemon
 from ratoon.client.options import Options, request_for
@@ -112,12 +112,12 @@ class Client:
         """A sandbox in which the command of an image runs. See `Sandbox.run_image`."""
         body = run_request(image, command, options)
         answer = self._connection.ask("POST", "/v1/runs", body=body)
-        return Sandbox(self, sandbox_info(answer["sandbox"]), read(RunInfo, answer))
+        return Sandbox(self, read(SandboxInfo, answer["sandbox"]), read(RunInfo, answer))
 
     def sandbox(self, sandbox_id: str) -> Sandbox:
         """The sandbox of this id; NotFound."""
         path = f"/v1/sandboxes/{segment(sandbox_id)}"
-        return Sandbox(self, sandbox_info(self._connection.ask("GET", path)))
+        return Sandbox(self, read(SandboxInfo, self._connection.ask("GET", path)))
 
     def sandboxes(
         self, *, metadata: Mapping[str, str] | None = None, state: State | None = None
@@ -126,12 +126,12 @@ class Client:
         pairs = [f"{key}:{value}" for key, value in (metadata or {}).items()]
         query = {"metadata": pairs, "state": state}
         found = self._connection.ask("GET", "/v1/sandboxes", query=query)
-        return [sandbox_info(each) for each in found]
+        return read(list[SandboxInfo], found)
 
     def forked(self, path: str, body: Mapping[str, Any], tag: str) -> Forks:
         """What a request that forks has made, and the errors of what it has not."""
         answer, headers = self._connection.send("POST", path, body=body)
-        made: Forks = [Sandbox(self, sandbox_info(each)) for each in answer]
+        made: Forks = [Sandbox(self, each) for each in read(list[SandboxInfo], answer)]
         if count := int(headers.get("ratoon-failed", 0)):
             made += self._failures(count, tag)
         return made
@@ -164,7 +164,7 @@ class Client:
 
     def pool(self) -> list[PoolInfo]:
         """The machines that wait to become sandboxes."""
-        return [read(PoolInfo, each) for each in self._connection.ask("GET", "/v1/pool")]
+        return read(list[PoolInfo], self._connection.ask("GET", "/v1/pool"))
 
     def keep(self, tag: str, size: int) -> list[PoolInfo]:
         """Have `size` machines of a snapshot wait, from soon on: forks that take one are quicker.
@@ -172,8 +172,8 @@ class Client:
         Each holds memory. NotFound; Overloaded: the host has no room for them.
         """
         path = f"/v1/pool/{segment(tag)}"
-        found = self._connection.ask("PUT", path, body={"size": size})
-        return [read(PoolInfo, each) for each in found]
+        answer = self._connection.ask("PUT", path, body={"size": size})
+        return read(list[PoolInfo], answer)
 
     # The end --------------------------------------------------------------------------------------
 

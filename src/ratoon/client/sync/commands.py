@@ -9,8 +9,15 @@ from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
-from ratoon.client.answers import CommandResult, Output, ProcessInfo, read
-from ratoon.client.output import Gathering, command_of, output_of, require_success
+from ratoon.api.answers import ProcessInfo, read
+from ratoon.client.output import (
+    CommandResult,
+    Gathering,
+    Output,
+    command_of,
+    output_of,
+    require_success,
+)
 from ratoon.client.sync.connection import Connection, begun
 from ratoon.client.sync.conversations import Conversation
 from ratoon.client.sync.parallel import Listener, beside, tell
@@ -242,8 +249,7 @@ class Commands:
 
     def list(self) -> Processes:
         """The commands that run, and those in the background of whose end the guest still knows."""
-        found = self._connection.ask("GET", f"{self._path}/processes")
-        return [read(ProcessInfo, each) for each in found]
+        return read(Processes, self._connection.ask("GET", f"{self._path}/processes"))
 
     def connect(self, pid: int) -> Command:
         """A command that runs, or that ran in the background, with the end of what it has written.

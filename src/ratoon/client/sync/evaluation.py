@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ratoon.client.answers import EvalResult, Output
-from ratoon.client.output import output_of
+from ratoon.api.answers import EvalResult
+from ratoon.client.output import Output, output_of
 from ratoon.client.sync.commands import gather
 from ratoon.client.sync.connection import Connection
 from ratoon.client.sync.parallel import Listener

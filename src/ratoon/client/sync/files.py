@@ -8,17 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from ratoon.client.answers import read
-from ratoon.client.files import (
-    FileEvent,
-    FileInfo,
-    GuestPath,
-    OnBytes,
-    Transfer,
-    file_info,
-    guest_path,
-    octal,
-)
+from ratoon.api.answers import read
+from ratoon.api.files import FileEvent, FileInfo, Transfer
+from ratoon.client.files import GuestPath, OnBytes, guest_path, octal
 from ratoon.client.sync import trees
 from ratoon.client.sync.connection import Connection, begun
 from ratoon.client.sync.conversations import Conversation
@@ -131,7 +123,7 @@ class Files:
 
     def stat(self, path: GuestPath, *, follow_symlinks: bool = True) -> FileInfo:
         """What `path` is; with `follow_symlinks`, what it leads to."""
-        return file_info(self._ask("GET", "stat", path, follow=follow_symlinks))
+        return read(FileInfo, self._ask("GET", "stat", path, follow=follow_symlinks))
 
     def exists(self, path: GuestPath) -> bool:
         """Whether there is something at `path`; not so for a link that leads nowhere."""
@@ -146,7 +138,7 @@ class Files:
 
         Links are named, not followed.
         """
-        return [file_info(each) for each in self._ask("GET", "list", path, depth=depth)]
+        return read(FileInfos, self._ask("GET", "list", path, depth=depth))
 
     @contextmanager
     def watch(self, path: GuestPath, *, recursive: bool = False) -> Iterator[Iterator[FileEvent]]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ratoon.client.answers import PublishedPort, read
+from ratoon.api.answers import PublishedPort, read
 from ratoon.client.sync.connection import Connection, begun
 from ratoon.client.sync.conversations import Conversation
 
@@ -63,8 +63,7 @@ class Ports:
 
     def list(self) -> PublishedPorts:
         """Those that are published."""
-        found = self._connection.ask("GET", self._path)
-        return [read(PublishedPort, each) for each in found]
+        return read(PublishedPorts, self._connection.ask("GET", self._path))
 
     def unpublish(self, guest_port: int) -> None:
         """Close the ports that lead there, and their connections. NotFound: there are none."""

@@ -9,13 +9,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, Unpack
 
-from ratoon.client.answers import (
-    EvalResult,
-    RunInfo,
-    SandboxInfo,
-    read,
-    sandbox_info,
-)
+from ratoon.api.answers import Changed, EvalResult, RunInfo, SandboxInfo, read
 from ratoon.client.options import Options, request_for
 from ratoon.client.runs import RunOptions
 from ratoon.client.sync.commands import Commands
@@ -27,7 +21,7 @@ from ratoon.client.sync.pty import Pty
 from ratoon.errors import NotFound, RatoonError, Unreachable
 
 if TYPE_CHECKING:
-    from ratoon.client.snapshots import SnapshotInfo
+    from ratoon.api.snapshots import SnapshotInfo
     from ratoon.client.sync.client import Client
     from ratoon.client.sync.files import Files
 
@@ -163,7 +157,7 @@ class Sandbox:
 
     def refresh(self) -> SandboxInfo:
         """Ask the daemon how it is now."""
-        self.info = sandbox_info(self._connection.ask("GET", self._path))
+        self.info = read(SandboxInfo, self._connection.ask("GET", self._path))
         return self.info
 
     def set_timeout(self, timeout: float | None) -> None:
@@ -179,7 +173,8 @@ class Sandbox:
         self._change(metadata=dict(metadata))
 
     def _change(self, **options: object) -> None:
-        self.info = sandbox_info(self._connection.ask("PATCH", self._path, body=options))
+        answer = self._connection.ask("PATCH", self._path, body=options)
+        self.info = read(SandboxInfo, answer)
 
     # What becomes of it ---------------------------------------------------------------------------
 
@@ -206,7 +201,7 @@ class Sandbox:
 
         AlreadyExists; Overloaded: too many branches are under way.
         """
-        from ratoon.client.snapshots import SnapshotInfo
+        from ratoon.api.snapshots import SnapshotInfo
 
         body = {"tag": tag, "mode": mode, "wait": wait}
         answer = self._connection.ask("POST", f"{self._path}/branch", body=body)
@@ -229,9 +224,9 @@ class Sandbox:
 
     def _become(self, what: str) -> dict[str, float]:
         answer = self._connection.ask("POST", f"{self._path}/{what}")
-        self.info = sandbox_info(answer["sandbox"])
-        stages: dict[str, float] = answer["stages_ms"]
-        return stages
+        changed = read(Changed, answer)
+        self.info = changed.sandbox
+        return changed.stages_ms
 
     def kill(self) -> bool:
         """End it, and remove all it had; False if there is no such sandbox any more."""

@@ -5,16 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ratoon.client.answers import read
-from ratoon.client.snapshots import (
-    Differences,
-    LineageNode,
-    SnapshotDetail,
-    SnapshotInfo,
-    differences,
-)
+from ratoon.api.answers import read
+from ratoon.api.snapshots import Differences, LineageNode, SnapshotDetail, SnapshotInfo
+from ratoon.api.upkeep import CompressReport, PruneReport
 from ratoon.client.sync.connection import Connection, segment
-from ratoon.client.upkeep import CompressReport, PruneReport, compress_report, prune_report
 
 SnapshotInfos = list[SnapshotInfo]
 Lineage = list[LineageNode]
@@ -28,8 +22,7 @@ class Snapshots:
 
     def list(self) -> SnapshotInfos:
         """All of them, those that are being written and those that failed included."""
-        found = self._connection.ask("GET", "/v1/snapshots")
-        return [read(SnapshotInfo, each) for each in found]
+        return read(SnapshotInfos, self._connection.ask("GET", "/v1/snapshots"))
 
     def get(self, tag: str) -> SnapshotInfo:
         """One of them; NotFound. Corrupt: it is damaged."""
@@ -100,7 +93,7 @@ class Snapshots:
             "lineage": lineage,
             "dry_run": dry_run,
         }
-        return prune_report(self._connection.ask("POST", "/v1/prune", body=body))
+        return read(PruneReport, self._connection.ask("POST", "/v1/prune", body=body))
 
     def compress(
         self,
@@ -123,17 +116,17 @@ class Snapshots:
         }
         if level is not None:
             body["level"] = level
-        return compress_report(self._connection.ask("POST", "/v1/compress", body=body))
+        answer = self._connection.ask("POST", "/v1/compress", body=body)
+        return read(CompressReport, answer)
 
     def lineage(self) -> Lineage:
         """All snapshots, each followed by those that were made on it."""
-        found = self._connection.ask("GET", "/v1/lineage")
-        return [read(LineageNode, each) for each in found]
+        return read(Lineage, self._connection.ask("GET", "/v1/lineage"))
 
     def diff(self, tag: str, other: str) -> Differences:
         """What differs from one to another: pages, bytes of the disk, files on it."""
         path = f"{_path(tag)}/diff/{segment(other)}"
-        return differences(self._connection.ask("GET", path))
+        return read(Differences, self._connection.ask("GET", path))
 
 
 def _path(tag: str) -> str:

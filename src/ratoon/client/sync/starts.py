@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from ratoon.client.answers import read
-from ratoon.client.starts import Explanation, PrunedStart, StartInfo, explanation
+from ratoon.api.answers import read
+from ratoon.api.starts import Explanation, PrunedStart, StartInfo
 from ratoon.client.sync.connection import Connection
 
 StartInfos = list[StartInfo]
@@ -19,8 +19,7 @@ class Starts:
 
     def list(self) -> StartInfos:
         """All of them, the last made first."""
-        found = self._connection.ask("GET", "/v1/cache")
-        return [read(StartInfo, each) for each in found]
+        return read(StartInfos, self._connection.ask("GET", "/v1/cache"))
 
     def explain(self, one: str, other: str | None = None) -> Explanation:
         """In which fields one differs from another, or from the one that is most like it.
@@ -30,7 +29,7 @@ class Starts:
         """
         query = {"one": one, "other": other}
         answer = self._connection.ask("GET", "/v1/cache/explain", query=query)
-        return explanation(answer)
+        return read(Explanation, answer)
 
     def prune(
         self,
@@ -45,4 +44,4 @@ class Starts:
         """
         body = {"older_than_seconds": older_than, "everything": everything, "dry_run": dry_run}
         gone = self._connection.ask("POST", "/v1/cache/prune", body=body)
-        return [read(PrunedStart, each) for each in gone]
+        return read(PrunedStarts, gone)

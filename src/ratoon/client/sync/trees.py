@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ratoon.client.files import OnBytes, Transfer
+from ratoon.api.files import Transfer
+from ratoon.client.files import OnBytes
 from ratoon.client.local_trees import exhaust, local_errors, refused
 from ratoon.client.sync.connection import Connection
 from ratoon.client.sync.parallel import in_thread

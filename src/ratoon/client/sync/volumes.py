@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from ratoon.client.answers import read
+from ratoon.api.answers import VolumeInfo, read
 from ratoon.client.sync.connection import Connection, segment
-from ratoon.client.volumes import VolumeInfo
 
 VolumeInfos = list[VolumeInfo]
 
@@ -18,8 +17,7 @@ class Volumes:
 
     def list(self) -> VolumeInfos:
         """All of them."""
-        found = self._connection.ask("GET", "/v1/volumes")
-        return [read(VolumeInfo, each) for each in found]
+        return read(VolumeInfos, self._connection.ask("GET", "/v1/volumes"))
 
     def create(self, name: str) -> VolumeInfo:
         """Make one, which is empty; AlreadyExists."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from ratoon.daemon.models.common import Answer, Request, Timeout, Word
+from ratoon.api.answers import EvalResult
+from ratoon.daemon.models.common import Request, Timeout, Word
 
 
 class ExecRequest(Request):
@@ -71,38 +73,6 @@ class EvalOpening(Request):
     timeout: Timeout | None = None
 
 
-class ProcessInfo(Answer):
-    """A process that was started from outside. `started_at` is in seconds, by the guest's clock.
-
-    `attached`: somebody listens. `exit_code` is null while it runs.
-    """
-
-    pid: int
-    argv: list[str]
-    user: str
-    started_at: float
-    background: bool
-    terminal: bool
-    attached: bool
-    exit_code: int | None
-
-
-class ExecAnswer(Answer):
-    """How a command ended.
-
-    `exit_code` is a shell's: 124 timed out, 126 not executable, 127 not found, 128 + n killed by
-    signal n. `reason` says so in words where it is not the command's own; that is in `stderr` too.
-    Output that is not UTF-8 has replacement characters; what is beyond the limit is `truncated`.
-    """
-
-    stdout: str
-    stderr: str
-    exit_code: int
-    timed_out: bool
-    truncated: bool
-    reason: str | None
-
-
 class EvalRequest(Request):
     """Python for the sandbox's warm interpreter, which keeps its state from call to call."""
 
@@ -110,7 +80,8 @@ class EvalRequest(Request):
     timeout_secs: Timeout = 30
 
 
-class EvalAnswer(Answer):
+@dataclass(frozen=True)
+class EvalAnswer(EvalResult):
     """How code ended.
 
     `result` is the `repr` of the last statement, where that is an expression whose value is not
@@ -119,11 +90,7 @@ class EvalAnswer(Answer):
     starts a new one.
     """
 
-    result: str | None
-    error: str | None
-    exit_code: int
-    stdout: str
-    stderr: str
-    timed_out: bool
-    state_lost: bool
-    truncated: bool
+    # This daemon always says so.
+    timed_out: bool = field()
+    state_lost: bool = field()
+    truncated: bool = field()

@@ -1,11 +1,11 @@
-"""What all requests and answers have in common.
+"""What all requests have in common, and all answers that are errors.
 
 Requests are strict about types, and what they do not know they ignore.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,27 +33,14 @@ class Request(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
-class Answer(BaseModel):
-    """A body that the daemon sends."""
-
-    model_config = ConfigDict(frozen=True)
-
-
-class ErrorAnswer(Answer):
+class ErrorAnswer(BaseModel):
     """What went wrong, for a person; `kind` is its class in `ratoon.errors`, for a program.
 
     `details`: what else that class knows, such as the `dependents` of a snapshot.
     """
 
+    model_config = ConfigDict(frozen=True)
+
     error: str
     kind: str
     details: dict[str, str | int | float | list[str] | None] = {}
-
-
-class Health(Answer):
-    ok: bool
-
-
-class Version(Answer):
-    version: str
-    api: Literal["v1"] = "v1"

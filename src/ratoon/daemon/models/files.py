@@ -1,34 +1,22 @@
-"""Files in a guest."""
+"""Files in a guest, as JSON has them."""
 
 from __future__ import annotations
 
-from ratoon.daemon.models.common import Answer
-from ratoon.guest.files import FileType
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import PlainSerializer
+
+from ratoon.api import files
 
 
-class FileInfo(Answer):
+@dataclass(frozen=True)
+class FileInfo(files.FileInfo):
     """A file in a guest. `mode` is its permission bits in octal, `target` what a link says."""
 
-    path: str
-    type: FileType
-    size_bytes: int
-    mode: str
-    uid: int
-    gid: int
-    mtime_ns: int
-    target: str | None
+    mode: Annotated[int, PlainSerializer(lambda mode: f"{mode:04o}", return_type=str)] = field()
 
 
-class Written(Answer):
-    """`size_bytes`: of what was sent."""
-
-    size_bytes: int
-
-
-class Extracted(Answer):
+@dataclass(frozen=True)
+class Extracted(files.Transfer):
     """Of an archive: the things in it, its bytes, and what was left out of it, and why."""
-
-    entries: int
-    size_bytes: int
-    left_out: list[str]
-    left_out_count: int

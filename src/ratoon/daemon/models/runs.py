@@ -1,13 +1,13 @@
-"""Images that are run, and the starts that are kept of that."""
+"""Images that are run, and the starts that are kept of that: requests."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from ratoon.daemon.models.common import Answer, Request, Word
-from ratoon.daemon.models.sandboxes import ForkOptions, PublishRequest, SandboxInfo
+from ratoon.daemon.models.common import Request, Word
+from ratoon.daemon.models.sandboxes import ForkOptions, PublishRequest
 from ratoon.sandbox.base import DISK_BYTES, RAM_BYTES
 from ratoon.sandbox.options import Seconds
 from ratoon.startup.spec import Health
@@ -38,59 +38,6 @@ class RunRequest(ForkOptions):
     refresh: bool = False
 
 
-class RunInfo(Answer):
-    """A sandbox in which an image's command runs. `pid` is its in the guest, if it was started.
-
-    `argv` is all of it, with the image's entrypoint. `tier`: what was there to fork from: 2, the
-    command as it was up; 1, the image as it was booted; 0, nothing. `missed` says why no more.
-    `stages_ms`: how long each stage took.
-    """
-
-    sandbox: SandboxInfo
-    argv: list[str]
-    pid: int | None
-    tier: Literal[0, 1, 2]
-    missed: list[str]
-    stages_ms: dict[str, float]
-
-
-class StartInfo(Answer):
-    """A start that was kept; where its document is damaged, little is known of it.
-
-    `key` is the digest of `document`, which has all that it depends on. `layer_bytes`: what its
-    snapshot adds to the one below. `unusable`: why no run can use it, null if one can.
-    """
-
-    key: str
-    tier: Literal[1, 2] | None
-    image: str | None
-    command: list[str]
-    snapshot_tag: str
-    pid: int | None
-    created_at_unix: float | None
-    used_at_unix: float
-    layer_bytes: int | None
-    unusable: str | None
-    stages_ms: dict[str, float]
-    document: dict[str, Any] | None
-
-
-class DifferenceInfo(Answer):
-    """A field of the two documents, and what it is in each; null: there is none."""
-
-    field: str
-    one: Any
-    other: Any
-
-
-class Explanation(Answer):
-    """In which fields two starts, by their keys, differ."""
-
-    one: str
-    other: str
-    differences: list[DifferenceInfo]
-
-
 class PruneRequest(Request):
     """Besides what no run can use: what was not used for so long, or `everything`.
 
@@ -100,9 +47,3 @@ class PruneRequest(Request):
     older_than_seconds: Seconds | None = None
     everything: bool = False
     dry_run: bool = False
-
-
-class PrunedStart(Answer):
-    key: str
-    snapshot_tag: str
-    why: str

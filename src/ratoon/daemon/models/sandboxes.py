@@ -1,13 +1,13 @@
-"""Sandboxes, their options and ports."""
+"""Sandboxes, their options and ports, and workspaces."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import Field
 
-from ratoon.daemon.models.common import Answer, ErrorAnswer, Many, Metadata, Port, Request
-from ratoon.sandbox.events import EventKind
+from ratoon.daemon.models.common import ErrorAnswer, Many, Metadata, Port, Request
 from ratoon.sandbox.options import Seconds
 
 
@@ -16,11 +16,6 @@ class PublishRequest(Request):
 
     guest_port: Port
     host_port: Port | None = None
-
-
-class PublishedPort(Answer):
-    guest_port: int
-    host_port: int
 
 
 class LimitsOfSandbox(Request):
@@ -93,68 +88,22 @@ class OptionsRequest(Request):
     metadata: Metadata = Field(default_factory=dict)
 
 
-class SandboxInfo(Answer):
-    """A sandbox. `pid` is that of its machine, and null where it has none.
+class WorkspaceRequest(ForkOptions):
+    """A name, and what its sandbox is forked from. The options hold for those after it, too."""
 
-    `snapshot_tag`: what it was forked from; `stands_on`: its last branch, or the same.
-    `idle_for_seconds`: for how long nobody has used it. `stages_ms` are those of its fork,
-    `fork_ms` is all of it until its agent had answered; a daemon that took it over knows neither.
-    """
-
-    id: str
+    name: str
     snapshot_tag: str
-    netns: str | None
-    guest_addr: str | None
-    created_at_unix: int
-    pid: int | None
-    memory_limit_mib: int | None
-    has_branched: bool
-    last_branch_memory_path: str | None
-    branch_count: int
-    state: Literal["running", "standby", "dead", "killed"]
-    stands_on: str
-    accelerator: Literal["tcg", "kvm"]
-    network: str
-    limits: LimitsOfSandbox
-    ttl_seconds: float | None
-    idle_seconds: float | None
-    idle_for_seconds: float
-    spare: bool
-    volumes: list[VolumeOfSandbox]
-    metadata: dict[str, str]
-    ports: list[PublishedPort]
-    fork_ms: float
-    stages_ms: dict[str, float]
 
 
-class Changed(Answer):
-    """A sandbox after a change, and how long the stages of that took, in milliseconds."""
+class SuspendRequest(Request):
+    """`diff`: store what changed, not all of it."""
 
-    sandbox: SandboxInfo
-    stages_ms: dict[str, float]
+    diff: bool = False
 
 
-class Failures(Answer):
+@dataclass(frozen=True)
+class Failures:
     """What the sandboxes of the last burst that did not start died of."""
 
     snapshot_tag: str | None
     errors: list[ErrorAnswer]
-
-
-class Pong(Answer):
-    """`pid` is the agent's, in the guest."""
-
-    pong: Literal[True] = True
-    pid: int
-    agent_lang: Literal["python"] = "python"
-    protocol: int
-
-
-class EventInfo(Answer):
-    """Something that happened to `sandbox`, or to `snapshot`; a branch is of both."""
-
-    kind: EventKind
-    sandbox: str | None
-    snapshot: str | None
-    reason: str | None
-    at_unix: float

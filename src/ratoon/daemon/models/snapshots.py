@@ -7,64 +7,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ratoon.daemon.models.common import Answer, Request
+from ratoon.daemon.models.common import Request
 from ratoon.sandbox.base import DISK_BYTES, RAM_BYTES
 from ratoon.units import MIB
-
-
-class SnapshotInfo(Answer):
-    """A snapshot, also one that is being written. What is not known is left out.
-
-    `pause_ms`: for how long the sandbox that it was branched from stood still. `diff_…`: of a diff,
-    how long its making took, and the size of its memory. `pages` and `layer_bytes`: of its own
-    layer of memory. `stages_ms`: how long each stage of its making took.
-    """
-
-    tag: str
-    dir: str
-    created_at_unix: int
-    status: Literal["writing", "ready", "failed"]
-    bootable: bool
-    branched_from: str | None = None
-    parent_tag: str | None = None
-    pause_ms: float | None = None
-    diff_ms: float | None = None
-    diff_physical_bytes: int | None = None
-    diff_logical_bytes: int | None = None
-    chain_depth: int | None = None
-    memory_root: str | None = None
-    ram_bytes: int | None = None
-    accelerator: Literal["tcg", "kvm"] | None = None
-    pages: int | None = None
-    layer_bytes: int | None = None
-    stages_ms: dict[str, float] | None = None
-    warning: str | None = None
-    #: Why it cannot be forked.
-    error: str | None = None
-
-
-class SnapshotDetail(Answer):
-    """All about one snapshot; sizes in bytes. `ancestors` is root first."""
-
-    tag: str
-    dir: str
-    created_at_unix: int
-    memory_logical_bytes: int
-    memory_physical_bytes: int
-    vmstate_bytes: int
-    parent_tag: str | None = None
-    parent_content_hash: str | None = None
-    chain_depth: int
-    ancestors: list[str]
-    dependents: list[str]
-
-
-class Unpacked(Answer):
-    """What came of a pack: of the bytes of its layers, those written and those that were here."""
-
-    snapshot: SnapshotInfo
-    stored_bytes: int
-    shared_bytes: int
 
 
 class SnapshotRequest(Request):

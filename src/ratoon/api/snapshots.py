@@ -1,24 +1,22 @@
-"""What a daemon tells of snapshots."""
+"""What is told of snapshots."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from ratoon.client.answers import read
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class SnapshotInfo:
-    """A snapshot, also one that is being written. What is not known is None.
+    """A snapshot, also one that is being written. What is not known is left out.
 
-    `dir` is on the daemon's host. `pause_ms`: for how long the sandbox that it was branched from
-    stood still. `diff_…`: of a diff, how long its making took, and the size of its memory in bytes.
-    `pages` and `layer_bytes`: of its own layer of memory. `stages_ms`: how long each stage of its
-    making took. `error`: why it cannot be forked.
+    `pause_ms`: for how long the sandbox that it was branched from stood still. `diff_…`: of a diff,
+    how long its making took, and the size of its memory. `pages` and `layer_bytes`: of its own
+    layer of memory. `stages_ms`: how long each stage of its making took.
     """
 
     tag: str
+    #: On the daemon's host.
     dir: str
     created_at_unix: int
     status: Literal["writing", "ready", "failed"]
@@ -37,10 +35,11 @@ class SnapshotInfo:
     layer_bytes: int | None = None
     stages_ms: dict[str, float] | None = None
     warning: str | None = None
+    #: Why it cannot be forked.
     error: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SnapshotDetail:
     """All about one snapshot; sizes in bytes. `ancestors` is root first."""
 
@@ -50,11 +49,12 @@ class SnapshotDetail:
     memory_logical_bytes: int
     memory_physical_bytes: int
     vmstate_bytes: int
+    parent_tag: str | None = None
+    #: `blake3:` and the parent's memory root.
+    parent_content_hash: str | None = None
     chain_depth: int
     ancestors: list[str]
     dependents: list[str]
-    parent_tag: str | None = None
-    parent_content_hash: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,20 @@ class LineageNode:
 
     tag: str
     level: int
+    #: These two are in the store.
     parent: str | None
     children: list[str]
+    #: Null: it is damaged.
     depth: int | None
     created_at_unix: int | None
+    #: Why it is a root though it was made from another, or what is damaged.
     note: str | None
 
 
 @dataclass(frozen=True)
 class ChangedFile:
-    """`what` is different of it, such as `content` or `mode`."""
-
     path: str
+    #: Is different of it, such as `content` or `mode`.
     what: list[str]
 
 
@@ -89,7 +91,7 @@ class FileDifferences:
 class Differences:
     """What differs between two snapshots. Pages are of 4096 bytes.
 
-    `files` is None where the disks differ but cannot be read as file systems; `no_files` says why.
+    `files` is null where the disks differ but cannot be read as file systems; `no_files` says why.
     """
 
     ram_pages: int
@@ -100,9 +102,10 @@ class Differences:
     no_files: str | None
 
 
-def differences(answer: dict[str, Any]) -> Differences:
-    found = answer["files"]
-    if found is not None:
-        changed = [read(ChangedFile, each) for each in found["changed"]]
-        found = read(FileDifferences, {**found, "changed": changed})
-    return read(Differences, {**answer, "files": found})
+@dataclass(frozen=True)
+class Unpacked:
+    """What came of a pack: of the bytes of its layers, those written and those that were here."""
+
+    snapshot: SnapshotInfo
+    stored_bytes: int
+    shared_bytes: int
