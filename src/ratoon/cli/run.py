@@ -21,12 +21,12 @@ from ratoon.cli.showing import printable
 from ratoon.errors import InvalidInput, NotFound, RegistryError
 
 if TYPE_CHECKING:
-    from ratoon.api.answers import CommandResult
     from ratoon.cli.options import ImageOptions
     from ratoon.client.aio.client import AsyncClient
     from ratoon.client.aio.commands import AsyncCommand
     from ratoon.client.aio.sandbox import AsyncSandbox
     from ratoon.client.options import Options
+    from ratoon.client.output import CommandResult
     from ratoon.client.runs import RunOptions
 
 Interactive = Annotated[

@@ -6,22 +6,20 @@ import asyncio
 import secrets
 import time
 from contextlib import ExitStack
-from typing import Literal
 
 from fastapi import APIRouter, Response
 
 from ratoon.api.snapshots import SnapshotInfo
 from ratoon.daemon import snapshots
 from ratoon.daemon.context import Daemon, TheDaemon
-from ratoon.daemon.models.snapshots import BranchRequest
+from ratoon.daemon.forkd import BranchRequest, mode_of
+from ratoon.daemon.models.snapshots import Mode
 from ratoon.daemon.problems import answers
 from ratoon.errors import InvalidInput
 from ratoon.sandbox.branch import Branched
 from ratoon.sandbox.sandbox import Sandbox
 
 router = APIRouter(tags=["branches"])
-
-Mode = Literal["full", "diff", "live"]
 
 
 @router.post(
@@ -43,7 +41,7 @@ async def branch(
     """
     sandbox = daemon.engine.get(sandbox_id)
     body = body or BranchRequest()
-    mode = _mode(body)
+    mode = mode_of(body)
     _check_parent(body, mode, sandbox)
     tag = body.tag if body.tag is not None else _automatic_tag(sandbox)
     with ExitStack() as slot:
@@ -58,20 +56,6 @@ async def branch(
         live.done.add_done_callback(lambda done: slots.close())
         response.status_code = 202
         return snapshots.find(daemon, tag)
-
-
-def _mode(body: BranchRequest) -> Mode:
-    older = [name for name in ("diff", "live", "measure_diff") if getattr(body, name)]
-    if body.mode and (body.diff or body.live):
-        raise InvalidInput(f"mode {body.mode} and {older[0]}: give one of them")
-    if body.mode not in (None, "full") and body.measure_diff:
-        raise InvalidInput(f"measure_diff is of a full branch, not of mode {body.mode}")
-    if len(older) > 1:
-        raise InvalidInput(f"{' and '.join(older)}: give one of them")
-    mode: Mode = body.mode or ("diff" if body.diff else "live" if body.live else "full")
-    if not body.wait and mode != "live":
-        raise InvalidInput(f"a {mode} branch cannot be left to itself: wait=false is for live ones")
-    return mode
 
 
 def _check_parent(body: BranchRequest, mode: Mode, sandbox: Sandbox) -> None:

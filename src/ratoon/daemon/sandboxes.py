@@ -12,11 +12,10 @@ from pydantic import ValidationError
 from ratoon.api.http_only import Pong
 from ratoon.daemon.connection import while_connected
 from ratoon.daemon.context import Daemon, TheDaemon
-from ratoon.daemon.forkd import Changed, SandboxInfo
+from ratoon.daemon.forkd import Changed, ForkRequest, SandboxInfo
 from ratoon.daemon.models.sandboxes import (
     Failures,
     ForkOptions,
-    ForkRequest,
     ForkSandboxRequest,
     LimitsOfSandbox,
     ManyForks,

@@ -17,10 +17,11 @@ from ratoon.api.snapshots import SnapshotDetail, SnapshotInfo
 from ratoon.artifacts import Progress
 from ratoon.daemon.connection import while_connected
 from ratoon.daemon.context import Daemon, TheDaemon
+from ratoon.daemon.forkd import TAKEN, SnapshotRequest
 from ratoon.daemon.images import roots_for
-from ratoon.daemon.models.snapshots import CompactRequest, SnapshotRequest
+from ratoon.daemon.models.snapshots import CompactRequest
 from ratoon.daemon.problems import answers, error_response
-from ratoon.errors import AlreadyExists, InFlight, InvalidInput, NotFound
+from ratoon.errors import InvalidInput, NotFound
 from ratoon.network.policy import NetworkPolicy
 from ratoon.sandbox.base import Built
 from ratoon.sandbox.branch import Branched, Writing
@@ -76,7 +77,7 @@ async def make_snapshot(
     """
     try:
         built = await while_connected(request, _made(body, daemon, request))
-    except (AlreadyExists, InFlight) as error:
+    except TAKEN as error:
         return error_response(400, str(error), type(error).__name__)
     daemon.engine.events.tell("snapshot_ready", snapshot=body.tag)
     return summarise_branch(built.branched, measured=False)

@@ -63,17 +63,9 @@ class ManyForks(ForkOptions):
 
 
 class ForkRequest(ManyForks):
-    """`memory_limit_mib` is `limits.memory_mib`, as clients of another runtime know it.
-
-    The flags are theirs too, and change nothing.
-    """
+    """Of a snapshot."""
 
     snapshot_tag: str
-    memory_limit_mib: Annotated[int, Field(gt=0, le=1 << 24)] | None = None
-    per_child_netns: bool = False
-    prewarm: bool | None = None
-    live_fork: bool = False
-    hugepages: bool = False
 
 
 class ForkSandboxRequest(ManyForks):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -11,19 +11,11 @@ from ratoon.daemon.models.common import Request
 from ratoon.sandbox.base import DISK_BYTES, RAM_BYTES
 from ratoon.units import MIB
 
+Mode = Literal["full", "diff", "live"]
+
 
 class SnapshotRequest(Request):
-    """What is booted cold: an `image`, or a `kernel` and a `rootfs` (raw, with ext4), files of the
-    host where the daemon lets them lie.
-
-    An image is `debian[:SUITE][+PACKAGE…]`, a name in a registry, or of the daemon's host, where it
-    lets them lie, `oci:DIRECTORY[:REF]`, `oci-archive:FILE`, `docker-archive:FILE`, `tar:FILE` or
-    `dir:DIRECTORY`. It is remembered what a name was found to be, until `refresh`.
-
-    It gets so much RAM, so many virtual CPUs and, of an image, a disk of that size. `network`: what
-    forks may reach unless they are given something else. The rest is there for clients of another
-    runtime, and changes nothing: every fork may write, and the boot is awaited until it is done.
-    """
+    """What is booted cold: an `image`, or a `kernel` and a `rootfs`. `forkd` says more of it."""
 
     tag: str
     image: str | None = None
@@ -34,9 +26,6 @@ class SnapshotRequest(Request):
     disk_mib: Annotated[int, Field(ge=256, le=1 << 24)] = DISK_BYTES // MIB
     network: str = "none"
     refresh: bool = False
-    rw: bool = False
-    tap: Any = None
-    boot_wait_secs: Annotated[int, Field(ge=0, le=60)] = 10
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -52,17 +41,9 @@ class CompactRequest(Request):
 
 
 class BranchRequest(Request):
-    """`mode` says what is stored; `diff`, `live` and `measure_diff` are its older form.
-
-    `full` (default): all of it, of depth 0. `diff`: what changed since `parent_tag`. `live`: as
-    `diff`; without `wait` the answer comes when the sandbox runs again. `measure_diff`: full, and
-    what the difference would have taken.
-    """
+    """`mode` says what is stored. `forkd` says more of it."""
 
     tag: str | None = None
-    mode: Literal["full", "diff", "live"] | None = None
-    diff: bool = False
-    live: bool = False
-    measure_diff: bool = False
+    mode: Mode | None = None
     wait: bool = True
     parent_tag: str | None = None
