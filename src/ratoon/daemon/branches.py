@@ -14,7 +14,7 @@ from ratoon.daemon import snapshots
 from ratoon.daemon.context import Daemon, TheDaemon
 from ratoon.daemon.forkd import BranchRequest, mode_of
 from ratoon.daemon.models.snapshots import Mode
-from ratoon.daemon.problems import answers
+from ratoon.daemon.problems import error_responses
 from ratoon.errors import InvalidInput
 from ratoon.sandbox.branch import Branched
 from ratoon.sandbox.sandbox import Sandbox
@@ -27,7 +27,7 @@ router = APIRouter(tags=["branches"])
     status_code=201,
     responses={
         202: {"model": SnapshotInfo, "description": "It is being written."},
-        **answers(400, 404, 409, 503),
+        **error_responses(400, 404, 409, 503),
     },
     response_model_exclude_none=True,
 )

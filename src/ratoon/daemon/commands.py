@@ -14,7 +14,7 @@ from ratoon.daemon.models.commands import (
     ExecRequest,
     SignalRequest,
 )
-from ratoon.daemon.problems import answers
+from ratoon.daemon.problems import error_responses
 from ratoon.guest import commands, evaluation
 
 router = APIRouter(tags=["commands"])
@@ -23,7 +23,7 @@ router = APIRouter(tags=["commands"])
 OUTPUT_LIMIT = 8 * 1024 * 1024
 
 
-@router.post("/v1/sandboxes/{sandbox_id}/exec", responses=answers(400, 404, 409))
+@router.post("/v1/sandboxes/{sandbox_id}/exec", responses=error_responses(400, 404, 409))
 async def run(
     sandbox_id: str, body: ExecRequest, daemon: TheDaemon, request: Request
 ) -> ExecAnswer:
@@ -57,7 +57,7 @@ async def run(
     )
 
 
-@router.post("/v1/sandboxes/{sandbox_id}/eval", responses=answers(400, 404, 409))
+@router.post("/v1/sandboxes/{sandbox_id}/eval", responses=error_responses(400, 404, 409))
 async def evaluate(
     sandbox_id: str, body: EvalRequest, daemon: TheDaemon, request: Request
 ) -> EvalAnswer:
@@ -84,7 +84,7 @@ async def evaluate(
     )
 
 
-@router.get("/v1/sandboxes/{sandbox_id}/processes", responses=answers(404, 409))
+@router.get("/v1/sandboxes/{sandbox_id}/processes", responses=error_responses(404, 409))
 async def list_processes(sandbox_id: str, daemon: TheDaemon) -> list[ProcessInfo]:
     """The commands that run, and those in the background of whose end the guest still knows."""
     return await commands.processes(daemon.engine.get(sandbox_id))
@@ -93,7 +93,7 @@ async def list_processes(sandbox_id: str, daemon: TheDaemon) -> list[ProcessInfo
 @router.post(
     "/v1/sandboxes/{sandbox_id}/processes/{pid}/signal",
     status_code=204,
-    responses=answers(400, 404, 409),
+    responses=error_responses(400, 404, 409),
 )
 async def signal_process(sandbox_id: str, pid: int, body: SignalRequest, daemon: TheDaemon) -> None:
     """Send a signal to a command's process group."""

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from fastapi import APIRouter, Response
 
 from ratoon.daemon.context import TheDaemon
-from ratoon.daemon.problems import answers
+from ratoon.daemon.problems import error_responses
 from ratoon.daemon.responses import Pieces
 from ratoon.sandbox.events import Listener
 
@@ -26,7 +26,7 @@ QUIET = 15.0
     "/v1/events",
     response_class=Response,
     responses={
-        **answers(),
+        **error_responses(),
         200: {
             "content": {LINES: {"schema": {"type": "string"}}},
             "description": "Lines of EventInfo.",

@@ -17,7 +17,7 @@ from ratoon.api.http_only import Written
 from ratoon.daemon.connection import draining, while_connected
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.models.files import Extracted, FileInfo
-from ratoon.daemon.problems import answers
+from ratoon.daemon.problems import error_responses
 from ratoon.daemon.query import raw_parameter
 from ratoon.daemon.responses import AsciiJson, Pieces
 from ratoon.guest.files import GuestFiles
@@ -30,7 +30,7 @@ TAR = "application/x-tar"
 UNBOUNDED = 1 << 62
 Responses = dict[int | str, dict[str, Any]]
 
-_REFUSALS = answers(400, 404, 409, 507)
+_REFUSALS = error_responses(400, 404, 409, 507)
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 

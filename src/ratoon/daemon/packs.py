@@ -19,7 +19,7 @@ from ratoon.concurrency import in_thread
 from ratoon.daemon.connection import draining
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.files import BYTES, UPLOAD, content
-from ratoon.daemon.problems import answers
+from ratoon.daemon.problems import error_responses
 from ratoon.daemon.responses import Pieces
 from ratoon.daemon.snapshots import check_exists, summarise
 from ratoon.pack.pack import pack
@@ -34,7 +34,7 @@ PIECE = 1024 * 1024
 @router.get(
     "/v1/snapshots/{tag}/pack",
     response_class=Response,
-    responses=content(BYTES, answers(404, 409)),
+    responses=content(BYTES, error_responses(404, 409)),
 )
 async def pack_snapshot(tag: str, daemon: TheDaemon) -> Response:
     """A snapshot and its whole chain in one file, once all of it has been checked."""
@@ -49,7 +49,7 @@ async def pack_snapshot(tag: str, daemon: TheDaemon) -> Response:
 @router.post(
     "/v1/unpack",
     status_code=201,
-    responses=answers(400, 409),
+    responses=error_responses(400, 409),
     response_model_exclude_none=True,
     **UPLOAD,
 )

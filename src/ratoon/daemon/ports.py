@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from ratoon.api.answers import PublishedPort
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.models.sandboxes import PublishRequest
-from ratoon.daemon.problems import answers
+from ratoon.daemon.problems import error_responses
 from ratoon.errors import Conflict, NotFound
 from ratoon.network.ports import ADDRESS, HeldPort
 from ratoon.sandbox.engine import Engine
@@ -18,13 +18,15 @@ from ratoon.sandbox.engine import Engine
 router = APIRouter(tags=["ports"])
 
 
-@router.get("/v1/sandboxes/{sandbox_id}/ports", responses=answers(404))
+@router.get("/v1/sandboxes/{sandbox_id}/ports", responses=error_responses(404))
 async def list_ports(sandbox_id: str, daemon: TheDaemon) -> list[PublishedPort]:
     """The ports of the host's loopback that lead into a sandbox."""
     return [*daemon.engine.get(sandbox_id).ports]
 
 
-@router.post("/v1/sandboxes/{sandbox_id}/ports", status_code=201, responses=answers(400, 404, 409))
+@router.post(
+    "/v1/sandboxes/{sandbox_id}/ports", status_code=201, responses=error_responses(400, 404, 409)
+)
 async def publish(sandbox_id: str, body: PublishRequest, daemon: TheDaemon) -> PublishedPort:
     """Have a port of the host's loopback lead to one in the guest, on its loopback."""
     sandbox = daemon.engine.get(sandbox_id)
@@ -33,7 +35,7 @@ async def publish(sandbox_id: str, body: PublishRequest, daemon: TheDaemon) -> P
 
 
 @router.delete(
-    "/v1/sandboxes/{sandbox_id}/ports/{guest_port}", status_code=204, responses=answers(404)
+    "/v1/sandboxes/{sandbox_id}/ports/{guest_port}", status_code=204, responses=error_responses(404)
 )
 async def unpublish(sandbox_id: str, guest_port: int, daemon: TheDaemon) -> None:
     """Close the ports that lead to one in the guest, and their connections."""

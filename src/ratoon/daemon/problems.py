@@ -61,7 +61,7 @@ def error_fields(error: RatoonError) -> dict[str, Any]:
     return error_answer(error).model_dump(mode="json", exclude_defaults=True)
 
 
-def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For OpenAPI: the errors that a route may answer with, besides those that all may."""
     return {
         status: {"model": ErrorAnswer, "description": MEANINGS[status]}

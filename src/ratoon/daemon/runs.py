@@ -14,7 +14,7 @@ from ratoon.daemon.forkd import RunInfo
 from ratoon.daemon.images import roots_for
 from ratoon.daemon.models.runs import PruneRequest, RunRequest
 from ratoon.daemon.ports import held_ports
-from ratoon.daemon.problems import answers
+from ratoon.daemon.problems import error_responses
 from ratoon.daemon.sandboxes import options_of, summarise
 from ratoon.daemon.snapshots import telling
 from ratoon.daemon.volumes import require_allowed
@@ -30,7 +30,7 @@ router = APIRouter(tags=["runs"])
 Name = Annotated[str, Query(max_length=100, description="The first digits of its key, or its tag.")]
 
 
-@router.post("/v1/runs", status_code=201, responses=answers(400, 404, 409, 502, 503, 507))
+@router.post("/v1/runs", status_code=201, responses=error_responses(400, 404, 409, 502, 503, 507))
 async def run_image(body: RunRequest, daemon: TheDaemon, request: Request) -> RunInfo:
     """Run an image in a sandbox: forked from what was kept of an equal run, or booted now.
 
@@ -77,19 +77,19 @@ async def run_image(body: RunRequest, daemon: TheDaemon, request: Request) -> Ru
     )
 
 
-@router.get("/v1/cache", responses=answers())
+@router.get("/v1/cache", responses=error_responses())
 async def list_starts(daemon: TheDaemon) -> list[StartInfo]:
     """The starts that are kept, the last made first."""
     return await asyncio.to_thread(_list, daemon)
 
 
-@router.get("/v1/cache/explain", responses=answers(400, 404, 409))
+@router.get("/v1/cache/explain", responses=error_responses(400, 404, 409))
 async def explain_start(one: Name, daemon: TheDaemon, other: Name | None = None) -> Explanation:
     """In which fields a start differs from an `other`, or from the one that is most like it."""
     return await asyncio.to_thread(_explain, daemon.runner.cache, one, other)
 
 
-@router.post("/v1/cache/prune", responses=answers(400, 409))
+@router.post("/v1/cache/prune", responses=error_responses(400, 409))
 async def prune_starts(daemon: TheDaemon, body: PruneRequest | None = None) -> list[PrunedStart]:
     """Remove starts, and their snapshots. Sandboxes are not affected."""
     body = body or PruneRequest()

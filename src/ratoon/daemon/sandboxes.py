@@ -22,7 +22,7 @@ from ratoon.daemon.models.sandboxes import (
     OptionsRequest,
     VolumeOfSandbox,
 )
-from ratoon.daemon.problems import answers, error_answer
+from ratoon.daemon.problems import error_answer, error_responses
 from ratoon.daemon.volumes import require_allowed
 from ratoon.daemon.workspace import MARK
 from ratoon.errors import GuestError, InvalidInput, RatoonError
@@ -41,7 +41,7 @@ PING_TIMEOUT = 10.0
 Outcomes = Sequence[Sandbox | RatoonError]
 
 
-@router.post("/v1/sandboxes", status_code=201, responses=answers(400, 404, 409, 503))
+@router.post("/v1/sandboxes", status_code=201, responses=error_responses(400, 404, 409, 503))
 async def fork(
     body: ForkRequest, daemon: TheDaemon, request: Request, response: Response
 ) -> list[SandboxInfo]:
@@ -57,7 +57,7 @@ async def fork(
     return await _forked(daemon, request, response, work, body, body.snapshot_tag)
 
 
-@router.get("/v1/sandboxes", responses=answers(400))
+@router.get("/v1/sandboxes", responses=error_responses(400))
 async def list_sandboxes(
     daemon: TheDaemon,
     metadata: Annotated[list[str], Query(description="KEY:VALUE; all of them must be so.")] = [],  # noqa: B006
@@ -73,20 +73,20 @@ async def list_sandboxes(
     ]
 
 
-@router.get("/v1/sandboxes/failures", responses=answers())
+@router.get("/v1/sandboxes/failures", responses=error_responses())
 async def failures(daemon: TheDaemon) -> Failures:
     """Why sandboxes of the last fork that failed, or failed in part, did not start."""
     tag, errors = daemon.failures
     return Failures(snapshot_tag=tag, errors=[error_answer(each) for each in errors])
 
 
-@router.get("/v1/sandboxes/{sandbox_id}", responses=answers(404))
+@router.get("/v1/sandboxes/{sandbox_id}", responses=error_responses(404))
 async def get_sandbox(sandbox_id: str, daemon: TheDaemon) -> SandboxInfo:
     """One sandbox."""
     return summarise(daemon.engine.get(sandbox_id))
 
 
-@router.patch("/v1/sandboxes/{sandbox_id}", responses=answers(400, 404))
+@router.patch("/v1/sandboxes/{sandbox_id}", responses=error_responses(400, 404))
 async def change_sandbox(sandbox_id: str, body: OptionsRequest, daemon: TheDaemon) -> SandboxInfo:
     """Change how long a sandbox lives, when it goes to standby, or its metadata."""
     sandbox = daemon.engine.get(sandbox_id)
@@ -96,13 +96,13 @@ async def change_sandbox(sandbox_id: str, body: OptionsRequest, daemon: TheDaemo
     return summarise(sandbox)
 
 
-@router.delete("/v1/sandboxes/{sandbox_id}", status_code=204, responses=answers(404))
+@router.delete("/v1/sandboxes/{sandbox_id}", status_code=204, responses=error_responses(404))
 async def kill(sandbox_id: str, daemon: TheDaemon) -> None:
     """End a sandbox, and remove all it had."""
     await daemon.engine.get(sandbox_id).kill()
 
 
-@router.post("/v1/sandboxes/{sandbox_id}/ping", responses=answers(404, 409))
+@router.post("/v1/sandboxes/{sandbox_id}/ping", responses=error_responses(404, 409))
 async def ping(sandbox_id: str, daemon: TheDaemon) -> Pong:
     """Ask a sandbox's agent whether it is there. A body is ignored."""
     sandbox = daemon.engine.get(sandbox_id)
@@ -114,7 +114,9 @@ async def ping(sandbox_id: str, daemon: TheDaemon) -> Pong:
 
 
 @router.post(
-    "/v1/sandboxes/{sandbox_id}/fork", status_code=201, responses=answers(400, 404, 409, 503)
+    "/v1/sandboxes/{sandbox_id}/fork",
+    status_code=201,
+    responses=error_responses(400, 404, 409, 503),
 )
 async def fork_sandbox(
     sandbox_id: str,
@@ -136,7 +138,7 @@ async def fork_sandbox(
     return await _forked(daemon, request, response, work, body, sandbox.snapshot_tag)
 
 
-@router.post("/v1/sandboxes/{sandbox_id}/standby", responses=answers(404, 409, 507))
+@router.post("/v1/sandboxes/{sandbox_id}/standby", responses=error_responses(404, 409, 507))
 async def standby(sandbox_id: str, daemon: TheDaemon) -> Changed:
     """Write a sandbox's state to the disk and end its machine. It is resumed on request."""
     sandbox = daemon.engine.get(sandbox_id)
@@ -144,7 +146,7 @@ async def standby(sandbox_id: str, daemon: TheDaemon) -> Changed:
     return Changed(sandbox=summarise(sandbox), stages_ms=stages.ms)
 
 
-@router.post("/v1/sandboxes/{sandbox_id}/resume", responses=answers(404, 409, 503))
+@router.post("/v1/sandboxes/{sandbox_id}/resume", responses=error_responses(404, 409, 503))
 async def resume(sandbox_id: str, daemon: TheDaemon) -> Changed:
     """Let a sandbox in standby go on where it was."""
     sandbox = daemon.engine.get(sandbox_id)
@@ -152,7 +154,7 @@ async def resume(sandbox_id: str, daemon: TheDaemon) -> Changed:
     return Changed(sandbox=summarise(sandbox), stages_ms=stages.ms)
 
 
-@router.post("/v1/sandboxes/{sandbox_id}/reset", responses=answers(404, 409, 503))
+@router.post("/v1/sandboxes/{sandbox_id}/reset", responses=error_responses(404, 409, 503))
 async def reset(sandbox_id: str, daemon: TheDaemon) -> Changed:
     """Take a sandbox back to what it stands on: its last branch, or what it was forked from."""
     sandbox = daemon.engine.get(sandbox_id)

@@ -20,7 +20,7 @@ from ratoon.daemon.context import Daemon, TheDaemon
 from ratoon.daemon.forkd import TAKEN, SnapshotRequest
 from ratoon.daemon.images import roots_for
 from ratoon.daemon.models.snapshots import CompactRequest
-from ratoon.daemon.problems import answers, error_response
+from ratoon.daemon.problems import error_response, error_responses
 from ratoon.errors import InvalidInput, NotFound
 from ratoon.network.policy import NetworkPolicy
 from ratoon.sandbox.base import Built
@@ -49,7 +49,7 @@ def check_exists(tag: str) -> str:
     return tag
 
 
-@router.get("/v1/snapshots", responses=answers(), response_model_exclude_none=True)
+@router.get("/v1/snapshots", responses=error_responses(), response_model_exclude_none=True)
 async def list_snapshots(daemon: TheDaemon) -> list[SnapshotInfo]:
     """All snapshots, those that are being written and those that failed included."""
     store = daemon.engine.store
@@ -65,7 +65,7 @@ async def list_snapshots(daemon: TheDaemon) -> list[SnapshotInfo]:
     "/v1/snapshots",
     status_code=201,
     response_model=SnapshotInfo,
-    responses=answers(400, 404, 409, 502),
+    responses=error_responses(400, 404, 409, 502),
     response_model_exclude_none=True,
 )
 async def make_snapshot(
@@ -113,14 +113,18 @@ async def _made(body: SnapshotRequest, daemon: Daemon, request: Request) -> Buil
         )
 
 
-@router.get("/v1/snapshots/{tag}", responses=answers(404, 409), response_model_exclude_none=True)
+@router.get(
+    "/v1/snapshots/{tag}", responses=error_responses(404, 409), response_model_exclude_none=True
+)
 async def get_snapshot(tag: str, daemon: TheDaemon) -> SnapshotInfo:
     """One snapshot."""
     return find(daemon, tag)
 
 
 @router.get(
-    "/v1/snapshots/{tag}/info", responses=answers(404, 409), response_model_exclude_none=True
+    "/v1/snapshots/{tag}/info",
+    responses=error_responses(404, 409),
+    response_model_exclude_none=True,
 )
 async def snapshot_info(tag: str, daemon: TheDaemon) -> SnapshotDetail:
     """All about one snapshot."""
@@ -128,7 +132,7 @@ async def snapshot_info(tag: str, daemon: TheDaemon) -> SnapshotDetail:
     return await asyncio.to_thread(daemon.engine.store.info, tag)
 
 
-@router.delete("/v1/snapshots/{tag}", status_code=204, responses=answers(400, 404, 409))
+@router.delete("/v1/snapshots/{tag}", status_code=204, responses=error_responses(400, 404, 409))
 async def delete_snapshot(
     tag: str, daemon: TheDaemon, cascade: Flag = False, force: Flag = False
 ) -> None:
@@ -138,7 +142,7 @@ async def delete_snapshot(
 
 @router.post(
     "/v1/snapshots/{tag}/compact",
-    responses=answers(400, 404, 409),
+    responses=error_responses(400, 404, 409),
     response_model_exclude_none=True,
 )
 async def compact_snapshot(tag: str, request: CompactRequest, daemon: TheDaemon) -> SnapshotInfo:

@@ -15,7 +15,7 @@ from ratoon.check.check import check_store
 from ratoon.check.scrub import EVERYTHING, Slice
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.models.store import CheckRequest, PoolRequest
-from ratoon.daemon.problems import answers
+from ratoon.daemon.problems import error_responses
 from ratoon.daemon.responses import AsciiJson
 from ratoon.daemon.snapshots import check_exists
 from ratoon.errors import InvalidInput
@@ -26,7 +26,7 @@ from ratoon.snapshot.usage import Usage, snapshot_usage, usage
 router = APIRouter(tags=["store"])
 
 
-@router.get("/v1/lineage", responses=answers())
+@router.get("/v1/lineage", responses=error_responses())
 async def show_lineage(daemon: TheDaemon) -> list[LineageNode]:
     """All snapshots, each followed by those that were made on it."""
     return [*await asyncio.to_thread(lineage, daemon.engine.store)]
@@ -35,7 +35,7 @@ async def show_lineage(daemon: TheDaemon) -> list[LineageNode]:
 @router.get(
     "/v1/snapshots/{tag}/diff/{other}",
     response_model=Differences,
-    responses=answers(404, 409, 507),
+    responses=error_responses(404, 409, 507),
 )
 async def show_difference(tag: str, other: str, daemon: TheDaemon) -> Response:
     """What differs from one snapshot to another: pages, bytes of the disk, files on it."""
@@ -45,7 +45,7 @@ async def show_difference(tag: str, other: str, daemon: TheDaemon) -> Response:
     return AsciiJson({**asdict(found), "files": _files(found)})
 
 
-@router.get("/v1/usage", responses=answers())
+@router.get("/v1/usage", responses=error_responses())
 async def show_usage(daemon: TheDaemon) -> StoreUsage:
     """What everything takes on the disk."""
     whole = await asyncio.to_thread(usage, daemon.engine.store)
@@ -59,14 +59,14 @@ async def show_usage(daemon: TheDaemon) -> StoreUsage:
     )
 
 
-@router.get("/v1/snapshots/{tag}/usage", responses=answers(404, 409))
+@router.get("/v1/snapshots/{tag}/usage", responses=error_responses(404, 409))
 async def show_snapshot_usage(tag: str, daemon: TheDaemon) -> DiskUsage:
     """What one snapshot takes on the disk."""
     check_exists(tag)
     return _usage(await asyncio.to_thread(snapshot_usage, daemon.engine.store, tag))
 
 
-@router.post("/v1/check", responses=answers(400, 409, 503))
+@router.post("/v1/check", responses=error_responses(400, 409, 503))
 async def check(daemon: TheDaemon, body: CheckRequest | None = None) -> CheckReport:
     """Check the store. What is found is the answer; an error is that it could not be checked."""
     body = body or CheckRequest()
@@ -96,13 +96,13 @@ async def check(daemon: TheDaemon, body: CheckRequest | None = None) -> CheckRep
     )
 
 
-@router.get("/v1/pool", responses=answers())
+@router.get("/v1/pool", responses=error_responses())
 async def show_pool(daemon: TheDaemon) -> list[PoolInfo]:
     """The machines that wait to become sandboxes."""
     return [*daemon.engine.pool.status()]
 
 
-@router.put("/v1/pool/{tag}", responses=answers(400, 404, 409, 503))
+@router.put("/v1/pool/{tag}", responses=error_responses(400, 404, 409, 503))
 async def keep_pool(tag: str, body: PoolRequest, daemon: TheDaemon) -> list[PoolInfo]:
     """Have so many machines of a snapshot wait, from soon on. Forks take them, and are quicker."""
     snapshot = daemon.engine.store.get(check_exists(tag))

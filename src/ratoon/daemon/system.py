@@ -14,13 +14,13 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 import ratoon
 from ratoon.api.http_only import Health, Version
 from ratoon.daemon.context import TheDaemon
-from ratoon.daemon.problems import answers, error_response
+from ratoon.daemon.problems import error_response, error_responses
 from ratoon.vmm.command import BINARY
 
 router = APIRouter(tags=["system"])
 
 
-@router.get("/healthz", response_model=Health, responses={503: answers(503)[503]})
+@router.get("/healthz", response_model=Health, responses={503: error_responses(503)[503]})
 async def health(daemon: TheDaemon) -> Health | JSONResponse:
     """Whether the daemon can do its work: start machines, and write to its store. No token."""
     if problem := await asyncio.to_thread(_problem, daemon.engine.store.home):
@@ -43,7 +43,7 @@ def _problem(home: Path) -> str | None:
     "/metrics",
     response_class=Response,
     responses={
-        **answers(),
+        **error_responses(),
         200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Metrics."},
     },
 )
@@ -52,7 +52,7 @@ async def metrics(daemon: TheDaemon) -> Response:
     return Response(daemon.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/version", responses=answers())
+@router.get("/version", responses=error_responses())
 async def version() -> Version:
     """Which Ratoon this is, and which interface it has."""
     return Version(version=ratoon.__version__)

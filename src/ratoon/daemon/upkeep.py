@@ -10,7 +10,7 @@ from ratoon.api.upkeep import CompressReport, PruneBudget, PruneReport, PruneVer
 from ratoon.concurrency import in_thread
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.models.upkeep import CompressRequest, PruneRequest
-from ratoon.daemon.problems import answers
+from ratoon.daemon.problems import error_responses
 from ratoon.daemon.snapshots import check_exists
 from ratoon.sandbox.prune import prune
 from ratoon.snapshot.compress import rewrite_layers
@@ -19,7 +19,7 @@ from ratoon.snapshot.retention import Rules
 router = APIRouter(tags=["store"])
 
 
-@router.post("/v1/prune", responses=answers(400, 404, 409))
+@router.post("/v1/prune", responses=error_responses(400, 404, 409))
 async def prune_snapshots(body: PruneRequest, daemon: TheDaemon) -> PruneReport:
     """Delete the snapshots that the rules do not keep, or tell which those are.
 
@@ -62,7 +62,7 @@ async def prune_snapshots(body: PruneRequest, daemon: TheDaemon) -> PruneReport:
     )
 
 
-@router.post("/v1/compress", responses=answers(400, 404, 409, 507))
+@router.post("/v1/compress", responses=error_responses(400, 404, 409, 507))
 async def compress_layers(daemon: TheDaemon, body: CompressRequest | None = None) -> CompressReport:
     """Compress memory layers where they lie, or have them plain again; all works as before."""
     body = body or CompressRequest()

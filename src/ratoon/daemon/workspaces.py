@@ -7,13 +7,13 @@ from fastapi import APIRouter
 from ratoon.api.http_only import WorkspaceInfo
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.models.sandboxes import SuspendRequest, WorkspaceRequest
-from ratoon.daemon.problems import answers
+from ratoon.daemon.problems import error_responses
 from ratoon.daemon.sandboxes import options_of
 
 router = APIRouter(tags=["workspaces"])
 
 
-@router.get("/v1/workspaces", responses=answers(409), response_model_exclude_none=True)
+@router.get("/v1/workspaces", responses=error_responses(409), response_model_exclude_none=True)
 async def list_workspaces(daemon: TheDaemon) -> list[WorkspaceInfo]:
     """All workspaces."""
     return await daemon.workspaces.list()
@@ -22,7 +22,7 @@ async def list_workspaces(daemon: TheDaemon) -> list[WorkspaceInfo]:
 @router.post(
     "/v1/workspaces",
     status_code=201,
-    responses=answers(400, 404, 409, 503),
+    responses=error_responses(400, 404, 409, 503),
     response_model_exclude_none=True,
 )
 async def create_workspace(body: WorkspaceRequest, daemon: TheDaemon) -> WorkspaceInfo:
@@ -30,13 +30,15 @@ async def create_workspace(body: WorkspaceRequest, daemon: TheDaemon) -> Workspa
     return await daemon.workspaces.create(body.name, body.snapshot_tag, options_of(body))
 
 
-@router.get("/v1/workspaces/{name}", responses=answers(404, 409), response_model_exclude_none=True)
+@router.get(
+    "/v1/workspaces/{name}", responses=error_responses(404, 409), response_model_exclude_none=True
+)
 async def get_workspace(name: str, daemon: TheDaemon) -> WorkspaceInfo:
     """One workspace."""
     return await daemon.workspaces.get(name)
 
 
-@router.delete("/v1/workspaces/{name}", status_code=204, responses=answers(404, 409))
+@router.delete("/v1/workspaces/{name}", status_code=204, responses=error_responses(404, 409))
 async def delete_workspace(name: str, daemon: TheDaemon) -> None:
     """Remove a workspace, its sandbox, and the snapshot that it was suspended to."""
     await daemon.workspaces.delete(name)
@@ -44,7 +46,7 @@ async def delete_workspace(name: str, daemon: TheDaemon) -> None:
 
 @router.post(
     "/v1/workspaces/{name}/suspend",
-    responses=answers(400, 404, 409, 503, 507),
+    responses=error_responses(400, 404, 409, 503, 507),
     response_model_exclude_none=True,
 )
 async def suspend_workspace(
@@ -57,7 +59,7 @@ async def suspend_workspace(
 
 @router.post(
     "/v1/workspaces/{name}/resume",
-    responses=answers(400, 404, 409, 503),
+    responses=error_responses(400, 404, 409, 503),
     response_model_exclude_none=True,
 )
 async def resume_workspace(name: str, daemon: TheDaemon) -> WorkspaceInfo:
