@@ -14,7 +14,7 @@ from pathlib import Path
 
 CLIENT = Path(__file__).parent.parent / "src/ratoon/client"
 SOURCE, TARGET = CLIENT / "aio", CLIENT / "sync"
-BY_HAND = {"__init__.py", "conversations.py", "parallel.py", "wire.py"}
+BY_HAND = {"__init__.py", "concurrency.py", "conversations.py", "transport.py"}
 
 HEADER = "# Made from ../aio/{name} by scripts/make_sync.py: change it there.\n"
 

@@ -249,7 +249,7 @@ def test_an_answer_may_come_in_any_pieces(cuts: list[int]) -> None:
     with theirs:
         connection: Any = Connection(Known(parse("http://localhost", None)))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ratoon.client.sync.wire._connected", lambda address: ours)
+            patch.setattr("ratoon.client.sync.transport._connected", lambda address: ours)
 
             def talk() -> None:
                 head(theirs)

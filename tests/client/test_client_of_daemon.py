@@ -77,9 +77,9 @@ async def test_a_stream_is_refused_as_a_request_is(secured: Secured) -> None:
     await connection.close()
     connection = AsyncConnection(Known(parse(secured.daemon.url, TOKEN, secured.context)))
     async with connection.converse("/v1/sandboxes/sb-1/exec/stream") as talk:
-        await talk.say(argv=["true"])
+        await talk.send_json(argv=["true"])
         with pytest.raises(NotFound, match="sb-1"):
-            await talk.hear()
+            await talk.receive()
     await connection.close()
 
 

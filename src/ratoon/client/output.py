@@ -63,7 +63,7 @@ def output_of(message: bytes) -> Output:
     return Output("stderr" if message[:1] == b"\x02" else "stdout", message[1:])
 
 
-class Gathering:
+class OutputCollector:
     """Keeps what comes, up to a limit, and decodes it for those who listen."""
 
     def __init__(self) -> None:

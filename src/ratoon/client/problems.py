@@ -20,7 +20,7 @@ from ratoon.errors import (
 )
 
 
-class Lost(Exception):
+class ConnectionLost(Exception):
     """A connection ended before all was said."""
 
 
@@ -60,7 +60,7 @@ def explained(address: Address) -> Iterator[None]:
     """Raise Unreachable where the daemon at `address` is gone."""
     try:
         yield
-    except Lost as error:
+    except ConnectionLost as error:
         raise Unreachable(
             f"the daemon at {address} went away before it had answered: {_reason(error)}; "
             "what was asked for may have been done, or not"
@@ -72,7 +72,7 @@ def cut_short(what: str) -> Iterator[None]:
     """Raise Unreachable where not all of `what` comes, although it had begun."""
     try:
         yield
-    except Lost as error:
+    except ConnectionLost as error:
         raise Unreachable(
             f"{what} was cut short: the sandbox, or the daemon, is gone, or could not read on; "
             "the daemon's log says more"

@@ -37,7 +37,7 @@ class Conversation:
     def __init__(self, socket: WebSocket) -> None:
         self._socket = socket
 
-    async def say(self, **fields: Any) -> None:
+    async def send_json(self, **fields: Any) -> None:
         """Send an object; names of files that are not UTF-8 come through, escaped."""
         await self._socket.send_text(json.dumps(fields))
 
@@ -46,7 +46,7 @@ class Conversation:
         for start in range(0, len(data), MAX_MESSAGE):
             await self._socket.send_bytes(prefix + data[start : start + MAX_MESSAGE])
 
-    async def hear(self) -> bytes | dict[str, Any]:
+    async def receive(self) -> bytes | dict[str, Any]:
         """What the client sends next. InvalidInput: a text that is no object."""
         message = await self._socket.receive()
         if message["type"] == "websocket.disconnect":
@@ -65,7 +65,7 @@ class Conversation:
         """The client's first message. InvalidInput, ValidationError: it is none."""
         try:
             async with asyncio.timeout(OPENING_TIMEOUT):
-                found = await self.hear()
+                found = await self.receive()
         except TimeoutError:
             raise InvalidInput(f"nothing was asked for within {OPENING_TIMEOUT:g} s") from None
         if isinstance(found, bytes):
@@ -89,7 +89,7 @@ class Conversation:
     async def until_gone(self) -> NoReturn:
         """WebSocketDisconnect once the client is gone; what it says is dropped."""
         while True:
-            await self.hear()
+            await self.receive()
 
 
 @asynccontextmanager
@@ -105,9 +105,9 @@ async def conversation(socket: WebSocket) -> AsyncIterator[Conversation]:
             yield talk
         except ValidationError as error:
             status, text = explain(error.errors())
-            await talk.say(error=text, kind="InvalidInput", status=status)
+            await talk.send_json(error=text, kind="InvalidInput", status=status)
         except RatoonError as error:
-            await talk.say(**error_fields(error), status=error.http_status)
+            await talk.send_json(**error_fields(error), status=error.http_status)
         except OSError as error:
-            await talk.say(error=files.describe(error), kind="HostError", status=500)
+            await talk.send_json(error=files.describe(error), kind="HostError", status=500)
         await socket.close()

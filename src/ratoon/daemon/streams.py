@@ -49,10 +49,10 @@ async def stream_command(socket: WebSocket, sandbox_id: str, daemon: TheDaemon) 
                 timeout=wanted.timeout,
             )
         async with running as command:
-            await client.say(started={"pid": command.pid})
+            await client.send_json(started={"pid": command.pid})
             await beside(_output(command, client), _input(client, command))
             ended = await command.wait()
-        await client.say(
+        await client.send_json(
             exit={
                 "exit_code": ended.exit_code,
                 "timed_out": ended.timed_out,
@@ -69,7 +69,7 @@ async def _output(command: Command, client: Conversation) -> None:
 
 async def _input(client: Conversation, command: Command) -> None:
     while True:
-        said = await client.hear()
+        said = await client.receive()
         if isinstance(said, bytes):
             await client.while_there(command.write(said))
             continue
@@ -102,7 +102,7 @@ async def stream_evaluation(socket: WebSocket, sandbox_id: str, daemon: TheDaemo
             on_stderr=on_stderr,
         )
         done = await beside(work, client.until_gone())
-        await client.say(
+        await client.send_json(
             exit={
                 "result": done.result,
                 "error": done.error,
@@ -122,7 +122,7 @@ async def stream_changes(
     async with conversation(socket) as client:
         files = GuestFiles(daemon.engine.get(sandbox_id))
         async with files.watch(raw_parameter(socket, "path"), recursive=recursive) as events:
-            await client.say(started={})
+            await client.send_json(started={})
 
             async def tell() -> None:
                 async for event in events:
@@ -132,7 +132,7 @@ async def stream_changes(
                         "is_directory": event.is_directory,
                         "old_path": event.old_path,
                     }
-                    await client.say(event=fields)
+                    await client.send_json(event=fields)
 
             await beside(tell(), client.until_gone())
 
@@ -146,7 +146,7 @@ async def stream_connection(
         conversation(socket) as client,
         commands.dial(daemon.engine.get(sandbox_id), port) as stream,
     ):
-        await client.say(started={})
+        await client.send_json(started={})
         await beside(_from_port(stream, client), _to_port(client, stream))
 
 
@@ -155,12 +155,12 @@ async def _from_port(stream: GuestStream, client: Conversation) -> None:
         if piece[1]:
             await client.send(piece[1])
         else:
-            await client.say(eof=True)
+            await client.send_json(eof=True)
 
 
 async def _to_port(client: Conversation, stream: GuestStream) -> None:
     while True:
-        said = await client.hear()
+        said = await client.receive()
         if isinstance(said, bytes):
             await client.while_there(stream.write(said))
         elif said == {"eof": True}:

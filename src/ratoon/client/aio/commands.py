@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from ratoon.api.answers import ProcessInfo, read
+from ratoon.client.aio.concurrency import Listener, beside, tell
 from ratoon.client.aio.connection import AsyncConnection, begun
 from ratoon.client.aio.conversations import AsyncConversation
-from ratoon.client.aio.parallel import Listener, beside, tell
 from ratoon.client.output import (
     CommandResult,
-    Gathering,
     Output,
+    OutputCollector,
     command_of,
     output_of,
     require_success,
@@ -56,7 +56,7 @@ class AsyncCommand:
     async def read(self) -> Output | None:
         """What it writes next; None: it has ended. Conflict: somebody else listens now."""
         while self._ended is None:
-            message = await self._talk.hear()
+            message = await self._talk.receive()
             if isinstance(message, bytes):
                 return output_of(message)
             if message is None:
@@ -95,11 +95,11 @@ class AsyncCommand:
 
     async def close_stdin(self) -> None:
         """No more input will come; on a terminal it gets what control-D sends."""
-        await self._talk.say(eof=True)
+        await self._talk.send_json(eof=True)
 
     async def resize(self, rows: int, columns: int) -> None:
         """Set the size of its terminal."""
-        await self._talk.say(resize={"rows": rows, "columns": columns})
+        await self._talk.send_json(resize={"rows": rows, "columns": columns})
 
     async def signal(self, number: int) -> None:
         """Send a signal to its process group. Conflict: it has ended."""
@@ -270,7 +270,7 @@ class AsyncCommands:
         async with AsyncExitStack() as held:
             path = f"{self._path}/exec/stream"
             talk = await held.enter_async_context(self._connection.converse(path))
-            await talk.say(**opening)
+            await talk.send_json(**opening)
             pid = (await begun(talk))["pid"]
             return AsyncCommand(self._connection, self._path, held.pop_all(), talk, pid, shown)
         raise AssertionError
@@ -280,10 +280,10 @@ async def gather(
     outputs: AsyncIterable[Output],
     on_stdout: Listener[str] | None,
     on_stderr: Listener[str] | None,
-) -> Gathering:
+) -> OutputCollector:
     """Take all of the output, and tell it to the listeners as text."""
     listeners = {"stdout": on_stdout, "stderr": on_stderr}
-    gathering = Gathering()
+    gathering = OutputCollector()
     async for output in outputs:
         text = gathering.add(output)
         if text and (listener := listeners[output.stream]):

@@ -9,9 +9,9 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from ratoon.client.address import Address, Source
+from ratoon.client.aio.concurrency import Lock, in_thread
 from ratoon.client.aio.conversations import AsyncConversation, AsyncConversations
 from ratoon.client.aio.http import AsyncAnswer, AsyncHttp, Content
-from ratoon.client.aio.parallel import Lock, in_thread
 from ratoon.client.problems import cut_short, error_from, explained
 from ratoon.errors import Unreachable
 
@@ -124,7 +124,7 @@ class AsyncConnection:
 
 async def begun(talk: AsyncConversation) -> dict[str, Any]:
     """What is said of something that has started."""
-    message = await talk.hear()
+    message = await talk.receive()
     if not isinstance(message, dict) or not isinstance(message.get("started"), dict):
         raise Unreachable("the daemon closed before it had started what was asked for")
     started: dict[str, Any] = message["started"]

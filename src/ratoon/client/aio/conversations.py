@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ratoon.client.address import CONNECT_TIMEOUT, Address
-from ratoon.client.problems import Lost, error_from, explained, unreachable
+from ratoon.client.problems import ConnectionLost, error_from, explained, unreachable
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
@@ -33,7 +33,7 @@ class AsyncConversation:
         self._address = address
         self._socket = socket
 
-    async def say(self, **fields: Any) -> None:
+    async def send_json(self, **fields: Any) -> None:
         """Send an object."""
         with explained(self._address), _noticed():
             await self._socket.send(json.dumps(fields))
@@ -43,7 +43,7 @@ class AsyncConversation:
         with explained(self._address), _noticed():
             await self._socket.send(data)
 
-    async def hear(self) -> bytes | dict[str, Any] | None:
+    async def receive(self) -> bytes | dict[str, Any] | None:
         """The next message: bytes, or an object; None once the daemon has closed.
 
         An object that tells of an error raises that.
@@ -112,10 +112,10 @@ class AsyncConversations:
 
 @contextmanager
 def _noticed() -> Iterator[None]:
-    """Lost: the WebSocket was closed."""
+    """ConnectionLost: the WebSocket was closed."""
     from websockets.exceptions import ConnectionClosed
 
     try:
         yield
     except ConnectionClosed as error:
-        raise Lost(str(error)) from error
+        raise ConnectionLost(str(error)) from error

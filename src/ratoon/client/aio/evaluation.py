@@ -7,8 +7,8 @@ from typing import Any
 
 from ratoon.api.answers import EvalResult
 from ratoon.client.aio.commands import gather
+from ratoon.client.aio.concurrency import Listener
 from ratoon.client.aio.connection import AsyncConnection
-from ratoon.client.aio.parallel import Listener
 from ratoon.client.output import Output, output_of
 from ratoon.errors import Unreachable
 
@@ -27,12 +27,12 @@ async def evaluate(
     async with connection.converse(f"{path}/eval/stream") as talk:
 
         async def outputs() -> AsyncIterator[Output]:
-            while isinstance(message := await talk.hear(), bytes):
+            while isinstance(message := await talk.receive(), bytes):
                 yield output_of(message)
             if message is None or "exit" not in message:
                 raise Unreachable("the daemon closed before it had told how the code ended")
             ended.update(message["exit"])
 
-        await talk.say(code=code, timeout=timeout)
+        await talk.send_json(code=code, timeout=timeout)
         gathering = await gather(outputs(), on_stdout, on_stderr)
     return gathering.evaluated(ended)

@@ -263,5 +263,5 @@ class AsyncFiles:
 
 
 async def _events(talk: AsyncConversation) -> AsyncIterator[FileEvent]:
-    while isinstance(message := await talk.hear(), dict):
+    while isinstance(message := await talk.receive(), dict):
         yield read(FileEvent, message["event"])

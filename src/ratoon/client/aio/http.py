@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import h11
 
 from ratoon.client.address import Address
-from ratoon.client.aio.wire import AsyncWire
-from ratoon.client.problems import Lost
+from ratoon.client.aio.transport import AsyncTransport
+from ratoon.client.problems import ConnectionLost
 
 Content = bytes | AsyncIterable[bytes]
 
@@ -25,7 +25,7 @@ _KEPT = 8
 class AsyncHttp:
     """Requests to the daemon at `address`, each on a connection that no other one uses meanwhile.
 
-    Unreachable: nobody is there. Lost: the connection ended too early.
+    Unreachable: nobody is there. ConnectionLost: the connection ended too early.
     """
 
     def __init__(self, address: Address) -> None:
@@ -76,7 +76,7 @@ class AsyncHttp:
                 if line.is_fresh():
                     return line
                 self._drop(line)
-        line = _Line(await AsyncWire.open(self._address))
+        line = _Line(await AsyncTransport.open(self._address))
         self._lines.add(line)
         return line
 
@@ -99,7 +99,7 @@ class AsyncAnswer:
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """Its body, as it comes."""
-        while isinstance(event := await self._line.hear(), h11.Data):
+        while isinstance(event := await self._line.next_event(), h11.Data):
             yield bytes(event.data)
 
     async def read(self) -> bytes:
@@ -113,8 +113,8 @@ class AsyncAnswer:
 class _Line:
     """A connection, and how far the two sides are."""
 
-    def __init__(self, wire: AsyncWire) -> None:
-        self._wire = wire
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
         self._http = h11.Connection(h11.CLIENT)
 
     @property
@@ -125,34 +125,34 @@ class _Line:
     def is_fresh(self) -> bool:
         """Make it ready for another request, unless the daemon has closed it."""
         self._http.start_next_cycle()
-        return self._wire.is_open
+        return self._transport.is_open
 
     async def ask(self, request: h11.Request, content: Content) -> h11.Response:
         """The head of what is answered."""
-        with suppress(Lost):  # who does not take all of it may have said why
-            await self._say(request)
+        with suppress(ConnectionLost):  # who does not take all of it may have said why
+            await self._send(request)
             if isinstance(content, bytes):
-                await self._say(h11.Data(data=content))
+                await self._send(h11.Data(data=content))
             else:
                 async for piece in content:
-                    await self._say(h11.Data(data=piece))
-            await self._say(h11.EndOfMessage())
-        while not isinstance(head := await self.hear(), h11.Response):
+                    await self._send(h11.Data(data=piece))
+            await self._send(h11.EndOfMessage())
+        while not isinstance(head := await self.next_event(), h11.Response):
             pass  # it will come
         return head
 
-    async def hear(self) -> Any:
-        """The next thing that is said. Lost: there is none, or it is no HTTP."""
+    async def next_event(self) -> Any:
+        """The next that comes. ConnectionLost: there is none, or it is no HTTP."""
         try:
             while (event := self._http.next_event()) is h11.NEED_DATA:
-                self._http.receive_data(await self._wire.read())
+                self._http.receive_data(await self._transport.read())
         except h11.RemoteProtocolError as error:
-            raise Lost(str(error)) from error
+            raise ConnectionLost(str(error)) from error
         return event
 
     def close(self) -> None:
-        self._wire.close()
+        self._transport.close()
 
-    async def _say(self, event: h11.Event) -> None:
+    async def _send(self, event: h11.Event) -> None:
         if data := self._http.send(event):
-            await self._wire.write(data)
+            await self._transport.write(data)

@@ -29,12 +29,12 @@ class AsyncDialled:
 
     async def end(self) -> None:
         """No more will be sent; there may be more to receive."""
-        await self._talk.say(eof=True)
+        await self._talk.send_json(eof=True)
 
     async def receive(self) -> bytes:
         """What comes next; empty once no more will come. GuestError: it was reset."""
         if not self._over:
-            message = await self._talk.hear()
+            message = await self._talk.receive()
             if isinstance(message, bytes):
                 return message
             self._over = True

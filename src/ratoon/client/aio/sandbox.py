@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal, Self, Unpack
 
 from ratoon.api.answers import Changed, EvalResult, RunInfo, SandboxInfo, read
 from ratoon.client.aio.commands import AsyncCommands
+from ratoon.client.aio.concurrency import Listener
 from ratoon.client.aio.connection import segment
 from ratoon.client.aio.evaluation import evaluate
-from ratoon.client.aio.parallel import Listener
 from ratoon.client.aio.ports import AsyncPorts
 from ratoon.client.aio.pty import AsyncPty
 from ratoon.client.options import Options, request_for

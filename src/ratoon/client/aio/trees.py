@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from ratoon.api.files import Transfer
+from ratoon.client.aio.concurrency import in_thread
 from ratoon.client.aio.connection import AsyncConnection
-from ratoon.client.aio.parallel import in_thread
 from ratoon.client.files import OnBytes
 from ratoon.client.local_trees import exhaust, local_errors, refused
 from ratoon.guest.agent.packing import MAX_LISTED, Packer

@@ -12,15 +12,15 @@ from typing import Any, Literal, Self, overload
 from ratoon.api.answers import ProcessInfo, read
 from ratoon.client.output import (
     CommandResult,
-    Gathering,
     Output,
+    OutputCollector,
     command_of,
     output_of,
     require_success,
 )
+from ratoon.client.sync.concurrency import Listener, beside, tell
 from ratoon.client.sync.connection import Connection, begun
 from ratoon.client.sync.conversations import Conversation
-from ratoon.client.sync.parallel import Listener, beside, tell
 from ratoon.errors import Unreachable
 
 Processes = list[ProcessInfo]
@@ -57,7 +57,7 @@ class Command:
     def read(self) -> Output | None:
         """What it writes next; None: it has ended. Conflict: somebody else listens now."""
         while self._ended is None:
-            message = self._talk.hear()
+            message = self._talk.receive()
             if isinstance(message, bytes):
                 return output_of(message)
             if message is None:
@@ -96,11 +96,11 @@ class Command:
 
     def close_stdin(self) -> None:
         """No more input will come; on a terminal it gets what control-D sends."""
-        self._talk.say(eof=True)
+        self._talk.send_json(eof=True)
 
     def resize(self, rows: int, columns: int) -> None:
         """Set the size of its terminal."""
-        self._talk.say(resize={"rows": rows, "columns": columns})
+        self._talk.send_json(resize={"rows": rows, "columns": columns})
 
     def signal(self, number: int) -> None:
         """Send a signal to its process group. Conflict: it has ended."""
@@ -271,7 +271,7 @@ class Commands:
         with ExitStack() as held:
             path = f"{self._path}/exec/stream"
             talk = held.enter_context(self._connection.converse(path))
-            talk.say(**opening)
+            talk.send_json(**opening)
             pid = (begun(talk))["pid"]
             return Command(self._connection, self._path, held.pop_all(), talk, pid, shown)
         raise AssertionError
@@ -281,10 +281,10 @@ def gather(
     outputs: Iterable[Output],
     on_stdout: Listener[str] | None,
     on_stderr: Listener[str] | None,
-) -> Gathering:
+) -> OutputCollector:
     """Take all of the output, and tell it to the listeners as text."""
     listeners = {"stdout": on_stdout, "stderr": on_stderr}
-    gathering = Gathering()
+    gathering = OutputCollector()
     for output in outputs:
         text = gathering.add(output)
         if text and (listener := listeners[output.stream]):

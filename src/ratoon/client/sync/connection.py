@@ -11,9 +11,9 @@ from urllib.parse import quote, urlencode
 
 from ratoon.client.address import Address, Source
 from ratoon.client.problems import cut_short, error_from, explained
+from ratoon.client.sync.concurrency import Lock, in_thread
 from ratoon.client.sync.conversations import Conversation, Conversations
 from ratoon.client.sync.http import Answer, Content, Http
-from ratoon.client.sync.parallel import Lock, in_thread
 from ratoon.errors import Unreachable
 
 Query = Mapping[str, object]
@@ -118,7 +118,7 @@ class Connection:
 
 def begun(talk: Conversation) -> dict[str, Any]:
     """What is said of something that has started."""
-    message = talk.hear()
+    message = talk.receive()
     if not isinstance(message, dict) or not isinstance(message.get("started"), dict):
         raise Unreachable("the daemon closed before it had started what was asked for")
     started: dict[str, Any] = message["started"]

@@ -22,27 +22,27 @@ T = TypeVar("T")
 class Conversation:
     """Messages to a daemon and from it. What is not received holds up the daemon's side.
 
-    One thread may send while another one hears.
+    One thread may send while another one receives.
     """
 
     def __init__(self, loop: _Loop, talk: AsyncConversation) -> None:
         self._loop = loop
         self._talk = talk
 
-    def say(self, **fields: Any) -> None:
+    def send_json(self, **fields: Any) -> None:
         """Send an object."""
-        self._loop.run(self._talk.say(**fields))
+        self._loop.run(self._talk.send_json(**fields))
 
     def send(self, data: bytes) -> None:
         """Send bytes. Waits until the daemon takes them."""
         self._loop.run(self._talk.send(data))
 
-    def hear(self) -> bytes | dict[str, Any] | None:
+    def receive(self) -> bytes | dict[str, Any] | None:
         """The next message: bytes, or an object; None once the daemon has closed.
 
         An object that tells of an error raises that.
         """
-        return self._loop.run(self._talk.hear())
+        return self._loop.run(self._talk.receive())
 
 
 class Conversations:

@@ -9,8 +9,8 @@ from typing import Any
 from ratoon.api.answers import EvalResult
 from ratoon.client.output import Output, output_of
 from ratoon.client.sync.commands import gather
+from ratoon.client.sync.concurrency import Listener
 from ratoon.client.sync.connection import Connection
-from ratoon.client.sync.parallel import Listener
 from ratoon.errors import Unreachable
 
 
@@ -28,12 +28,12 @@ def evaluate(
     with connection.converse(f"{path}/eval/stream") as talk:
 
         def outputs() -> Iterator[Output]:
-            while isinstance(message := talk.hear(), bytes):
+            while isinstance(message := talk.receive(), bytes):
                 yield output_of(message)
             if message is None or "exit" not in message:
                 raise Unreachable("the daemon closed before it had told how the code ended")
             ended.update(message["exit"])
 
-        talk.say(code=code, timeout=timeout)
+        talk.send_json(code=code, timeout=timeout)
         gathering = gather(outputs(), on_stdout, on_stderr)
     return gathering.evaluated(ended)

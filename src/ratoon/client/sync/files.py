@@ -260,5 +260,5 @@ class Files:
 
 
 def _events(talk: Conversation) -> Iterator[FileEvent]:
-    while isinstance(message := talk.hear(), dict):
+    while isinstance(message := talk.receive(), dict):
         yield read(FileEvent, message["event"])

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import h11
 
 from ratoon.client.address import Address
-from ratoon.client.problems import Lost
-from ratoon.client.sync.wire import Wire
+from ratoon.client.problems import ConnectionLost
+from ratoon.client.sync.transport import Transport
 
 Content = bytes | Iterable[bytes]
 
@@ -26,7 +26,7 @@ _KEPT = 8
 class Http:
     """Requests to the daemon at `address`, each on a connection that no other one uses meanwhile.
 
-    Unreachable: nobody is there. Lost: the connection ended too early.
+    Unreachable: nobody is there. ConnectionLost: the connection ended too early.
     """
 
     def __init__(self, address: Address) -> None:
@@ -77,7 +77,7 @@ class Http:
                 if line.is_fresh():
                     return line
                 self._drop(line)
-        line = _Line(Wire.open(self._address))
+        line = _Line(Transport.open(self._address))
         self._lines.add(line)
         return line
 
@@ -100,7 +100,7 @@ class Answer:
 
     def pieces(self) -> Generator[bytes, None, None]:
         """Its body, as it comes."""
-        while isinstance(event := self._line.hear(), h11.Data):
+        while isinstance(event := self._line.next_event(), h11.Data):
             yield bytes(event.data)
 
     def read(self) -> bytes:
@@ -114,8 +114,8 @@ class Answer:
 class _Line:
     """A connection, and how far the two sides are."""
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
         self._http = h11.Connection(h11.CLIENT)
 
     @property
@@ -126,34 +126,34 @@ class _Line:
     def is_fresh(self) -> bool:
         """Make it ready for another request, unless the daemon has closed it."""
         self._http.start_next_cycle()
-        return self._wire.is_open
+        return self._transport.is_open
 
     def ask(self, request: h11.Request, content: Content) -> h11.Response:
         """The head of what is answered."""
-        with suppress(Lost):  # who does not take all of it may have said why
-            self._say(request)
+        with suppress(ConnectionLost):  # who does not take all of it may have said why
+            self._send(request)
             if isinstance(content, bytes):
-                self._say(h11.Data(data=content))
+                self._send(h11.Data(data=content))
             else:
                 for piece in content:
-                    self._say(h11.Data(data=piece))
-            self._say(h11.EndOfMessage())
-        while not isinstance(head := self.hear(), h11.Response):
+                    self._send(h11.Data(data=piece))
+            self._send(h11.EndOfMessage())
+        while not isinstance(head := self.next_event(), h11.Response):
             pass  # it will come
         return head
 
-    def hear(self) -> Any:
-        """The next thing that is said. Lost: there is none, or it is no HTTP."""
+    def next_event(self) -> Any:
+        """The next that comes. ConnectionLost: there is none, or it is no HTTP."""
         try:
             while (event := self._http.next_event()) is h11.NEED_DATA:
-                self._http.receive_data(self._wire.read())
+                self._http.receive_data(self._transport.read())
         except h11.RemoteProtocolError as error:
-            raise Lost(str(error)) from error
+            raise ConnectionLost(str(error)) from error
         return event
 
     def close(self) -> None:
-        self._wire.close()
+        self._transport.close()
 
-    def _say(self, event: h11.Event) -> None:
+    def _send(self, event: h11.Event) -> None:
         if data := self._http.send(event):
-            self._wire.write(data)
+            self._transport.write(data)

@@ -30,12 +30,12 @@ class Dialled:
 
     def end(self) -> None:
         """No more will be sent; there may be more to receive."""
-        self._talk.say(eof=True)
+        self._talk.send_json(eof=True)
 
     def receive(self) -> bytes:
         """What comes next; empty once no more will come. GuestError: it was reset."""
         if not self._over:
-            message = self._talk.hear()
+            message = self._talk.receive()
             if isinstance(message, bytes):
                 return message
             self._over = True

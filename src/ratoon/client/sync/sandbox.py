@@ -13,9 +13,9 @@ from ratoon.api.answers import Changed, EvalResult, RunInfo, SandboxInfo, read
 from ratoon.client.options import Options, request_for
 from ratoon.client.runs import RunOptions
 from ratoon.client.sync.commands import Commands
+from ratoon.client.sync.concurrency import Listener
 from ratoon.client.sync.connection import segment
 from ratoon.client.sync.evaluation import evaluate
-from ratoon.client.sync.parallel import Listener
 from ratoon.client.sync.ports import Ports
 from ratoon.client.sync.pty import Pty
 from ratoon.errors import NotFound, RatoonError, Unreachable

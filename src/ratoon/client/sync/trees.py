@@ -10,8 +10,8 @@ from pathlib import Path
 from ratoon.api.files import Transfer
 from ratoon.client.files import OnBytes
 from ratoon.client.local_trees import exhaust, local_errors, refused
+from ratoon.client.sync.concurrency import in_thread
 from ratoon.client.sync.connection import Connection
-from ratoon.client.sync.parallel import in_thread
 from ratoon.guest.agent.packing import MAX_LISTED, Packer
 from ratoon.guest.agent.unpacking import Bounds, Unpacker
 

@@ -8,13 +8,13 @@ from select import POLLIN, poll
 from typing import Self
 
 from ratoon.client.address import CONNECT_TIMEOUT, Address
-from ratoon.client.problems import Lost, unreachable
+from ratoon.client.problems import ConnectionLost, unreachable
 
 #: Bytes that are read at once.
 _PIECE = 256 * 1024
 
 
-class Wire:
+class Transport:
     """A connection, over a unix socket, TCP or TLS."""
 
     def __init__(self, connected: socket.socket) -> None:
@@ -45,11 +45,11 @@ class Wire:
             return b""
 
     def write(self, data: bytes) -> None:
-        """Waits until all of it is on its way. Lost."""
+        """Waits until all of it is on its way. ConnectionLost."""
         try:
             self._socket.sendall(data)
         except OSError as error:
-            raise Lost(str(error)) from error
+            raise ConnectionLost(str(error)) from error
 
     def close(self) -> None:
         """Another thread that reads or writes does so no more."""

@@ -1,7 +1,7 @@
 """What is done in another way without asyncio. `ratoon.client.sync` has a module of its own for it.
 
-It, `wire` and `conversations` are the only ones: all others become those of `ratoon.client.sync`
-word by word.
+It, `transport` and `conversations` are the only ones: all others become those of
+`ratoon.client.sync` word by word.
 """
 
 from __future__ import annotations

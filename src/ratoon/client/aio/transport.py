@@ -7,13 +7,13 @@ from select import POLLIN, poll
 from typing import Any, Self
 
 from ratoon.client.address import CONNECT_TIMEOUT, Address
-from ratoon.client.problems import Lost, unreachable
+from ratoon.client.problems import ConnectionLost, unreachable
 
 #: Bytes that are read at once.
 _PIECE = 256 * 1024
 
 
-class AsyncWire:
+class AsyncTransport:
     """A connection, over a unix socket, TCP or TLS."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -55,12 +55,12 @@ class AsyncWire:
         return await self._reader.read(_PIECE)
 
     async def write(self, data: bytes) -> None:
-        """Waits until most of it is on its way. Lost."""
+        """Waits until most of it is on its way. ConnectionLost."""
         try:
             self._writer.write(data)
             await self._writer.drain()
         except OSError as error:
-            raise Lost(str(error)) from error
+            raise ConnectionLost(str(error)) from error
 
     def close(self) -> None:
         self._writer.transport.abort()
