@@ -17,13 +17,11 @@ if TYPE_CHECKING:
     from ratoon.api.answers import EvalResult, SandboxInfo
     from ratoon.api.files import FileEvent, FileInfo
     from ratoon.api.snapshots import SnapshotInfo
-    from ratoon.client.aio.client import AsyncClient
+    from ratoon.client.aio.client import AsyncClient, AsyncSandbox
     from ratoon.client.aio.commands import AsyncCommand
-    from ratoon.client.aio.sandbox import AsyncSandbox
     from ratoon.client.output import CommandResult, Output
-    from ratoon.client.sync.client import Client
+    from ratoon.client.sync.client import Client, Sandbox
     from ratoon.client.sync.commands import Command
-    from ratoon.client.sync.sandbox import Sandbox
     from ratoon.errors import CommandFailed, Conflict, NotFound, RatoonError, Unreachable
 
 __version__ = "0.1.0"
@@ -54,12 +52,10 @@ _HOMES = {
     **dict.fromkeys(("EvalResult", "SandboxInfo"), "api.answers"),
     **dict.fromkeys(("FileEvent", "FileInfo"), "api.files"),
     "SnapshotInfo": "api.snapshots",
-    "AsyncClient": "client.aio.client",
+    **dict.fromkeys(("AsyncClient", "AsyncSandbox"), "client.aio.client"),
     "AsyncCommand": "client.aio.commands",
-    "AsyncSandbox": "client.aio.sandbox",
-    "Client": "client.sync.client",
+    **dict.fromkeys(("Client", "Sandbox"), "client.sync.client"),
     "Command": "client.sync.commands",
-    "Sandbox": "client.sync.sandbox",
     **dict.fromkeys(("CommandResult", "Output"), "client.output"),
     **dict.fromkeys(
         ("CommandFailed", "Conflict", "NotFound", "RatoonError", "Unreachable"), "errors"

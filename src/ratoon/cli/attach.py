@@ -14,9 +14,8 @@ from ratoon.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
     from ratoon.api.answers import ProcessInfo
-    from ratoon.client.aio.client import AsyncClient
+    from ratoon.client.aio.client import AsyncClient, AsyncSandbox
     from ratoon.client.aio.commands import AsyncCommand
-    from ratoon.client.aio.sandbox import AsyncSandbox
 
 #: Seconds without output after which all that was written is taken to be there.
 QUIET = 0.3

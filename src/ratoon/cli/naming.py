@@ -11,8 +11,7 @@ import typer
 from ratoon.errors import AlreadyExists, Conflict, NotFound
 
 if TYPE_CHECKING:
-    from ratoon.client.aio.client import AsyncClient
-    from ratoon.client.aio.sandbox import AsyncSandbox
+    from ratoon.client.aio.client import AsyncClient, AsyncSandbox
 
 #: The metadata that a name is kept in.
 NAME = "name"

@@ -22,9 +22,8 @@ from ratoon.errors import InvalidInput, NotFound, RegistryError
 
 if TYPE_CHECKING:
     from ratoon.cli.options import ImageOptions
-    from ratoon.client.aio.client import AsyncClient
+    from ratoon.client.aio.client import AsyncClient, AsyncSandbox
     from ratoon.client.aio.commands import AsyncCommand
-    from ratoon.client.aio.sandbox import AsyncSandbox
     from ratoon.client.options import Options
     from ratoon.client.output import CommandResult
     from ratoon.client.runs import RunOptions
@@ -103,7 +102,7 @@ async def run_in_fork(
     if name is not None:
         await require_free(client, name)
         options["metadata"] = {**options.get("metadata", {}), NAME: name}
-    from ratoon.client.aio.sandbox import AsyncSandbox
+    from ratoon.client.aio.client import AsyncSandbox
 
     async with AsyncExitStack() as held:
         if is_image:

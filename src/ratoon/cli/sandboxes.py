@@ -18,8 +18,7 @@ from ratoon.errors import InvalidInput, RatoonError
 
 if TYPE_CHECKING:
     from ratoon.api.answers import PublishedPort, SandboxInfo
-    from ratoon.client.aio.client import AsyncClient
-    from ratoon.client.aio.sandbox import AsyncSandbox
+    from ratoon.client.aio.client import AsyncClient, AsyncSandbox
     from ratoon.client.options import Options
 
 Many = Annotated[int, typer.Option("-n", min=1, max=1000, metavar="N", help="How many.")]

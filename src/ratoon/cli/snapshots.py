@@ -71,7 +71,7 @@ async def snapshot_diff(
     argv = _split(command)
     began = time.monotonic()
     await _require_free(client, tag)
-    from ratoon.client.aio.sandbox import AsyncSandbox
+    from ratoon.client.aio.client import AsyncSandbox
 
     say(f"forking {parent}")
     stages: dict[str, float] = {}

@@ -1,4 +1,7 @@
-"""One daemon, or one engine in this process, and what it has."""
+"""One daemon, or one engine in this process, and its sandboxes, as their user has them.
+
+Each of the two classes makes the other one.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,41 @@ from contextlib import aclosing, asynccontextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
-from ratoon.api.answers import Event, PoolInfo, RunInfo, SandboxInfo, read
+from ratoon.api.answers import (
+    Changed,
+    EvalResult,
+    Event,
+    PoolInfo,
+    RunInfo,
+    SandboxInfo,
+    read,
+)
 from ratoon.client.address import Known, Source, parse, token_of_environment, url_of_environment
+from ratoon.client.aio.commands import AsyncCommands
+from ratoon.client.aio.concurrency import Listener
 from ratoon.client.aio.connection import AsyncConnection, segment
-from ratoon.client.aio.sandbox import AsyncSandbox, Forks, State
+from ratoon.client.aio.evaluation import evaluate
+from ratoon.client.aio.ports import AsyncPorts
+from ratoon.client.aio.pty import AsyncPty
 from ratoon.client.embedded import Embedded
 from ratoon.client.local import LocalDaemon
 from ratoon.client.options import Options, request_for
 from ratoon.client.problems import error_from
 from ratoon.client.runs import RunOptions, run_request
-from ratoon.errors import RatoonError
+from ratoon.errors import NotFound, RatoonError, Unreachable
 
 if TYPE_CHECKING:
+    from ratoon.api.snapshots import SnapshotInfo
+    from ratoon.client.aio.files import AsyncFiles
     from ratoon.client.aio.snapshots import AsyncSnapshots
     from ratoon.client.aio.starts import AsyncStarts
     from ratoon.client.aio.volumes import AsyncVolumes
+
+Infos = list[SandboxInfo]
+Forks = list["AsyncSandbox | RatoonError"]
+State = Literal["running", "standby", "dead"]
 
 
 class AsyncClient:
@@ -203,6 +224,247 @@ class AsyncClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+class AsyncSandbox:
+    """A virtual machine of its own, forked from a snapshot.
+
+    ::
+
+        async with await AsyncSandbox.create("base") as sandbox:
+            print((await sandbox.commands.run("uname -a")).stdout)
+
+    Leaving its block kills it. Without a block it lives until `kill`, or its `timeout`, also when
+    this process ends.
+
+    Whatever is asked of it raises the errors of `ratoon.errors`: NotFound once it was killed,
+    MachineDied with the end of its log if its machine has died, Conflict while it is in standby and
+    does not wake by itself, Unreachable if the daemon is not there.
+    """
+
+    def __init__(self, client: AsyncClient, info: SandboxInfo, run: RunInfo | None = None) -> None:
+        self._client = client
+        self._connection = client.lend()
+        self._given_back = False
+        #: As it was when the daemon last told of it.
+        self.info = info
+        #: How it was started, if that was by `run_image`.
+        self.run = run
+        path = self._path = f"/v1/sandboxes/{segment(info.id)}"
+        self.commands = AsyncCommands(self._connection, path)
+        self.pty = AsyncPty(self.commands)
+        self.ports = AsyncPorts(self._connection, path)
+
+    @cached_property
+    def files(self) -> AsyncFiles:
+        from ratoon.client.aio.files import AsyncFiles  # with all that unpacks archives
+
+        return AsyncFiles(self._connection, self._path)
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    # Where one comes from -------------------------------------------------------------------------
+
+    @classmethod
+    async def create(
+        cls, tag: str, *, client: AsyncClient | None = None, **options: Unpack[Options]
+    ) -> AsyncSandbox:
+        """A fork of snapshot `tag`, whose agent has answered; see `Options`.
+
+        Without a `client`, of the daemon that the environment says. NotFound: there is no such
+        snapshot. Conflict: it cannot be forked. Overloaded: the host has no room for it.
+        """
+        async with _using(client) as chosen:
+            (made,) = await chosen.fork(tag, **options)
+        if isinstance(made, RatoonError):
+            raise made
+        return made
+
+    @classmethod
+    async def run_image(
+        cls,
+        image: str,
+        command: str | Sequence[str] | None = None,
+        *,
+        client: AsyncClient | None = None,
+        **options: Unpack[RunOptions],
+    ) -> AsyncSandbox:
+        """A sandbox in which the command of an image runs in the background; see `RunOptions`.
+
+        `command` takes the place of the image's own, after its entrypoint: text for `sh -c`, or a
+        list. With a health check this returns once that has passed, and keeps what there is then:
+        the next equal run is a fork of it, with the command running. `run` says what it came to;
+        `commands.connect(sandbox.run.pid)` listens to the command.
+
+        NotHealthy: the command ended, or was not up in time, with the end of its output. NotFound,
+        InvalidInput: there is no such image or command.
+        """
+        async with _using(client) as chosen:
+            return await chosen.run_image(image, command, **options)
+        raise AssertionError
+
+    @classmethod
+    async def connect(cls, sandbox_id: str, *, client: AsyncClient | None = None) -> AsyncSandbox:
+        """The sandbox of this id; NotFound."""
+        async with _using(client) as chosen:
+            return await chosen.sandbox(sandbox_id)
+        raise AssertionError
+
+    @classmethod
+    async def list(
+        cls,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        state: State | None = None,
+        client: AsyncClient | None = None,
+    ) -> Infos:
+        """All sandboxes, or those that have this metadata, and are in this state."""
+        async with _using(client) as chosen:
+            return await chosen.sandboxes(metadata=metadata, state=state)
+        raise AssertionError
+
+    # What it does ---------------------------------------------------------------------------------
+
+    async def eval(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        on_stdout: Listener[str] | None = None,
+        on_stderr: Listener[str] | None = None,
+    ) -> EvalResult:
+        """Run Python in the sandbox's warm interpreter, which keeps its state from call to call.
+
+        An exception is a result too: `error` has its traceback. After `timeout` seconds the code is
+        interrupted. The listeners are given text as it comes. NoPython: the guest has none.
+        """
+        return await evaluate(
+            self._connection,
+            self._path,
+            code,
+            timeout=timeout,
+            on_stdout=on_stdout,
+            on_stderr=on_stderr,
+        )
+
+    run_code = eval
+
+    async def refresh(self) -> SandboxInfo:
+        """Ask the daemon how it is now."""
+        self.info = read(SandboxInfo, await self._connection.ask("GET", self._path))
+        return self.info
+
+    async def set_timeout(self, timeout: float | None) -> None:
+        """Have it killed so many seconds after its fork; None: never."""
+        await self._change(ttl_seconds=timeout)
+
+    async def set_idle(self, idle: float | None) -> None:
+        """Have it go to standby after so many seconds without use; None: never."""
+        await self._change(idle_seconds=idle)
+
+    async def set_metadata(self, metadata: Mapping[str, str]) -> None:
+        """Give it this metadata, and no other."""
+        await self._change(metadata=dict(metadata))
+
+    async def _change(self, **options: object) -> None:
+        answer = await self._connection.ask("PATCH", self._path, body=options)
+        self.info = read(SandboxInfo, answer)
+
+    # What becomes of it ---------------------------------------------------------------------------
+
+    async def fork(self, n: int = 1, **options: Unpack[Options]) -> Forks:
+        """`n` forks of it as it is now; it goes on. For each, the sandbox, or what went wrong.
+
+        Options that are not given are its own. If none could be made, that is raised.
+        """
+        body = {"n": n, **request_for(options, self.info.limits)}
+        return await self._client.forked(f"{self._path}/fork", body, self.info.snapshot_tag)
+
+    async def branch(
+        self,
+        tag: str | None = None,
+        *,
+        mode: Literal["diff", "full", "live"] = "diff",
+        wait: bool = True,
+    ) -> SnapshotInfo:
+        """Publish its state as a snapshot, named `tag` or by the daemon; it goes on running.
+
+        `diff`: what changed since its last branch or its fork, on top of that. `full`: all of it,
+        standing on no other. `live`: as diff, and it hardly stands still; without `wait` the answer
+        comes when it runs again, while the snapshot is being written.
+
+        AlreadyExists; Overloaded: too many branches are under way.
+        """
+        from ratoon.api.snapshots import SnapshotInfo
+
+        body = {"tag": tag, "mode": mode, "wait": wait}
+        answer = await self._connection.ask("POST", f"{self._path}/branch", body=body)
+        return read(SnapshotInfo, answer)
+
+    async def standby(self) -> dict[str, float]:
+        """Put it to standby: its state is on disk, its memory free. How long each stage took, ms.
+
+        Conflict: it is in standby already.
+        """
+        return await self._become("standby")
+
+    async def resume(self) -> dict[str, float]:
+        """Let it go on where it was. Conflict: it is running."""
+        return await self._become("resume")
+
+    async def reset(self) -> dict[str, float]:
+        """Take it back to its last branch, or to what it was forked from."""
+        return await self._become("reset")
+
+    async def _become(self, what: str) -> dict[str, float]:
+        answer = await self._connection.ask("POST", f"{self._path}/{what}")
+        changed = read(Changed, answer)
+        self.info = changed.sandbox
+        return changed.stages_ms
+
+    async def kill(self) -> bool:
+        """End it, and remove all it had; False if there is no such sandbox any more."""
+        try:
+            await self._connection.ask("DELETE", self._path)
+        except NotFound:
+            return False
+        finally:
+            await self.close()
+        return True
+
+    async def close(self) -> None:
+        """Have no more to do with it; it goes on."""
+        if not self._given_back:
+            self._given_back = True
+            await self._client.give_back()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self.kill()
+        except Unreachable:
+            if error is None:
+                raise
+
+
+@asynccontextmanager
+async def _using(given: AsyncClient | None) -> AsyncIterator[AsyncClient]:
+    """The client that was given, or one that is closed with the last sandbox that uses it."""
+    client = given or AsyncClient.of_sandboxes()
+    client.lend()
+    try:
+        yield client
+    finally:
+        await client.give_back()
 
 
 async def _events(pieces: AsyncIterator[bytes]) -> AsyncGenerator[Event, None]:

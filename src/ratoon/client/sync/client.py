@@ -1,5 +1,8 @@
 # Made from ../aio/client.py by scripts/make_sync.py: change it there.
-"""One daemon, or one engine in this process, and what it has."""
+"""One daemon, or one engine in this process, and its sandboxes, as their user has them.
+
+Each of the two classes makes the other one.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,41 @@ from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
-from ratoon.api.answers import Event, PoolInfo, RunInfo, SandboxInfo, read
+from ratoon.api.answers import (
+    Changed,
+    EvalResult,
+    Event,
+    PoolInfo,
+    RunInfo,
+    SandboxInfo,
+    read,
+)
 from ratoon.client.address import Known, Source, parse, token_of_environment, url_of_environment
 from ratoon.client.embedded import Embedded
 from ratoon.client.local import LocalDaemon
 from ratoon.client.options import Options, request_for
 from ratoon.client.problems import error_from
 from ratoon.client.runs import RunOptions, run_request
+from ratoon.client.sync.commands import Commands
+from ratoon.client.sync.concurrency import Listener
 from ratoon.client.sync.connection import Connection, segment
-from ratoon.client.sync.sandbox import Forks, Sandbox, State
-from ratoon.errors import RatoonError
+from ratoon.client.sync.evaluation import evaluate
+from ratoon.client.sync.ports import Ports
+from ratoon.client.sync.pty import Pty
+from ratoon.errors import NotFound, RatoonError, Unreachable
 
 if TYPE_CHECKING:
+    from ratoon.api.snapshots import SnapshotInfo
+    from ratoon.client.sync.files import Files
     from ratoon.client.sync.snapshots import Snapshots
     from ratoon.client.sync.starts import Starts
     from ratoon.client.sync.volumes import Volumes
+
+Infos = list[SandboxInfo]
+Forks = list["Sandbox | RatoonError"]
+State = Literal["running", "standby", "dead"]
 
 
 class Client:
@@ -204,6 +225,247 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Sandbox:
+    """A virtual machine of its own, forked from a snapshot.
+
+    ::
+
+        with Sandbox.create("base") as sandbox:
+            print((sandbox.commands.run("uname -a")).stdout)
+
+    Leaving its block kills it. Without a block it lives until `kill`, or its `timeout`, also when
+    this process ends.
+
+    Whatever is asked of it raises the errors of `ratoon.errors`: NotFound once it was killed,
+    MachineDied with the end of its log if its machine has died, Conflict while it is in standby and
+    does not wake by itself, Unreachable if the daemon is not there.
+    """
+
+    def __init__(self, client: Client, info: SandboxInfo, run: RunInfo | None = None) -> None:
+        self._client = client
+        self._connection = client.lend()
+        self._given_back = False
+        #: As it was when the daemon last told of it.
+        self.info = info
+        #: How it was started, if that was by `run_image`.
+        self.run = run
+        path = self._path = f"/v1/sandboxes/{segment(info.id)}"
+        self.commands = Commands(self._connection, path)
+        self.pty = Pty(self.commands)
+        self.ports = Ports(self._connection, path)
+
+    @cached_property
+    def files(self) -> Files:
+        from ratoon.client.sync.files import Files  # with all that unpacks archives
+
+        return Files(self._connection, self._path)
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    # Where one comes from -------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls, tag: str, *, client: Client | None = None, **options: Unpack[Options]
+    ) -> Sandbox:
+        """A fork of snapshot `tag`, whose agent has answered; see `Options`.
+
+        Without a `client`, of the daemon that the environment says. NotFound: there is no such
+        snapshot. Conflict: it cannot be forked. Overloaded: the host has no room for it.
+        """
+        with _using(client) as chosen:
+            (made,) = chosen.fork(tag, **options)
+        if isinstance(made, RatoonError):
+            raise made
+        return made
+
+    @classmethod
+    def run_image(
+        cls,
+        image: str,
+        command: str | Sequence[str] | None = None,
+        *,
+        client: Client | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Sandbox:
+        """A sandbox in which the command of an image runs in the background; see `RunOptions`.
+
+        `command` takes the place of the image's own, after its entrypoint: text for `sh -c`, or a
+        list. With a health check this returns once that has passed, and keeps what there is then:
+        the next equal run is a fork of it, with the command running. `run` says what it came to;
+        `commands.connect(sandbox.run.pid)` listens to the command.
+
+        NotHealthy: the command ended, or was not up in time, with the end of its output. NotFound,
+        InvalidInput: there is no such image or command.
+        """
+        with _using(client) as chosen:
+            return chosen.run_image(image, command, **options)
+        raise AssertionError
+
+    @classmethod
+    def connect(cls, sandbox_id: str, *, client: Client | None = None) -> Sandbox:
+        """The sandbox of this id; NotFound."""
+        with _using(client) as chosen:
+            return chosen.sandbox(sandbox_id)
+        raise AssertionError
+
+    @classmethod
+    def list(
+        cls,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        state: State | None = None,
+        client: Client | None = None,
+    ) -> Infos:
+        """All sandboxes, or those that have this metadata, and are in this state."""
+        with _using(client) as chosen:
+            return chosen.sandboxes(metadata=metadata, state=state)
+        raise AssertionError
+
+    # What it does ---------------------------------------------------------------------------------
+
+    def eval(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        on_stdout: Listener[str] | None = None,
+        on_stderr: Listener[str] | None = None,
+    ) -> EvalResult:
+        """Run Python in the sandbox's warm interpreter, which keeps its state from call to call.
+
+        An exception is a result too: `error` has its traceback. After `timeout` seconds the code is
+        interrupted. The listeners are given text as it comes. NoPython: the guest has none.
+        """
+        return evaluate(
+            self._connection,
+            self._path,
+            code,
+            timeout=timeout,
+            on_stdout=on_stdout,
+            on_stderr=on_stderr,
+        )
+
+    run_code = eval
+
+    def refresh(self) -> SandboxInfo:
+        """Ask the daemon how it is now."""
+        self.info = read(SandboxInfo, self._connection.ask("GET", self._path))
+        return self.info
+
+    def set_timeout(self, timeout: float | None) -> None:
+        """Have it killed so many seconds after its fork; None: never."""
+        self._change(ttl_seconds=timeout)
+
+    def set_idle(self, idle: float | None) -> None:
+        """Have it go to standby after so many seconds without use; None: never."""
+        self._change(idle_seconds=idle)
+
+    def set_metadata(self, metadata: Mapping[str, str]) -> None:
+        """Give it this metadata, and no other."""
+        self._change(metadata=dict(metadata))
+
+    def _change(self, **options: object) -> None:
+        answer = self._connection.ask("PATCH", self._path, body=options)
+        self.info = read(SandboxInfo, answer)
+
+    # What becomes of it ---------------------------------------------------------------------------
+
+    def fork(self, n: int = 1, **options: Unpack[Options]) -> Forks:
+        """`n` forks of it as it is now; it goes on. For each, the sandbox, or what went wrong.
+
+        Options that are not given are its own. If none could be made, that is raised.
+        """
+        body = {"n": n, **request_for(options, self.info.limits)}
+        return self._client.forked(f"{self._path}/fork", body, self.info.snapshot_tag)
+
+    def branch(
+        self,
+        tag: str | None = None,
+        *,
+        mode: Literal["diff", "full", "live"] = "diff",
+        wait: bool = True,
+    ) -> SnapshotInfo:
+        """Publish its state as a snapshot, named `tag` or by the daemon; it goes on running.
+
+        `diff`: what changed since its last branch or its fork, on top of that. `full`: all of it,
+        standing on no other. `live`: as diff, and it hardly stands still; without `wait` the answer
+        comes when it runs again, while the snapshot is being written.
+
+        AlreadyExists; Overloaded: too many branches are under way.
+        """
+        from ratoon.api.snapshots import SnapshotInfo
+
+        body = {"tag": tag, "mode": mode, "wait": wait}
+        answer = self._connection.ask("POST", f"{self._path}/branch", body=body)
+        return read(SnapshotInfo, answer)
+
+    def standby(self) -> dict[str, float]:
+        """Put it to standby: its state is on disk, its memory free. How long each stage took, ms.
+
+        Conflict: it is in standby already.
+        """
+        return self._become("standby")
+
+    def resume(self) -> dict[str, float]:
+        """Let it go on where it was. Conflict: it is running."""
+        return self._become("resume")
+
+    def reset(self) -> dict[str, float]:
+        """Take it back to its last branch, or to what it was forked from."""
+        return self._become("reset")
+
+    def _become(self, what: str) -> dict[str, float]:
+        answer = self._connection.ask("POST", f"{self._path}/{what}")
+        changed = read(Changed, answer)
+        self.info = changed.sandbox
+        return changed.stages_ms
+
+    def kill(self) -> bool:
+        """End it, and remove all it had; False if there is no such sandbox any more."""
+        try:
+            self._connection.ask("DELETE", self._path)
+        except NotFound:
+            return False
+        finally:
+            self.close()
+        return True
+
+    def close(self) -> None:
+        """Have no more to do with it; it goes on."""
+        if not self._given_back:
+            self._given_back = True
+            self._client.give_back()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.kill()
+        except Unreachable:
+            if error is None:
+                raise
+
+
+@contextmanager
+def _using(given: Client | None) -> Iterator[Client]:
+    """The client that was given, or one that is closed with the last sandbox that uses it."""
+    client = given or Client.of_sandboxes()
+    client.lend()
+    try:
+        yield client
+    finally:
+        client.give_back()
 
 
 def _events(pieces: Iterator[bytes]) -> Generator[Event, None, None]:
