@@ -32,7 +32,7 @@ FLOORS = [
     {"memory", "disk", "network", "sources"},
     {"artifacts"},
     {"documents"},
-    {"api", "compression", "concurrency", "files", "paths", "units", "validation"},
+    {"api", "compression", "concurrency", "files", "paths", "units", "validation", "version"},
     {"errors"},
 ]
 

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from ratoon.client.sync.client import Client, Sandbox
     from ratoon.client.sync.commands import Command
     from ratoon.errors import CommandFailed, Conflict, NotFound, RatoonError, Unreachable
-
-__version__ = "0.1.0"
+    from ratoon.version import __version__
 
 __all__ = [
     "AsyncClient",
@@ -60,6 +59,7 @@ _HOMES = {
     **dict.fromkeys(
         ("CommandFailed", "Conflict", "NotFound", "RatoonError", "Unreachable"), "errors"
     ),
+    "__version__": "version",
 }
 
 

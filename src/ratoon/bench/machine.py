@@ -7,7 +7,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-import ratoon
+from ratoon.version import __version__
 from ratoon.vmm.qemu import qemu_version
 
 
@@ -25,7 +25,7 @@ def describe_machine() -> dict[str, str]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "qemu": qemu_version(),
-        "ratoon": ratoon.__version__,
+        "ratoon": __version__,
         "commit": _commit(),
     }
 

@@ -15,9 +15,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command_from_info
 
-import ratoon
 from ratoon.cli.verbs import SUBJECTS, VERBS
 from ratoon.errors import InvalidInput, RatoonError
+from ratoon.version import __version__
 
 T = TypeVar("T")
 
@@ -127,7 +127,7 @@ def _to_stderr(text: str, colour: int) -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"ratoon {ratoon.__version__}")
+        print(f"ratoon {__version__}")
         raise typer.Exit
 
 

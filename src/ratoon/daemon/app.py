@@ -8,7 +8,6 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-import ratoon
 from ratoon.daemon import (
     branches,
     commands,
@@ -33,6 +32,7 @@ from ratoon.daemon.context import Daemon
 from ratoon.daemon.limits import Limits
 from ratoon.daemon.settings import Settings
 from ratoon.sandbox.engine import Engine
+from ratoon.version import __version__
 
 _SUBJECTS = (
     *(system, store, upkeep, snapshots, packs, sandboxes, runs, branches),
@@ -47,7 +47,7 @@ def create_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
     audit = AuditLog(settings.audit_log) if settings.audit_log else None
     app = FastAPI(
         title="Ratoon",
-        version=ratoon.__version__,
+        version=__version__,
         description="Forks microVMs: snapshots, sandboxes, and chains of them.",
         redirect_slashes=False,
         docs_url=None,

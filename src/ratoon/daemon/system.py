@@ -11,10 +11,10 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-import ratoon
 from ratoon.api.http_only import Health, Version
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.problems import error_response, error_responses
+from ratoon.version import __version__
 from ratoon.vmm.command import BINARY
 
 router = APIRouter(tags=["system"])
@@ -55,4 +55,4 @@ async def metrics(daemon: TheDaemon) -> Response:
 @router.get("/version", responses=error_responses())
 async def version() -> Version:
     """Which Ratoon this is, and which interface it has."""
-    return Version(version=ratoon.__version__)
+    return Version(version=__version__)
