@@ -26,10 +26,10 @@ from ratoon.daemon import (
     volumes,
     workspaces,
 )
-from ratoon.daemon.audit import AuditLog, Watch
 from ratoon.daemon.auth import Guard
 from ratoon.daemon.context import Daemon
 from ratoon.daemon.limits import Limits
+from ratoon.daemon.logs import AuditLog, Watch
 from ratoon.daemon.settings import Settings
 from ratoon.sandbox.engine import Engine
 from ratoon.version import __version__

@@ -6,7 +6,6 @@ from fastapi import APIRouter, Request
 
 from ratoon.api.answers import ProcessInfo
 from ratoon.api.http_only import ExecAnswer
-from ratoon.daemon.connection import while_connected
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.models.commands import (
     EvalAnswer,
@@ -15,6 +14,7 @@ from ratoon.daemon.models.commands import (
     SignalRequest,
 )
 from ratoon.daemon.problems import error_responses
+from ratoon.daemon.requests import while_connected
 from ratoon.guest import commands, evaluation
 
 router = APIRouter(tags=["commands"])

@@ -8,9 +8,9 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from ratoon.daemon.limits import Slots
 from ratoon.daemon.metrics import Metrics
 from ratoon.daemon.settings import Settings
-from ratoon.daemon.slots import Slots
 from ratoon.daemon.workspace import Workspaces
 from ratoon.errors import RatoonError
 from ratoon.sandbox.engine import Engine

@@ -14,11 +14,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from ratoon.api import files as api
 from ratoon.api.http_only import Written
-from ratoon.daemon.connection import draining, while_connected
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.models.files import Extracted, FileInfo
 from ratoon.daemon.problems import error_responses
-from ratoon.daemon.query import raw_parameter
+from ratoon.daemon.requests import draining, raw_parameter, while_connected
 from ratoon.daemon.responses import AsciiJson, Pieces
 from ratoon.guest.files import GuestFiles
 

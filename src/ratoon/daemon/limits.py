@@ -1,13 +1,16 @@
-"""What one request may take: bytes of a body, and time until its answer begins."""
+"""How much one request may take, in bytes and in time, and how many may be at something."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratoon.daemon.problems import error_response
+from ratoon.errors import Overloaded
 
 
 class Limits:
@@ -51,3 +54,26 @@ class Limits:
                 raise
             text = f"it was not answered within {self._seconds:g} s, and given up"
             await error_response(504, text, "Timeout")(scope, receive, send)
+
+
+class Slots:
+    """So many may be at something at a time."""
+
+    def __init__(self, cap: int, what: str) -> None:
+        self.cap = cap
+        self.taken = 0
+        self._what = what
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Overloaded if all are taken."""
+        if self.taken >= self.cap:
+            raise Overloaded(
+                f"{self._what} under way: {self.taken}, and no more than {self.cap} may be; "
+                "try again later"
+            )
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1

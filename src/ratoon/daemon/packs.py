@@ -16,10 +16,10 @@ from fastapi import APIRouter, Query, Request, Response
 
 from ratoon.api.snapshots import Unpacked
 from ratoon.concurrency import in_thread
-from ratoon.daemon.connection import draining
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.files import BYTES, UPLOAD, content
 from ratoon.daemon.problems import error_responses
+from ratoon.daemon.requests import draining
 from ratoon.daemon.responses import Pieces
 from ratoon.daemon.snapshots import check_exists, summarise
 from ratoon.pack.pack import pack

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from ratoon.concurrency import beside
-from ratoon.daemon.connection import until_gone
+from ratoon.daemon.requests import until_gone
 from ratoon.errors import RatoonError
 
 log = logging.getLogger(__name__)

@@ -8,16 +8,15 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from ratoon.api.starts import DifferenceInfo, Explanation, PrunedStart, StartInfo
-from ratoon.daemon.connection import while_connected
 from ratoon.daemon.context import Daemon, TheDaemon
 from ratoon.daemon.forkd import RunInfo
-from ratoon.daemon.images import roots_for
+from ratoon.daemon.host_files import image_roots, require_allowed
 from ratoon.daemon.models.runs import PruneRequest, RunRequest
 from ratoon.daemon.ports import held_ports
 from ratoon.daemon.problems import error_responses
+from ratoon.daemon.requests import while_connected
 from ratoon.daemon.sandboxes import options_of, summarise
 from ratoon.daemon.snapshots import telling
-from ratoon.daemon.volumes import require_allowed
 from ratoon.errors import NotFound, RatoonError
 from ratoon.startup.cache import Damaged, Entry, StartCache, tag_of
 from ratoon.startup.key import differences, unfit
@@ -60,7 +59,7 @@ async def run_image(body: RunRequest, daemon: TheDaemon, request: Request) -> Ru
             start=body.start,
             cache=body.cache,
             refresh=body.refresh,
-            roots=roots_for(daemon, request),
+            roots=image_roots(daemon, request),
             progress=progress,
         )
         run = await while_connected(request, work)

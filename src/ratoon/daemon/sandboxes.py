@@ -10,9 +10,9 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
 from ratoon.api.http_only import Pong
-from ratoon.daemon.connection import while_connected
 from ratoon.daemon.context import Daemon, TheDaemon
 from ratoon.daemon.forkd import Changed, ForkRequest, SandboxInfo
+from ratoon.daemon.host_files import require_allowed
 from ratoon.daemon.models.sandboxes import (
     Failures,
     ForkOptions,
@@ -23,7 +23,7 @@ from ratoon.daemon.models.sandboxes import (
     VolumeOfSandbox,
 )
 from ratoon.daemon.problems import error_answer, error_responses
-from ratoon.daemon.volumes import require_allowed
+from ratoon.daemon.requests import while_connected
 from ratoon.daemon.workspace import MARK
 from ratoon.errors import GuestError, InvalidInput, RatoonError
 from ratoon.host.limits import Limits

@@ -15,12 +15,12 @@ from pydantic import BeforeValidator
 
 from ratoon.api.snapshots import SnapshotDetail, SnapshotInfo
 from ratoon.artifacts import Progress
-from ratoon.daemon.connection import while_connected
 from ratoon.daemon.context import Daemon, TheDaemon
 from ratoon.daemon.forkd import TAKEN, SnapshotRequest
-from ratoon.daemon.images import roots_for
+from ratoon.daemon.host_files import image_roots
 from ratoon.daemon.models.snapshots import CompactRequest
 from ratoon.daemon.problems import error_response, error_responses
+from ratoon.daemon.requests import while_connected
 from ratoon.errors import InvalidInput, NotFound
 from ratoon.network.policy import NetworkPolicy
 from ratoon.sandbox.base import Built
@@ -96,7 +96,7 @@ async def _made(body: SnapshotRequest, daemon: Daemon, request: Request) -> Buil
                 disk_bytes=body.disk_mib * MIB,
                 network=network,
                 refresh=body.refresh,
-                roots=roots_for(daemon, request),
+                roots=image_roots(daemon, request),
                 progress=progress,
             )
         assert body.kernel is not None

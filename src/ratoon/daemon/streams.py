@@ -13,7 +13,7 @@ from ratoon.concurrency import beside
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.conversation import Conversation, conversation
 from ratoon.daemon.models.commands import EvalOpening, ExecOpening, ExecSaying
-from ratoon.daemon.query import raw_parameter
+from ratoon.daemon.requests import raw_parameter
 from ratoon.errors import InvalidInput
 from ratoon.guest import commands
 from ratoon.guest.agent import wire

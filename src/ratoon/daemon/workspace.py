@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 from pydantic import ValidationError
 
 from ratoon.api.http_only import WorkspaceInfo, WorkspaceStatus
-from ratoon.daemon.slots import Slots
+from ratoon.daemon.limits import Slots
 from ratoon.documents import Document
 from ratoon.errors import AlreadyExists, Corrupt, InvalidInput, NotFound
 from ratoon.sandbox.branch import Mode

@@ -1,12 +1,16 @@
-"""Work that is worth doing only for as long as the one who asked for it is there."""
+"""What a request is besides its JSON: a query, byte for byte, a body, piece by piece, and a client.
+
+Some work is worth doing only for as long as the one who asked for it is there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import parse_qsl
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.types import Receive
 
 from ratoon.concurrency import beside
@@ -16,6 +20,20 @@ T = TypeVar("T")
 
 #: Bytes of a body that are read on after it was refused, so that the client comes to the answer.
 DRAIN_LIMIT = 64 * 1024 * 1024
+
+
+def raw_parameter(connection: HTTPConnection, name: str) -> str:
+    """A parameter that is there, as it was sent: elsewhere, bytes that are not UTF-8 are replaced.
+
+    They become lone surrogates, as with `os.fsdecode`.
+    """
+    query: bytes = connection.scope["query_string"]
+    pairs = parse_qsl(
+        query.decode("latin-1"),
+        keep_blank_values=True,
+        errors="surrogateescape",
+    )
+    return dict(pairs)[name]
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
