@@ -17,7 +17,6 @@ from typer.main import get_command_from_info
 
 from ratoon.cli.verbs import SUBJECTS, VERBS
 from ratoon.errors import InvalidInput, RatoonError
-from ratoon.version import __version__
 
 T = TypeVar("T")
 
@@ -127,6 +126,8 @@ def _to_stderr(text: str, colour: int) -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from ratoon.version import __version__
+
         print(f"ratoon {__version__}")
         raise typer.Exit
 
