@@ -21,8 +21,8 @@ _numbers = count()
 class Embedded:
     """An engine on the store in `home` (default: of the environment). Its sandboxes end with it."""
 
-    def __init__(self, home: Path | None) -> None:
-        self._home = home
+    def __init__(self, home: Path | str | None) -> None:
+        self._home = Path(home) if home else None
         self._lock = threading.Lock()
         self._running: tuple[threading.Thread, Address] | None = None
         self._stop: Callable[[], object]

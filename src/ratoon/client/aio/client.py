@@ -10,7 +10,6 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
@@ -30,14 +29,14 @@ from ratoon.client.aio.connection import AsyncConnection, segment
 from ratoon.client.aio.evaluation import evaluate
 from ratoon.client.aio.ports import AsyncPorts
 from ratoon.client.aio.pty import AsyncPty
-from ratoon.client.embedded import Embedded
-from ratoon.client.local import LocalDaemon
 from ratoon.client.options import Options, request_for
 from ratoon.client.problems import error_from
 from ratoon.client.runs import RunOptions, run_request
 from ratoon.errors import NotFound, RatoonError, Unreachable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ratoon.api.snapshots import SnapshotInfo
     from ratoon.client.aio.files import AsyncFiles
     from ratoon.client.aio.snapshots import AsyncSnapshots
@@ -77,7 +76,9 @@ class AsyncClient:
         By default that of the environment. Its sandboxes end with it. Other processes may use the
         store meanwhile.
         """
-        return cls.of(Embedded(Path(home) if home else None))
+        from ratoon.client.embedded import Embedded
+
+        return cls.of(Embedded(home))
 
     @classmethod
     def of(cls, source: Source) -> Self:
@@ -479,4 +480,8 @@ async def _events(pieces: AsyncIterator[bytes]) -> AsyncGenerator[Event, None]:
 def _source(url: str | None, token: str | None, tls: ssl.SSLContext | None) -> Source:
     url = url or url_of_environment()
     token = token or token_of_environment()
-    return Known(parse(url, token, tls)) if url else LocalDaemon(token)
+    if url:
+        return Known(parse(url, token, tls))
+    from ratoon.client.local import LocalDaemon  # with all that starts one
+
+    return LocalDaemon(token)

@@ -11,7 +11,6 @@ import ssl
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
@@ -25,8 +24,6 @@ from ratoon.api.answers import (
     read,
 )
 from ratoon.client.address import Known, Source, parse, token_of_environment, url_of_environment
-from ratoon.client.embedded import Embedded
-from ratoon.client.local import LocalDaemon
 from ratoon.client.options import Options, request_for
 from ratoon.client.problems import error_from
 from ratoon.client.runs import RunOptions, run_request
@@ -39,6 +36,8 @@ from ratoon.client.sync.pty import Pty
 from ratoon.errors import NotFound, RatoonError, Unreachable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ratoon.api.snapshots import SnapshotInfo
     from ratoon.client.sync.files import Files
     from ratoon.client.sync.snapshots import Snapshots
@@ -78,7 +77,9 @@ class Client:
         By default that of the environment. Its sandboxes end with it. Other processes may use the
         store meanwhile.
         """
-        return cls.of(Embedded(Path(home) if home else None))
+        from ratoon.client.embedded import Embedded
+
+        return cls.of(Embedded(home))
 
     @classmethod
     def of(cls, source: Source) -> Self:
@@ -480,4 +481,8 @@ def _events(pieces: Iterator[bytes]) -> Generator[Event, None, None]:
 def _source(url: str | None, token: str | None, tls: ssl.SSLContext | None) -> Source:
     url = url or url_of_environment()
     token = token or token_of_environment()
-    return Known(parse(url, token, tls)) if url else LocalDaemon(token)
+    if url:
+        return Known(parse(url, token, tls))
+    from ratoon.client.local import LocalDaemon  # with all that starts one
+
+    return LocalDaemon(token)
