@@ -14,7 +14,6 @@ from ratoon.check.repair import plan_repairs, repair_store
 from ratoon.check.scrub import EVERYTHING
 from ratoon.files import Stamp, locked
 from ratoon.snapshot.flat_disks import FlatDisks
-from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import usage
@@ -38,7 +37,7 @@ def head(store: Store) -> Snapshot:
 
 @pytest.fixture
 def disk(store: Store, head: Snapshot) -> Path:
-    with scratch(store) as room:
+    with store.scratch() as room:
         return FlatDisks(store.images).make(head, room)
 
 

@@ -16,7 +16,6 @@ from ratoon.memory.cache import OpenImage
 from ratoon.snapshot import flat_disks as flat_disks_module
 from ratoon.snapshot.flat_disks import FlatDisks
 from ratoon.snapshot.roots import image_roots, roots_of
-from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from sound_snapshots import make_image
@@ -56,7 +55,7 @@ def flats(store: Store) -> FlatDisks:
 
 
 def make(store: Store, flats: FlatDisks, source: Snapshot) -> Path:
-    with scratch(store) as room:
+    with store.scratch() as room:
         return flats.make(source, room)
 
 

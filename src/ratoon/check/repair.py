@@ -21,7 +21,6 @@ from ratoon.check.restore import all_snapshots, locate, replace_names, restore
 from ratoon.check.structure import is_digest_damaged
 from ratoon.errors import CannotRestore, InFlight, RatoonError
 from ratoon.memory.cache import KINDS
-from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.snapshot import (
     MANIFEST,
     MANIFEST_DIGEST,
@@ -79,7 +78,7 @@ def repair_store(
     `sweep_sandboxes` removes the sandboxes that nobody holds.
     """
     outcomes = []
-    with scratch(store) as directory:
+    with store.scratch() as directory:
         for repair in repairs:
             try:
                 if repair.kind is Kind.MANIFEST:

@@ -24,7 +24,6 @@ from ratoon.daemon.responses import Pieces
 from ratoon.daemon.snapshots import check_exists, summarise
 from ratoon.pack.pack import pack
 from ratoon.pack.unpack import unpack
-from ratoon.snapshot.scratch import scratch
 
 router = APIRouter(tags=["packs"])
 
@@ -40,7 +39,7 @@ async def pack_snapshot(tag: str, daemon: TheDaemon) -> Response:
     """A snapshot and its whole chain in one file, once all of it has been checked."""
     store = daemon.engine.store
     async with AsyncExitStack() as held:
-        file = held.enter_context(scratch(store)) / "pack"
+        file = held.enter_context(store.scratch()) / "pack"
         await in_thread(pack, store, check_exists(tag), file)
         return await Pieces.begin(_read(file), held, media_type=BYTES)
     raise AssertionError
@@ -64,7 +63,7 @@ async def unpack_snapshot(
     `force` replaces the snapshot that has the name.
     """
     store = daemon.engine.store
-    with scratch(store) as room:
+    with store.scratch() as room:
         async with draining(request) as body:
             await _write(room / "pack", body)
             done = await in_thread(unpack, store, room / "pack", tag, force=force)

@@ -30,7 +30,6 @@ from ratoon.sandbox.sandbox import Sandbox, new_machine_id
 from ratoon.sandbox.stages import Stages
 from ratoon.sandbox.start import rebirth, under
 from ratoon.snapshot.manifest import GuestInfo, MachineConfig
-from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.store import Store
 from ratoon.sources.given import take
 from ratoon.sources.image import Image, ImageConfig
@@ -137,7 +136,7 @@ class BaseBuilder:
         """
         self._check(tag, ram_bytes, vcpus)
         stages = Stages()
-        with scratch(self._store) as room:
+        with self._store.scratch() as room:
             with stages("build"):
                 given = await asyncio.to_thread(take, kernel, rootfs, roots, room)
                 ours = await asyncio.to_thread(build_guest, progress)

@@ -32,7 +32,6 @@ from ratoon.sandbox.stages import Stages
 from ratoon.sandbox.start import explaining
 from ratoon.snapshot.compact import publish_flat
 from ratoon.snapshot.manifest import GuestInfo, MachineConfig
-from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.snapshot import Snapshot, link_snapshot, load_snapshot
 from ratoon.snapshot.staging import Staging
 from ratoon.snapshot.store import Store
@@ -299,7 +298,7 @@ class Brancher:
         stages: Stages,
     ) -> tuple[Snapshot, int]:
         """All that the guest has, as one layer: first the difference, then what it lies on."""
-        with scratch(self._store) as room:
+        with self._store.scratch() as room:
             unfinished = room / "unfinished"
             unfinished.mkdir(mode=0o700)
             aside = Staging(unfinished, sandbox.id, room / "diff")

@@ -18,7 +18,6 @@ from ratoon.sandbox.making import Making
 from ratoon.snapshot.compact import anonymous_layers
 from ratoon.snapshot.flat_disks import Covering, FlatDisks
 from ratoon.snapshot.roots import roots_of
-from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 
@@ -115,5 +114,5 @@ class Disks:
             log.warning("the disk of snapshot %s was not flattened: %s", source.manifest.tag, error)
 
     def _make_blocking(self, source: Snapshot) -> None:
-        with scratch(self._store) as room:
+        with self._store.scratch() as room:
             self._flats.make(source, room)

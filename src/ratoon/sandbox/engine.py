@@ -52,7 +52,6 @@ from ratoon.sandbox.start import Starter, explaining
 from ratoon.sandbox.sweep import sweep
 from ratoon.snapshot.compact import compact
 from ratoon.snapshot.roots import image_roots
-from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.vmm.driver import Accelerator
@@ -226,7 +225,7 @@ class Engine:
 
         Its forks have its options, unless others are given.
         """
-        with scratch(self.store) as room:
+        with self.store.scratch() as room:
             with sandbox.using():
                 source = await self._brancher.take_aside(sandbox, room / "source")
             await self._lifecycle.restock(sandbox)

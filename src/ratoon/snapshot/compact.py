@@ -20,7 +20,6 @@ from ratoon.errors import Corrupt, InvalidInput
 from ratoon.memory.merge import write_merged
 from ratoon.snapshot.links import ram_pages, read_links
 from ratoon.snapshot.manifest import FileRef, LayerRef, Manifest, MemoryFile, check_tag
-from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.snapshot import (
     DISK,
     MEMORY,
@@ -49,7 +48,7 @@ def compact(store: Store, tag: str, to: str, progress: Progress = silent) -> Sna
     if tag == to:
         raise InvalidInput(f"compact {tag} into another tag: a snapshot is never changed")
     source = store.get(tag)
-    with store.stage(to) as staging, scratch(store) as room:
+    with store.stage(to) as staging, store.scratch() as room:
         # Of its own, so that `tag` may be deleted meanwhile.
         twin = link_snapshot(source, room / "twin")
         return publish_flat(twin, staging, f"compact:{tag}", {}, progress)

@@ -30,7 +30,6 @@ from ratoon.errors import Corrupt, HostError, InFlight, NotFound
 from ratoon.memory.compressed import is_compressed
 from ratoon.memory.recode import compress_page_set, expand_page_set, read_whole
 from ratoon.snapshot.exchange import exchange
-from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.snapshot import MEMORY, Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.units import MIB, format_mib
@@ -78,7 +77,7 @@ def rewrite_layers(
     process does this at the moment. A layer that is damaged stays as it is, and its outcome says
     so. OSError, HostError: what was not done yet is as it was.
     """
-    with _alone(store), scratch(store) as room:
+    with _alone(store), store.scratch() as room:
         done = []
         known = _names_by_inode(store)
         for layer in _choose(store, tags, older_than):

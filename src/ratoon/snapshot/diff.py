@@ -16,7 +16,6 @@ from ratoon.errors import Incompatible, UnreadableDisk
 from ratoon.memory.chain import resolve
 from ratoon.memory.digests import digests_differ
 from ratoon.snapshot.links import ram_pages, read_links
-from ratoon.snapshot.scratch import scratch
 from ratoon.snapshot.snapshot import Snapshot, link_snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import verify_disks
@@ -56,7 +55,7 @@ def diff(store: Store, left: str, right: str, progress: Progress = silent) -> Di
         )
         raise Incompatible(f"snapshots of different RAM size cannot be compared: {sizes}")
     disk_bytes = max(each.manifest.machine.disk_bytes for each in (one, other))
-    with scratch(store) as room:
+    with store.scratch() as room:
         # Of its own, so that they may be deleted meanwhile.
         one, other = (
             link_snapshot(each, room / side) for side, each in (("left", one), ("right", other))

@@ -103,6 +103,26 @@ class Store:
             finally:
                 os.close(lock)
 
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A new, empty directory of mode 0700, gone with all its content on leaving.
+
+        It lies in staging, on the file system of the snapshots, so their files can be linked into
+        it; one that a crash left behind goes when the store is opened next.
+        """
+        path = self.staging / f".scratch-{secrets.token_hex(8)}"  # no tag begins with a dot
+        with files.locked(self.lock):
+            path.mkdir(mode=0o700)
+            lock = files.try_lock_directory(path)
+        assert lock is not None, "nobody sweeps without the store's lock"
+        try:
+            yield path
+        finally:
+            try:
+                shutil.rmtree(path)
+            finally:
+                os.close(lock)
+
     def require_free(self, tag: str) -> None:
         """AlreadyExists if there is a snapshot `tag`, InvalidInput if it can be no tag.
 
