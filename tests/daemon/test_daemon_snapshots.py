@@ -9,7 +9,6 @@ import httpx2
 import pytest
 
 from ratoon.sandbox.engine import Engine
-from ratoon.snapshot.roots import image_roots
 from ratoon.snapshot.store import Store
 
 pytest_plugins = ["app_fixtures"]
@@ -137,7 +136,7 @@ async def test_a_deletion_holds_up_nobody(
     own_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing of it is done on the event loop: the manifests of a store may be many."""
-    go_on, delete = threading.Event(), Store.delete
+    go_on, delete, image_roots = threading.Event(), Store.delete, Store.image_roots
 
     def waiting(store: Store, tag: str, **how: bool) -> tuple[str, ...]:
         assert go_on.wait(20), "the event loop stands still"
@@ -148,7 +147,7 @@ async def test_a_deletion_holds_up_nobody(
         return image_roots(store)
 
     monkeypatch.setattr(Store, "delete", waiting)
-    monkeypatch.setattr("ratoon.sandbox.engine.image_roots", reading)
+    monkeypatch.setattr(Store, "image_roots", reading)
     asyncio.get_running_loop().call_later(0.05, go_on.set)
     assert await own_engine.delete("L2") == ("L2",)
 

@@ -14,7 +14,6 @@ import pytest
 from ratoon.disk.flatten import merge
 from ratoon.memory.cache import DISK
 from ratoon.sandbox.disks import FEW, MANY, Disks
-from ratoon.snapshot.roots import roots_of
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from small_chains import grow
@@ -146,7 +145,7 @@ async def test_what_a_sandbox_alone_had_goes_with_it(store: Store, disks: Disks)
             own.append(staging.publish(manifest))
     for each in (published, own[3]):
         await fork(disks, each, burst=True)
-    roots = roots_of(own[3].manifest)
+    roots = own[3].manifest.disk_roots
     present = {roots[-4], roots[-1]}
     assert {path.stem for path in store.images.glob("*.qcow2")} == present
     await disks.release(own[2], own[3])

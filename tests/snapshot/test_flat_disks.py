@@ -15,7 +15,6 @@ from ratoon.files import locked
 from ratoon.memory.cache import OpenImage
 from ratoon.snapshot import flat_disks as flat_disks_module
 from ratoon.snapshot.flat_disks import FlatDisks
-from ratoon.snapshot.roots import image_roots, roots_of
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from sound_snapshots import make_image
@@ -232,10 +231,10 @@ def test_the_roots_of_a_store_are_those_of_all_beginnings(
     store: Store, chain: list[Snapshot]
 ) -> None:
     store.delete("L2", force=True)
-    roots = roots_of(chain[-1].manifest)
+    roots = chain[-1].manifest.disk_roots
     assert [each.manifest.disk_root for each in chain] == roots
     expected = {*roots, *(each.manifest.memory_root for each in chain if each is not chain[2])}
-    assert image_roots(store) == expected
+    assert store.image_roots() == expected
 
 
 def test_an_image_held_open_is_closed(

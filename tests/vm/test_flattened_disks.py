@@ -18,7 +18,6 @@ from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.disks import MANY
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
-from ratoon.snapshot.roots import roots_of
 
 #: So deep that its first fork has the disk flattened.
 HEAD = f"link{MANY}"
@@ -60,7 +59,7 @@ def disk_nodes(sandbox: Sandbox) -> int:
 
 
 def remove_flattened(engine: Engine, tag: str) -> None:
-    roots = roots_of(engine.store.get(tag).manifest)
+    roots = engine.store.get(tag).manifest.disk_roots
     engine.images.remove(*roots)
     assert not list(engine.store.images.glob("*.qcow2"))
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from ratoon.host.hierarchies import hierarchies
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
-from ratoon.snapshot.roots import image_roots
 from ratoon.snapshot.snapshot import Snapshot
 
 #: Seconds after which something has hung; nothing here takes nearly that long.
@@ -57,9 +56,9 @@ def tags(engine: Engine) -> set[str]:
 
 def forget(engine: Engine, tag: str) -> None:
     """Delete a snapshot, whatever depends on it, and its images."""
-    before = image_roots(engine.store)
+    before = engine.store.image_roots()
     engine.store.delete(tag, force=True)
-    engine.images.remove(*(before - image_roots(engine.store)))
+    engine.images.remove(*(before - engine.store.image_roots()))
 
 
 async def link(engine: Engine, parent: str, tag: str, script: str) -> None:

@@ -18,7 +18,6 @@ from ratoon.memory.digests import memory_root, zero_array
 from ratoon.memory.image import ImageStore
 from ratoon.memory.page import PAGE_SIZE
 from ratoon.snapshot.flat_disks import FlatDisks
-from ratoon.snapshot.roots import roots_of
 from ratoon.snapshot.snapshot import MANIFEST, Snapshot, load_snapshot
 from ratoon.snapshot.store import Store
 
@@ -135,6 +134,6 @@ def _needed_roots(store: Store, surveyed: Sequence[Surveyed]) -> dict[str, str]:
     needed = {}
     for snapshot in snapshots:
         layers = snapshot.manifest.layers
-        for layer, disk_root in zip(layers, roots_of(snapshot.manifest), strict=True):
+        for layer, disk_root in zip(layers, snapshot.manifest.disk_roots, strict=True):
             needed[layer.memory_root] = needed[disk_root] = layer.tag
     return needed

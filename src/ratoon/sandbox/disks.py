@@ -17,7 +17,6 @@ from ratoon.errors import NotFound
 from ratoon.sandbox.making import Making
 from ratoon.snapshot.compact import anonymous_layers
 from ratoon.snapshot.flat_disks import Covering, FlatDisks
-from ratoon.snapshot.roots import roots_of
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 
@@ -94,9 +93,9 @@ class Disks:
         """Remove what was made of a sandbox's own layers, which it has left for those of `now`."""
         if left is None:
             return
-        roots = roots_of(left.manifest)
+        roots = left.manifest.disk_roots
         own = set(roots[len(roots) - anonymous_layers(left.manifest) :])
-        own -= set(roots_of(now.manifest)) if now else set()
+        own -= set(now.manifest.disk_roots) if now else set()
         self._forked -= own
         await self._making.remove(*own)
 

@@ -51,7 +51,6 @@ from ratoon.sandbox.standby import Lifecycle
 from ratoon.sandbox.start import Starter, explaining
 from ratoon.sandbox.sweep import sweep
 from ratoon.snapshot.compact import compact
-from ratoon.snapshot.roots import image_roots
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.vmm.driver import Accelerator
@@ -176,11 +175,11 @@ class Engine:
             raise
 
     def _delete_blocking(self, tag: str, force: bool, cascade: bool) -> tuple[str, ...]:
-        before = image_roots(self.store)
+        before = self.store.image_roots()
         try:
             return self.store.delete(tag, force=force, cascade=cascade)
         finally:  # also of what an interrupted cascade has deleted
-            self.images.remove(*(before - image_roots(self.store)))
+            self.images.remove(*(before - self.store.image_roots()))
 
     def evict_image(self, tag: str) -> None:
         """Remove a snapshot's image; its next fork is a first fork, and an image is made again."""
@@ -236,7 +235,7 @@ class Engine:
                 await in_thread(self._remove_unused_image, source.manifest.memory_root)
 
     def _remove_unused_image(self, root: str) -> None:
-        if root not in image_roots(self.store):
+        if root not in self.store.image_roots():
             self.images.remove(root)
 
     def _forkable(self, tag: str) -> Snapshot:

@@ -18,7 +18,6 @@ from ratoon.disk.qcow2 import file_digest
 from ratoon.errors import Corrupt
 from ratoon.memory.cache import DISK, ImageCache, OpenImage
 from ratoon.snapshot.manifest import Manifest
-from ratoon.snapshot.roots import roots_of
 from ratoon.snapshot.snapshot import Snapshot
 
 
@@ -51,7 +50,7 @@ class FlatDisks(ImageCache):
 
     def nearest(self, manifest: Manifest) -> Covering | None:
         """The flattened disk that has the most of a chain's layers; it counts as used now."""
-        roots = roots_of(manifest)
+        roots = manifest.disk_roots
         for covered in range(len(roots), 2, -1):  # one layer above the base is flat as it is
             root = roots[covered - 1]
             if image := self._open(root):

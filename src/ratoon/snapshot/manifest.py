@@ -13,7 +13,7 @@ from blake3 import blake3
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import from_json
 
-from ratoon.disk.qcow2 import disk_root
+from ratoon.disk.qcow2 import disk_root, disk_roots
 from ratoon.documents import Document
 from ratoon.errors import ChainMismatch, Corrupt, Incompatible, InvalidInput
 from ratoon.sources.image import ImageConfig
@@ -158,6 +158,11 @@ class Manifest(Document):
     def ancestors(self) -> tuple[LayerRef, ...]:
         """The layers below its own that were published as snapshots, base first."""
         return tuple(layer for layer in self.layers[:-1] if not layer.anonymous)
+
+    @property
+    def disk_roots(self) -> list[str]:
+        """The disk roots of all beginnings of the chain: that of the base first, its own last."""
+        return disk_roots([layer.disk.digest for layer in self.layers])
 
     @property
     def reference(self) -> ParentRef:

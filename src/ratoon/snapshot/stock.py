@@ -9,7 +9,6 @@ from contextlib import suppress
 from ratoon.errors import RatoonError
 from ratoon.snapshot.manifest import Manifest
 from ratoon.snapshot.retention import Member, Stock
-from ratoon.snapshot.roots import roots_of
 from ratoon.snapshot.snapshot import MANIFEST, Snapshot, load_snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import charges
@@ -52,6 +51,6 @@ def _member(manifest: Manifest, users: tuple[str, ...]) -> Member:
         base=base.id,
         base_tag=base.tag,
         created_at_unix=manifest.created_at_unix,
-        roots=frozenset({manifest.memory_root, *roots_of(manifest)}),
+        roots=frozenset({manifest.memory_root, *manifest.disk_roots}),
         users=users,
     )

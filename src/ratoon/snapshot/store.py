@@ -172,6 +172,15 @@ class Store:
                 found.append(BrokenSnapshot(path.name, error))
         return tuple(found)
 
+    def image_roots(self) -> set[str]:
+        """What images are named after: the memory roots of all snapshots, and their disk roots.
+
+        Those of all beginnings of their chains: a flattened disk of one is of use to the whole.
+        """
+        manifests = [entry.manifest for entry in self.list() if isinstance(entry, Snapshot)]
+        memory = {manifest.memory_root for manifest in manifests}
+        return memory.union(*(manifest.disk_roots for manifest in manifests))
+
     def dependents(self, tag: str) -> tuple[str, ...]:
         """The tags of the snapshots made directly on `tag`. NotFound.
 

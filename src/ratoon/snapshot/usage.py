@@ -19,7 +19,6 @@ from pathlib import Path
 from ratoon.errors import NotFound
 from ratoon.snapshot.extents import shared_extents
 from ratoon.snapshot.manifest import check_tag
-from ratoon.snapshot.roots import roots_of
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 
@@ -97,7 +96,7 @@ def usage(store: Store) -> StoreUsage:
             manifest = entry.manifest
             roots = (manifest.memory_root, manifest.disk_root)
             images[manifest.tag] = {f"image/{root}" for root in roots}
-            having.update({f"image/{root}" for root in (roots[0], *roots_of(manifest))})
+            having.update({f"image/{root}" for root in (roots[0], *manifest.disk_roots)})
     snapshots = {}
     for tag in each("snapshot"):
         own = {f"snapshot/{tag}"}
