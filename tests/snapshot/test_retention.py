@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from ratoon.errors import HasDependents, InvalidInput, NotFound
 from ratoon.memory.image import ImageStore
 from ratoon.snapshot.compress import rewrite_layers
-from ratoon.snapshot.retention import Member, Plan, Rules, Stock, make_plan
+from ratoon.snapshot.inventory import take_inventory
+from ratoon.snapshot.retention import Inventory, Member, Plan, Rules, make_plan
 from ratoon.snapshot.snapshot import Snapshot, link_snapshot
-from ratoon.snapshot.stock import take_stock
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import usage
 from small_chains import grow
@@ -27,7 +27,7 @@ HOUR = 3600.0
 
 
 @st.composite
-def stocks(draw: st.DrawFn) -> Stock:
+def stocks(draw: st.DrawFn) -> Inventory:
     """Forests with any ages, users, and bytes that any of them share."""
     count = draw(st.integers(1, 12))
     members: list[Member] = []
@@ -57,7 +57,7 @@ def stocks(draw: st.DrawFn) -> Stock:
             max_size=15,
         )
     )
-    return Stock(left, charges)
+    return Inventory(left, charges)
 
 
 rules = st.builds(
@@ -69,17 +69,17 @@ rules = st.builds(
 ).filter(lambda each: (each.keep_last, each.keep_within, each.max_bytes) != (None, None, None))
 
 
-def held(stock: Stock, tags: set[str]) -> int:
+def held(inventory: Inventory, tags: set[str]) -> int:
     names = {f"snapshot/{tag}" for tag in tags}
-    return sum(size for holders, size in stock.charges.items() if holders & names)
+    return sum(size for holders, size in inventory.charges.items() if holders & names)
 
 
-def freed(stock: Stock, tags: set[str]) -> int:
+def freed(inventory: Inventory, tags: set[str]) -> int:
     """What becomes free when all of these go, from the definition."""
-    roots = {root for each in stock.members if each.tag not in tags for root in each.roots}
-    going = {root for each in stock.members if each.tag in tags for root in each.roots} - roots
+    roots = {root for each in inventory.members if each.tag not in tags for root in each.roots}
+    going = {root for each in inventory.members if each.tag in tags for root in each.roots} - roots
     gone = {f"snapshot/{tag}" for tag in tags} | {f"image/{root}" for root in going}
-    return sum(size for holders, size in stock.charges.items() if holders <= gone)
+    return sum(size for holders, size in inventory.charges.items() if holders <= gone)
 
 
 def kept(plan: Plan) -> set[str]:
@@ -87,24 +87,24 @@ def kept(plan: Plan) -> set[str]:
 
 
 @given(stocks(), rules)
-def test_what_a_plan_promises(stock: Stock, chosen: Rules) -> None:
-    plan = make_plan(stock, chosen, NOW)
+def test_what_a_plan_promises(inventory: Inventory, chosen: Rules) -> None:
+    plan = make_plan(inventory, chosen, NOW)
     stays, goes = kept(plan), [verdict.tag for verdict in plan.deletions]
-    tags = {each.tag for each in stock.members}
+    tags = {each.tag for each in inventory.members}
     assert stays | set(goes) == tags
     assert len(plan.verdicts) == len(tags)
     assert all(verdict.reason for verdict in plan.verdicts)
-    by_id = {each.id: each for each in stock.members}
-    by_tag = {each.tag: each for each in stock.members}
+    by_id = {each.id: each for each in inventory.members}
+    by_tag = {each.tag: each for each in inventory.members}
 
     # What has dependents goes after them, or not at all.
     for tag in goes:
-        children = {each.tag for each in stock.members if each.parent == by_tag[tag].id}
+        children = {each.tag for each in inventory.members if each.parent == by_tag[tag].id}
         assert children <= set(goes[: goes.index(tag)])
 
     # What a rule keeps is kept.
     lineages: dict[str, list[Member]] = {}
-    for each in sorted(stock.members, key=lambda each: (-each.created_at_unix, each.id)):
+    for each in sorted(inventory.members, key=lambda each: (-each.created_at_unix, each.id)):
         lineages.setdefault(each.base, []).append(each)
     for members in lineages.values():
         ages = sorted((each.created_at_unix for each in members), reverse=True)
@@ -126,36 +126,36 @@ def test_what_a_plan_promises(stock: Stock, chosen: Rules) -> None:
             assert by_id[child.parent or ""].tag == verdict.tag
 
     # The bytes are those of the definition.
-    assert plan.freed == freed(stock, set(goes))
+    assert plan.freed == freed(inventory, set(goes))
     for number, verdict in enumerate(plan.deletions):
-        before = freed(stock, set(goes[:number]))
-        assert verdict.frees == freed(stock, set(goes[: number + 1])) - before
+        before = freed(inventory, set(goes[:number]))
+        assert verdict.frees == freed(inventory, set(goes[: number + 1])) - before
     for budget, members in zip(
         sorted(plan.budgets, key=lambda each: each.lineage),
         sorted(lineages.values(), key=lambda each: each[0].base_tag),
         strict=True,
     ):
         names = {each.tag for each in members}
-        assert budget.before == held(stock, names)
-        assert budget.after == held(stock, names & stays)
+        assert budget.before == held(inventory, names)
+        assert budget.after == held(inventory, names & stays)
 
 
 @given(stocks(), rules)
-def test_a_budget_takes_no_more_than_it_must(stock: Stock, chosen: Rules) -> None:
-    plan = make_plan(stock, chosen, NOW)
+def test_a_budget_takes_no_more_than_it_must(inventory: Inventory, chosen: Rules) -> None:
+    plan = make_plan(inventory, chosen, NOW)
     if chosen.max_bytes is None:
         return
     without = make_plan(
-        stock, replace(chosen, max_bytes=None, keep_last=chosen.keep_last or 1), NOW
+        inventory, replace(chosen, max_bytes=None, keep_last=chosen.keep_last or 1), NOW
     )
     assert kept(without) <= kept(plan), "a budget keeps the rest for as long as it can"
-    bases = {each.tag: each.base for each in stock.members}
+    bases = {each.tag: each.base for each in inventory.members}
     for budget in plan.budgets:
-        base = next(each.base for each in stock.members if each.base_tag == budget.lineage)
+        base = next(each.base for each in inventory.members if each.base_tag == budget.lineage)
         gone = [each.tag for each in plan.deletions if bases[each.tag] == base]
         if gone:
             last_but_one = {tag for tag in bases if bases[tag] == base} - set(gone[:-1])
-            assert held(stock, last_but_one) > chosen.max_bytes, "the last one had to go"
+            assert held(inventory, last_but_one) > chosen.max_bytes, "the last one had to go"
         if budget.excess:
             spared = [
                 each.tag
@@ -166,13 +166,15 @@ def test_a_budget_takes_no_more_than_it_must(stock: Stock, chosen: Rules) -> Non
 
 
 @given(stocks(), rules)
-def test_a_plan_that_was_carried_out_leaves_nothing_to_do(stock: Stock, chosen: Rules) -> None:
-    stays = kept(make_plan(stock, chosen, NOW))
-    left = Stock(
-        tuple(each for each in stock.members if each.tag in stays),
+def test_a_plan_that_was_carried_out_leaves_nothing_to_do(
+    inventory: Inventory, chosen: Rules
+) -> None:
+    stays = kept(make_plan(inventory, chosen, NOW))
+    left = Inventory(
+        tuple(each for each in inventory.members if each.tag in stays),
         {
             holders: size
-            for holders, size in stock.charges.items()
+            for holders, size in inventory.charges.items()
             if any(holder.removeprefix("snapshot/") in stays for holder in holders)
         },
     )
@@ -180,22 +182,22 @@ def test_a_plan_that_was_carried_out_leaves_nothing_to_do(stock: Stock, chosen: 
 
 
 @given(stocks(), rules, st.data())
-def test_one_lineage_alone(stock: Stock, chosen: Rules, data: st.DataObject) -> None:
-    picked = data.draw(st.sampled_from(stock.members))
-    plan = make_plan(stock, replace(chosen, lineage=picked.tag), NOW)
-    members = {each.tag for each in stock.members if each.base == picked.base}
+def test_one_lineage_alone(inventory: Inventory, chosen: Rules, data: st.DataObject) -> None:
+    picked = data.draw(st.sampled_from(inventory.members))
+    plan = make_plan(inventory, replace(chosen, lineage=picked.tag), NOW)
+    members = {each.tag for each in inventory.members if each.base == picked.base}
     assert {verdict.tag for verdict in plan.verdicts} == members
-    whole = make_plan(stock, chosen, NOW)
+    whole = make_plan(inventory, chosen, NOW)
     assert {each.tag for each in plan.deletions} == members - kept(whole)
 
 
-def chain(*ages: float) -> Stock:
+def chain(*ages: float) -> Inventory:
     """t0 <- t1 <- …, so many hours old."""
     members = [
         Member(f"t{n}", f"i{n}", f"i{n - 1}" if n else None, "i0", "t0", NOW - age * HOUR)
         for n, age in enumerate(ages)
     ]
-    return Stock(tuple(members), {frozenset({f"snapshot/{each.tag}"}): 100 for each in members})
+    return Inventory(tuple(members), {frozenset({f"snapshot/{each.tag}"}): 100 for each in members})
 
 
 def test_a_chain_is_kept_up_to_its_newest() -> None:
@@ -215,13 +217,13 @@ def test_a_budget_that_cannot_be_held_says_by_how_much() -> None:
 
 
 def test_a_budget_takes_the_oldest_branches_first() -> None:
-    stock = chain(9)
+    inventory = chain(9)
     branches = [
         Member(f"b{n}", f"j{n}", "i0", "i0", "t0", NOW - age * HOUR)
         for n, age in enumerate((5, 8, 2, 7))
     ]
-    charges = {**stock.charges, **{frozenset({f"snapshot/{b.tag}"}): 100 for b in branches}}
-    plan = make_plan(Stock((*stock.members, *branches), charges), Rules(max_bytes=300), NOW)
+    charges = {**inventory.charges, **{frozenset({f"snapshot/{b.tag}"}): 100 for b in branches}}
+    plan = make_plan(Inventory((*inventory.members, *branches), charges), Rules(max_bytes=300), NOW)
     assert [verdict.tag for verdict in plan.deletions] == ["b1", "b3"]
     assert plan.freed == 200
     spared = {verdict.tag: verdict.reason for verdict in plan.verdicts if verdict.keep}
@@ -248,8 +250,8 @@ def test_rules_that_cannot_be_meant(chosen: Rules, error: type[Exception]) -> No
 
 def test_a_circle_of_parents_is_left_alone() -> None:
     one, other = chain(2, 1).members
-    stock = Stock((replace(one, parent=other.id), other), {})
-    assert not make_plan(stock, Rules(keep_within=0), NOW).deletions
+    inventory = Inventory((replace(one, parent=other.id), other), {})
+    assert not make_plan(inventory, Rules(keep_within=0), NOW).deletions
 
 
 # On a store --------------------------------------------------------------------------------------
@@ -312,7 +314,7 @@ def test_what_is_planned_is_what_becomes_free(
     store: Store, chosen: Rules, goes: list[str], prepare: Callable[[Store], None]
 ) -> None:
     prepare(store)
-    plan = make_plan(take_stock(store), chosen, time.time())
+    plan = make_plan(take_inventory(store), chosen, time.time())
     assert sorted(verdict.tag for verdict in plan.deletions) == sorted(goes)
     assert carry_out(store, plan) == plan.freed
     assert (plan.freed > 0) == bool(goes)
@@ -328,7 +330,9 @@ def test_what_sandboxes_stand_on_is_kept(store: Store) -> None:
         manifest = write_sound(store, staging, {7: 7}, store.get("b"), anonymous=True)
         link_snapshot(staging.publish(manifest), dozing)
     store.delete("dozing")
-    plan = make_plan(take_stock(store, {"same": "workspace w"}), Rules(keep_last=1), time.time())
+    plan = make_plan(
+        take_inventory(store, {"same": "workspace w"}), Rules(keep_last=1), time.time()
+    )
     reasons = {verdict.tag: verdict.reason for verdict in plan.verdicts if verdict.keep}
     assert reasons["a"] == "used by sandbox sb-1-1"
     assert reasons["b"] == "used by sandbox sb-2-2"
@@ -338,7 +342,7 @@ def test_what_sandboxes_stand_on_is_kept(store: Store) -> None:
 
 def test_what_cannot_be_read_is_left_alone(store: Store) -> None:
     (store.snapshots / "a1" / "manifest.b3").write_bytes(b"0" * 64 + b"\n")
-    plan = make_plan(take_stock(store), Rules(keep_last=1), time.time())
+    plan = make_plan(take_inventory(store), Rules(keep_last=1), time.time())
     (damaged,) = (verdict for verdict in plan.verdicts if verdict.tag == "a1")
     assert damaged.keep
     assert "damaged" in damaged.reason
@@ -346,14 +350,14 @@ def test_what_cannot_be_read_is_left_alone(store: Store) -> None:
 
 def test_a_lineage_outlives_its_base(store: Store) -> None:
     store.delete("base", force=True)
-    plan = make_plan(take_stock(store), Rules(keep_last=1, lineage="a"), time.time())
+    plan = make_plan(take_inventory(store), Rules(keep_last=1, lineage="a"), time.time())
     assert {verdict.lineage for verdict in plan.verdicts} == {"base"}
     assert {verdict.tag for verdict in plan.verdicts} == {"a", "a1", "b", "same", "c"}
 
 
 def test_a_plan_never_forces(store: Store) -> None:
     """Should somebody branch meanwhile, the deletion is refused as any other is."""
-    plan = make_plan(take_stock(store), Rules(keep_last=1), time.time())
+    plan = make_plan(take_inventory(store), Rules(keep_last=1), time.time())
     publish_sound(store, "meanwhile", {}, store.get("a1"))
     with pytest.raises(HasDependents):
         carry_out(store, plan)

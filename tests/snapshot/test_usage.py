@@ -15,9 +15,9 @@ from ratoon.bench.loop_mounts import mounted, used_bytes, what_is_missing
 from ratoon.errors import InvalidInput, NotFound
 from ratoon.files import copy_sparse
 from ratoon.snapshot.extents import shared_extents
+from ratoon.snapshot.inventory import take_inventory
 from ratoon.snapshot.retention import Rules, make_plan
 from ratoon.snapshot.snapshot import link_snapshot
-from ratoon.snapshot.stock import take_stock
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import Usage, _sweep, snapshot_usage, usage
 from ratoon.units import MIB
@@ -309,7 +309,7 @@ def test_own_is_what_the_file_system_gets_back(reflinking: Store) -> None:
     before = used_bytes(store.home.parent)
     own = snapshot_usage(store, "one").own
     assert 5 * MIB <= own < 6 * MIB
-    plan = make_plan(take_stock(store), Rules(keep_within=0, keep=("two",)), time.time())
+    plan = make_plan(take_inventory(store), Rules(keep_within=0, keep=("two",)), time.time())
     assert plan.freed == own
     store.delete("one")
     deadline = time.monotonic() + 30

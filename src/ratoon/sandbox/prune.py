@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from ratoon.errors import InFlight, NotFound, RatoonError
 from ratoon.sandbox.engine import Engine
+from ratoon.snapshot.inventory import sandboxes_by_snapshot, take_inventory
 from ratoon.snapshot.retention import Plan, Rules, Verdict, make_plan
-from ratoon.snapshot.stock import sandboxes_by_snapshot, take_stock
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ async def prune(
     InvalidInput, NotFound: see `make_plan`. What changed meanwhile stays: what was made anew, has
     got dependents, or is used by now. A snapshot that cannot be deleted holds up no other.
     """
-    stock = await asyncio.to_thread(take_stock, engine.store, users)
-    plan = make_plan(stock, rules, time.time())
+    inventory = await asyncio.to_thread(take_inventory, engine.store, users)
+    plan = make_plan(inventory, rules, time.time())
     if dry_run:
         return Pruned(plan)
     deleted: list[str] = []

@@ -12,7 +12,7 @@ A lineage is a base and all that descends from it, whether the base is still the
    stays in any case: it is where one would go on.
 
 So a snapshot with dependents goes together with them, or not at all. To plan reads nothing and
-changes nothing: the same stock and rules give the same plan.
+changes nothing: the same inventory and rules give the same plan.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Stock:
+class Inventory:
     """All that a store has. `charges`: how many bytes have exactly these holders, see `usage`.
 
     `damaged` are the tags of snapshots that cannot be read; they are left alone.
@@ -119,24 +119,24 @@ class Plan:
         return sum(verdict.frees for verdict in self.verdicts)
 
 
-def make_plan(stock: Stock, rules: Rules, now: float) -> Plan:
+def make_plan(inventory: Inventory, rules: Rules, now: float) -> Plan:
     """What is to be kept and what not; `now` is in seconds since 1970.
 
     InvalidInput: rules that say nothing, or what cannot be. NotFound: a tag in them.
     """
-    _check(stock, rules)
+    _check(inventory, rules)
     lineages: defaultdict[str, list[Member]] = defaultdict(list)
-    for member in sorted(stock.members, key=_age, reverse=True):
+    for member in sorted(inventory.members, key=_age, reverse=True):
         lineages[member.base].append(member)
     if rules.lineage is not None:
-        base = next(each.base for each in stock.members if each.tag == rules.lineage)
+        base = next(each.base for each in inventory.members if each.tag == rules.lineage)
         lineages = defaultdict(list, {base: lineages[base]})
-    holdings = _Holdings(stock)
+    holdings = _Holdings(inventory)
     deleted: list[tuple[Member, str, int]] = []
     kept: list[Verdict] = []
     budgets = []
     chosen = {member.id for members in lineages.values() for member in members}
-    others = [member for member in stock.members if member.id not in chosen]
+    others = [member for member in inventory.members if member.id not in chosen]
     for members in lineages.values():
         reasons = _needed(members, others, dict(_reasons(members, rules, now)))
         held = _Held(holdings, members)
@@ -149,12 +149,12 @@ def make_plan(stock: Stock, rules: Rules, now: float) -> Plan:
         spared = "its lineage is within the budget"
         kept += [_verdict(each, True, reasons.get(each.id, spared)) for each in left]
     going = [_verdict(each, False, why, frees) for each, why, frees in deleted]
-    damaged = () if rules.lineage else stock.damaged
+    damaged = () if rules.lineage else inventory.damaged
     kept += [Verdict(tag, "", "", 0, True, "damaged: see `ratoon check`") for tag in damaged]
     return Plan((*going, *kept), tuple(budgets))
 
 
-def _check(stock: Stock, rules: Rules) -> None:
+def _check(inventory: Inventory, rules: Rules) -> None:
     if rules.keep_last is None and rules.keep_within is None and rules.max_bytes is None:
         raise InvalidInput("say what to keep: the last N, within a time, or at most so many bytes")
     if rules.keep_last is not None and rules.keep_last < 1:
@@ -163,10 +163,10 @@ def _check(stock: Stock, rules: Rules) -> None:
         raise InvalidInput(f"cannot keep what is within {rules.keep_within} seconds: use 0 or more")
     if rules.max_bytes is not None and rules.max_bytes < 0:
         raise InvalidInput(f"cannot keep at most {rules.max_bytes} bytes: use 0 or more")
-    tags = {*(member.tag for member in stock.members), *stock.damaged}
+    tags = {*(member.tag for member in inventory.members), *inventory.damaged}
     named = [each for each in rules.keep if not set(each) & set("*?[")]
     for tag in (*named, *([rules.lineage] if rules.lineage is not None else ())):
-        if tag not in tags or (tag == rules.lineage and tag in stock.damaged):
+        if tag not in tags or (tag == rules.lineage and tag in inventory.damaged):
             raise NotFound(f"no snapshot {tag}; `ratoon images` lists those there are")
 
 
@@ -235,13 +235,13 @@ def _goes(
 class _Holdings:
     """Who holds how many bytes, as snapshots are deleted one by one."""
 
-    def __init__(self, stock: Stock) -> None:
-        self._groups = [(set(holders), size) for holders, size in stock.charges.items()]
+    def __init__(self, inventory: Inventory) -> None:
+        self._groups = [(set(holders), size) for holders, size in inventory.charges.items()]
         self._of: defaultdict[str, list[int]] = defaultdict(list)
         for number, (holders, _) in enumerate(self._groups):
             for holder in holders:
                 self._of[holder].append(number)
-        self._roots = Counter(root for member in stock.members for root in member.roots)
+        self._roots = Counter(root for member in inventory.members for root in member.roots)
 
     def of(self, member: Member) -> Sequence[tuple[int, int]]:
         """What a snapshot holds: the numbers of groups of bytes that have the same holders, sizes.

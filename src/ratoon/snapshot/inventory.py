@@ -8,13 +8,13 @@ from contextlib import suppress
 
 from ratoon.errors import RatoonError
 from ratoon.snapshot.manifest import Manifest
-from ratoon.snapshot.retention import Member, Stock
+from ratoon.snapshot.retention import Inventory, Member
 from ratoon.snapshot.snapshot import MANIFEST, Snapshot, load_snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import charges
 
 
-def take_stock(store: Store, users: Mapping[str, str] | None = None) -> Stock:
+def take_inventory(store: Store, users: Mapping[str, str] | None = None) -> Inventory:
     """All snapshots with what each holds and who needs it; `users` by tag, besides sandboxes."""
     standing = sandboxes_by_snapshot(store)
     members, damaged = [], []
@@ -26,7 +26,7 @@ def take_stock(store: Store, users: Mapping[str, str] | None = None) -> Stock:
             members.append(_member(manifest, needed))
         else:
             damaged.append(entry.tag)
-    return Stock(tuple(members), charges(store), tuple(damaged))
+    return Inventory(tuple(members), charges(store), tuple(damaged))
 
 
 def sandboxes_by_snapshot(store: Store) -> Mapping[str, tuple[str, ...]]:
