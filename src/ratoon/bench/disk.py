@@ -33,7 +33,7 @@ from ratoon.memory.chain import Link, overlay
 from ratoon.memory.digests import hash_pages, memory_root, zero_array
 from ratoon.memory.image import ImageStore
 from ratoon.memory.page import PAGE_SIZE
-from ratoon.memory.runs import run_bounds
+from ratoon.memory.ranges import run_bounds
 from ratoon.memory.writing import write_page_set
 from ratoon.sandbox.engine import RAM_BYTES, Engine
 from ratoon.snapshot.compress import Form, rewrite_layers

@@ -26,7 +26,7 @@ from ratoon.memory.cache import OpenImage
 from ratoon.memory.chain import Link
 from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.pageset import read_pages
-from ratoon.memory.runs import run_bounds
+from ratoon.memory.ranges import run_bounds
 from ratoon.sandbox.engine import Engine
 
 #: What is read and hashed at a time; it stays in the processor's cache.

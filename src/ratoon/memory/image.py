@@ -15,8 +15,8 @@ from ratoon.memory.digests import memory_root
 from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.pageset import read_pages
 from ratoon.memory.positioned import write_at
+from ratoon.memory.ranges import run_bounds
 from ratoon.memory.reflink import can_reflink, share_pages
-from ratoon.memory.runs import run_bounds
 
 
 class ImageStore(ImageCache):

@@ -36,7 +36,7 @@ from ratoon.memory.compressed import FRAME, Frames, opened, opened_frames
 from ratoon.memory.digests import are_stored, digests_differ, hash_pages
 from ratoon.memory.page import DIGEST_SIZE, PAGE_SIZE
 from ratoon.memory.positioned import read_exactly
-from ratoon.memory.runs import run_bounds
+from ratoon.memory.ranges import run_bounds
 
 MAGIC = b"RATOONPS"
 VERSION = 2

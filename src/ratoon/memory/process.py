@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ratoon.errors import MachineDied, MachineError
 from ratoon.memory.page import PAGE_SIZE
-from ratoon.memory.runs import run_bounds
+from ratoon.memory.ranges import run_bounds
 
 _IOV_MAX = 1024
 _WINDOW = 16 * 1024  # pages considered for one call: 64 MiB

@@ -19,7 +19,7 @@ from ratoon.memory.chain import Link
 from ratoon.memory.compressed import opened_frames
 from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.pageset import read_checked
-from ratoon.memory.runs import run_bounds
+from ratoon.memory.ranges import run_bounds
 
 
 def can_reflink(directory: Path) -> bool:

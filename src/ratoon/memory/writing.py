@@ -15,7 +15,7 @@ from ratoon.memory.digests import Piece, are_stored
 from ratoon.memory.page import DIGEST_SIZE, PAGE_SIZE
 from ratoon.memory.pageset import DATA_OFFSET, PageIndex, decode_index, encode_index
 from ratoon.memory.positioned import new_file, seal, start_flushing, write_all_at, write_at
-from ratoon.memory.runs import run_bounds
+from ratoon.memory.ranges import run_bounds
 
 
 def write_page_set(

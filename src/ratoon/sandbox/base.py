@@ -31,7 +31,7 @@ from ratoon.sandbox.stages import Stages
 from ratoon.sandbox.start import rebirth, under
 from ratoon.snapshot.manifest import GuestInfo, MachineConfig
 from ratoon.snapshot.store import Store
-from ratoon.sources.given import take
+from ratoon.sources.host_files import take
 from ratoon.sources.image import Image, ImageConfig
 from ratoon.sources.resolve import resolve, root_disk
 from ratoon.units import MIB

@@ -18,7 +18,7 @@ from ratoon.errors import Corrupt, HostError, InvalidInput, NotFound, RegistryEr
 from ratoon.sources import blobs
 from ratoon.sources.config import read_config
 from ratoon.sources.disk import FILE_SYSTEM, fill_disk
-from ratoon.sources.given import held
+from ratoon.sources.host_files import held
 from ratoon.sources.image import Image
 from ratoon.sources.layers import lay_out
 from ratoon.sources.mounted import TEXTS

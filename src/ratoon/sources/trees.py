@@ -15,7 +15,7 @@ from ratoon import files
 from ratoon.artifacts import Progress, build_once
 from ratoon.errors import Conflict, HostError, InvalidInput
 from ratoon.sources.disk import FILE_SYSTEM, fill_disk
-from ratoon.sources.given import held
+from ratoon.sources.host_files import held
 from ratoon.sources.image import Image, ImageConfig
 from ratoon.sources.layers import write_plain
 from ratoon.sources.mounted import TEXTS

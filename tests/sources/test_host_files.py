@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ratoon.errors import InvalidInput
-from ratoon.sources.given import take
+from ratoon.sources.host_files import take
 
 
 @pytest.fixture
