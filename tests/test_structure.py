@@ -33,7 +33,7 @@ FLOORS = [
     {"artifacts"},
     {"documents"},
     {"api", "compression", "concurrency", "files", "paths", "units", "validation", "version"},
-    {"errors"},
+    {"errors", "syscalls"},
 ]
 
 

@@ -23,7 +23,7 @@ PRELUDE = """
     from pathlib import Path
     from ratoon import files
     from ratoon.pack import memory_check, packfile, unpack as module
-    from ratoon.snapshot import exchange, staging
+    from ratoon.snapshot import staging
     from ratoon.pack.pack import pack
     from ratoon.snapshot.store import Store
     from ratoon.pack.unpack import unpack
@@ -100,7 +100,7 @@ def test_unpacking(tmp_path: Path, file: Path, script: str, survives: bool) -> N
     [
         *((script, False) for script in BEFORE),
         ("staging.exchange = die", False),
-        ("staging.exchange = after(exchange.exchange)", True),
+        ("staging.exchange = after(staging.exchange)", True),
         ("Path.rename = after(Path.rename)", True),
         ("staging.shutil.rmtree = die", True),
     ],

@@ -24,9 +24,9 @@ from ratoon.pack.unpack import unpack
 from ratoon.snapshot.compact import compact
 from ratoon.snapshot.compress import rewrite_layers
 from ratoon.snapshot.diff import _changed_pages
-from ratoon.snapshot.exchange import exchange
 from ratoon.snapshot.links import read_links
 from ratoon.snapshot.snapshot import Snapshot, link_snapshot, load_snapshot
+from ratoon.snapshot.staging import exchange
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import usage
 from small_chains import RAM, contents, grow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -24,8 +23,6 @@ LOG = "daemon.log"
 START_TIMEOUT = 300.0
 #: Seconds between two looks at a daemon that is starting.
 _POLL = 0.02
-#: `struct ucred`: pid, uid, gid (unix(7)).
-_UCRED = struct.Struct("iII")
 #: Bytes of the log that an error shows at most.
 _TAIL = 4096
 
@@ -111,11 +108,11 @@ def _spawn(home: Path, path: Path, log: Path) -> bool:
 
 def _listener(path: Path) -> int:
     """The process that listens on the unix socket `path`."""
+    from ratoon.syscalls import peer_credentials  # here: few need it, and it takes ctypes
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.connect(str(path))
-        credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    pid: int = _UCRED.unpack(credentials)[0]
-    return pid
+        return peer_credentials(probe)[0]
 
 
 def _tail(log: Path, since: int) -> str:

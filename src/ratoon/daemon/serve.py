@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import socket
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,13 +28,12 @@ from ratoon.daemon.sockets import tcp_socket, unix_socket
 from ratoon.errors import Conflict
 from ratoon.sandbox.engine import Engine
 from ratoon.snapshot.store import Store
+from ratoon.syscalls import peer_credentials
 
 log = logging.getLogger(__name__)
 
 #: Held by the daemon of a store, with its process's number in it.
 LOCK = "daemon.lock"
-#: struct ucred (unix(7)).
-_CREDENTIALS = struct.Struct("3i")
 #: Who asked for what.
 AUDIT_LOG = "audit.log"
 #: Seconds for requests that are under way when the daemon is to end.
@@ -74,8 +72,7 @@ class _Named(asyncio.Protocol):
         super().connection_made(transport)
         peer: socket.socket = transport.get_extra_info("socket")
         if peer.family == socket.AF_UNIX:
-            raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            pid, uid, _ = _CREDENTIALS.unpack(raw)
+            pid, uid, _ = peer_credentials(peer)
             self.client = (f"uid={uid},pid", pid)
 
 

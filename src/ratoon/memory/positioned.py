@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ratoon import syscalls
 from ratoon.errors import Corrupt
 from ratoon.files import naming
-
-_libc = ctypes.CDLL(None)
-_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-_SYNC_FILE_RANGE_WRITE = 2
 
 #: How many pieces one call takes (IOV_MAX).
 _AT_ONCE = 1024
@@ -70,4 +66,5 @@ def start_flushing(fd: int, offset: int, length: int) -> None:
     Where it cannot begin early (sync_file_range(2)), the fsync that is to follow has more to do.
     """
     if length:
-        _libc.sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
+        with suppress(OSError):
+            syscalls.start_flushing(fd, offset, length)

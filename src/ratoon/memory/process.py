@@ -5,7 +5,6 @@ The caller needs the right to trace the process: the same user, or root.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ratoon import syscalls
 from ratoon.errors import MachineDied, MachineError
 from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.ranges import run_bounds
@@ -24,15 +24,6 @@ from ratoon.memory.ranges import run_bounds
 _IOV_MAX = 1024
 _WINDOW = 16 * 1024  # pages considered for one call: 64 MiB
 _GROWTH = 4096  # pages a buffer grows by: 16 MiB
-
-_libc = ctypes.CDLL(None, use_errno=True)
-for _function in (_libc.process_vm_readv, _libc.process_vm_writev):
-    _function.restype = ctypes.c_ssize_t
-    _function.argtypes = (
-        ctypes.c_int,
-        *(ctypes.c_void_p, ctypes.c_ulong) * 2,
-        ctypes.c_ulong,
-    )
 
 
 @dataclass(frozen=True)
@@ -87,7 +78,7 @@ def read_into(pid: int, start: int, numbers: NDArray[np.uint64], out: NDArray[np
     if not out.flags.c_contiguous or out.shape != (len(numbers), PAGE_SIZE):
         raise ValueError(f"no room for {len(numbers)} pages in shape {out.shape}")
     with explained(pid, "read the RAM"):
-        _transfer(_libc.process_vm_readv, pid, start, numbers, out.ctypes.data)
+        _transfer(syscalls.read_process, pid, start, numbers, out.ctypes.data)
 
 
 def write_pages(
@@ -100,7 +91,7 @@ def write_pages(
     if not pages.flags.c_contiguous or pages.shape != (len(numbers), PAGE_SIZE):
         raise ValueError(f"not {len(numbers)} pages: shape {pages.shape}")
     with explained(pid, "write the RAM"):
-        _transfer(_libc.process_vm_writev, pid, start, numbers, pages.ctypes.data)
+        _transfer(syscalls.write_process, pid, start, numbers, pages.ctypes.data)
 
 
 class PageBuffer:
@@ -177,10 +168,10 @@ def _transfer(
     while done < len(numbers):
         remote = _iovecs(start, numbers[done : done + _WINDOW])[:_IOV_MAX]
         local = np.array([[address + done * PAGE_SIZE, remote[:, 1].sum()]], np.uint64)
-        moved = call(pid, local.ctypes.data, 1, remote.ctypes.data, len(remote), 0)
-        if moved < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, f"page {numbers[done]}: {os.strerror(code)}")
+        try:
+            moved = call(pid, local.ctypes.data, 1, remote.ctypes.data, len(remote))
+        except OSError as error:
+            raise OSError(error.errno, f"page {numbers[done]}: {error.strerror}") from None
         if moved < PAGE_SIZE:
             raise MachineError(f"process {pid}: page {numbers[done]} moved {moved} bytes only")
         # After a short transfer the next call begins at what stopped this one, and says why.

@@ -6,14 +6,11 @@ so the kernel frees it, with the interfaces in it, when its last user dies (netw
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: linux/sched.h
-_CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
+from ratoon.syscalls import CLONE_NEWNET, setns, unshare
 
 
 def new_namespace() -> int:
@@ -22,7 +19,7 @@ def new_namespace() -> int:
     PermissionError: only root can.
     """
     with _back_afterwards():
-        _check(_libc.unshare(_CLONE_NEWNET))
+        unshare(CLONE_NEWNET)
         return _open_own()
 
 
@@ -33,7 +30,7 @@ def entered(namespace: int) -> Iterator[None]:
     There must be no `await` in the block: other tasks would find themselves in there.
     """
     with _back_afterwards():
-        _check(_libc.setns(namespace, _CLONE_NEWNET))
+        setns(namespace, CLONE_NEWNET)
         yield
 
 
@@ -44,16 +41,10 @@ def _back_afterwards() -> Iterator[None]:
         yield
     finally:
         try:
-            _check(_libc.setns(own, _CLONE_NEWNET))
+            setns(own, CLONE_NEWNET)
         finally:
             os.close(own)
 
 
 def _open_own() -> int:
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _check(result: int) -> None:
-    if result:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))

@@ -29,8 +29,8 @@ from ratoon.compression import LEVEL
 from ratoon.errors import Corrupt, HostError, InFlight, NotFound
 from ratoon.memory.compressed import is_compressed
 from ratoon.memory.recode import compress_page_set, expand_page_set, read_whole
-from ratoon.snapshot.exchange import exchange
 from ratoon.snapshot.snapshot import MEMORY, Snapshot
+from ratoon.snapshot.staging import exchange
 from ratoon.snapshot.store import Store
 from ratoon.units import MIB, format_mib
 

@@ -15,10 +15,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from ratoon import files
-from ratoon.errors import AlreadyExists, InFlight
+from ratoon import files, syscalls
+from ratoon.errors import AlreadyExists, HostError, InFlight
 from ratoon.files import Stamp
-from ratoon.snapshot.exchange import exchange
 from ratoon.snapshot.manifest import Manifest, encode
 from ratoon.snapshot.snapshot import (
     ANCESTRY,
@@ -30,6 +29,9 @@ from ratoon.snapshot.snapshot import (
     link_layer,
 )
 from ratoon.snapshot.verify import Stamps, check_sizes, dump_stamps, read_stamps
+
+#: The kernel's and the file system's ways to say that they cannot exchange.
+_NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class Staging:
@@ -141,6 +143,22 @@ def remove_unheld(directory: Path) -> bool:
     finally:
         os.close(lock)
     return True
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Swap what the two paths name, on one file system; no instant sees one of them missing.
+
+    HostError: the file system cannot (ext4, xfs, btrfs and tmpfs can). Is durable once both
+    parent directories are flushed.
+    """
+    try:
+        syscalls.exchange(first, second)
+    except OSError as error:
+        if error.errno not in _NO_EXCHANGE:
+            raise
+        raise HostError(
+            f"the file system cannot replace {second} at once; delete it first"
+        ) from None
 
 
 def already_exists(tag: str) -> AlreadyExists:
