@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from disk_snapshots import empty_overlay, qemu_io
+from small_snapshots import empty_overlay, qemu_io
 
 CLUSTER = 64 * 1024
 

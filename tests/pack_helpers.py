@@ -1,4 +1,4 @@
-"""Small snapshots with real memory, and packs that are taken apart and put together wrongly."""
+"""Packs of a small chain, taken apart and put together wrongly."""
 
 from __future__ import annotations
 
@@ -10,70 +10,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fake_snapshots import MACHINE, digest, fill
 from ratoon.disk.qcow2 import disk_root
-from ratoon.memory.chain import overlay, resolve
-from ratoon.memory.digests import hash_pages, memory_root, zero_array
-from ratoon.memory.page import PAGE_SIZE
-from ratoon.memory.writing import write_page_set
 from ratoon.pack.packfile import Contents, PackedFile, tar_header
-from ratoon.snapshot.links import read_links
-from ratoon.snapshot.manifest import Manifest, MemoryFile
 from ratoon.snapshot.snapshot import Snapshot
-from ratoon.snapshot.staging import Staging
 from ratoon.snapshot.store import Store
+from small_snapshots import digest, publish
 
 if sys.version_info >= (3, 14):
     from compression import zstd as zstd
 else:
     from backports import zstd as zstd
 
-#: RAM of the guests here, in pages.
-RAM = MACHINE.ram_bytes // PAGE_SIZE
-
 #: A pack's members by name, `pack.json` first.
 Members = dict[str, bytes]
 
 
-def fill_real(
-    store: Store, staging: Staging, pages: Mapping[int, int], parent: Snapshot | None = None
-) -> Manifest:
-    """As `fill`, with a memory layer: page number -> the byte that fills the page."""
-    manifest = fill(store, staging, parent)
-    path = staging.path / "memory.bin"
-    path.unlink()
-    content = np.array([[pages[n]] * PAGE_SIZE for n in sorted(pages)], np.uint8)
-    content = content.reshape(-1, PAGE_SIZE)
-    numbers = np.array(sorted(pages), np.uint64)
-    rows = np.arange(len(numbers))
-    index = write_page_set(path, RAM, numbers, hash_pages(content), content, rows)
-    below = resolve(read_links(parent), RAM) if parent else zero_array(RAM)
-    root = memory_root(overlay(below, index))
-    memory = MemoryFile(
-        index_digest=index.index_digest,
-        entries=len(numbers),
-        stored=index.stored,
-        size=path.stat().st_size,
-    )
-    own = manifest.layers[-1].model_copy(update={"memory": memory, "memory_root": root})
-    layers = (*manifest.layers[:-1], own)
-    return manifest.model_copy(update={"memory_root": root, "layers": layers})
-
-
-def publish_real(
-    store: Store, tag: str, pages: Mapping[int, int], parent: Snapshot | None = None
-) -> Snapshot:
-    with store.stage(tag) as staging:
-        return staging.publish(fill_real(store, staging, pages, parent))
-
-
 def publish_chain(store: Store) -> list[Snapshot]:
     """base, L1 and L2; each with pages of its own, pages of zeros and pages that it covers."""
-    base = publish_real(store, "base", {n: n % 7 for n in range(40)})
-    first = publish_real(store, "L1", {3: 9, 5: 0, 200: 4}, base)
-    return [base, first, publish_real(store, "L2", {3: 1, 255: 8}, first)]
+    base = publish(store, "base", {n: n % 7 for n in range(40)})
+    first = publish(store, "L1", {3: 9, 5: 0, 200: 4}, base)
+    return [base, first, publish(store, "L2", {3: 1, 255: 8}, first)]
 
 
 def content_of(snapshot: Snapshot) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ from ratoon.snapshot.links import read_links
 from ratoon.snapshot.manifest import decode, encode
 from ratoon.snapshot.snapshot import MEMORY, Snapshot
 from ratoon.snapshot.store import Store
-from small_chains import RAM, contents, grow
+from small_snapshots import RAM, contents, publish
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def chain(store: Store) -> list[Snapshot]:
-    base = grow(store, "base", {n: n % 5 + 1 for n in range(0, 120, 2)})
-    one = grow(store, "one", dict.fromkeys(range(0, 60, 3), 7), base)
-    return [base, one, grow(store, "two", {2: 0, 5: 9}, one)]
+    base = publish(store, "base", {n: n % 5 + 1 for n in range(0, 120, 2)})
+    one = publish(store, "one", dict.fromkeys(range(0, 60, 3), 7), base)
+    return [base, one, publish(store, "two", {2: 0, 5: 9}, one)]
 
 
 def ram(snapshot: Snapshot, directory: Path) -> bytes:
@@ -77,7 +77,7 @@ def test_a_snapshot_appears_whole(
         return rename(source, target)
 
     monkeypatch.setattr(Path, "rename", watched)
-    grow(store, "three", {1: 1}, chain[-1])
+    publish(store, "three", {1: 1}, chain[-1])
     assert seen == [True]
 
 
@@ -87,7 +87,7 @@ def test_neither_base_nor_parent_is_overwritten(
 ) -> None:
     before = contents(store.snapshots / tag)
     with pytest.raises(AlreadyExists, match=tag):
-        grow(store, tag, {0: 99}, chain[-1])
+        publish(store, tag, {0: 99}, chain[-1])
     with pytest.raises(InvalidInput):
         compact(store, tag, tag)
     assert contents(store.snapshots / tag) == before

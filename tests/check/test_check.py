@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from fake_snapshots import digest, flip
 from ratoon import files
 from ratoon.check import check as check_module
 from ratoon.check import structure
@@ -26,7 +25,7 @@ from ratoon.memory.image import ImageStore
 from ratoon.snapshot.manifest import encode
 from ratoon.snapshot.snapshot import Snapshot, link_snapshot
 from ratoon.snapshot.store import Store
-from sound_snapshots import RAM, make_image, poke, publish_sound
+from small_snapshots import RAM, digest, flip, make_image, poke, publish
 
 
 @pytest.fixture
@@ -37,10 +36,10 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def head(store: Store) -> Snapshot:
     """base ← middle ← head, and an image of base."""
-    base = publish_sound(store, "base", {0: 1, 5: 2, 9: 3, 200: 4})
+    base = publish(store, "base", {0: 1, 5: 2, 9: 3, 200: 4})
     make_image(store, base)
-    middle = publish_sound(store, "middle", {5: 5, 9: 0}, base)
-    return publish_sound(store, "head", {0: 6, 77: 7}, middle)
+    middle = publish(store, "middle", {5: 5, 9: 0}, base)
+    return publish(store, "head", {0: 6, 77: 7}, middle)
 
 
 def only(report: Report) -> Finding:
@@ -91,7 +90,7 @@ def test_a_parent_that_is_gone_is_a_note(store: Store, head: Snapshot) -> None:
     assert (finding.kind, finding.snapshot) == (Kind.PARENT_GONE, "middle")
     assert "base" in finding.what
     assert report.sound
-    publish_sound(store, "base", {1: 1})  # another one of that name
+    publish(store, "base", {1: 1})  # another one of that name
     assert kinds(check_store(store)) == [Kind.PARENT_GONE]
 
 
@@ -181,7 +180,7 @@ def test_a_link_with_another_root_is_named_with_both(store: Store, head: Snapsho
 
 def test_an_ancestor_that_says_something_else_is_found(store: Store, head: Snapshot) -> None:
     base, middle, own = head.manifest.layers
-    other = publish_sound(store, "other", {3: 3})
+    other = publish(store, "other", {3: 3})
     shutil.copy(other.path / "memory.bin", head.path / "ancestry/1/new")
     (head.path / "ancestry/1/new").rename(head.path / "ancestry/1/memory.bin")
     (head.path / "ancestry/1/memory.bin").chmod(0o444)
@@ -374,7 +373,7 @@ def test_an_image_that_was_written_to_is_a_damaged_cache(store: Store, head: Sna
 
 
 def test_an_image_that_no_snapshot_needs_is_a_note(store: Store, head: Snapshot) -> None:
-    other = publish_sound(store, "other", {3: 3})
+    other = publish(store, "other", {3: 3})
     image = make_image(store, other)
     twin = link_snapshot(other, make_directory(store.sandboxes / "sb-1-2") / "parent")
     store.delete("other")
@@ -416,7 +415,7 @@ def test_a_snapshot_deleted_meanwhile_is_no_finding(
     ]
     for module, name in steps:
         tag = f"gone-{name.replace('_', '-')}"
-        publish_sound(store, tag, {1: 1, 100: 2})
+        publish(store, tag, {1: 1, 100: 2})
         original: Callable[..., Any] = getattr(module, name)
         done: list[bool] = []
 
@@ -448,7 +447,7 @@ def test_a_busy_store_is_as_sound_as_a_quiet_one(store: Store, head: Snapshot) -
         seed = 0
         while not stop.is_set():
             seed += 1
-            child = publish_sound(store, tag, {1: seed, 100: seed + 1}, head)
+            child = publish(store, tag, {1: seed, 100: seed + 1}, head)
             make_image(store, child)
             if seed % 2:
                 ImageStore(store.images).remove(child.manifest.memory_root)

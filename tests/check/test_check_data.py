@@ -20,7 +20,7 @@ from ratoon.memory.page import PAGE_SIZE
 from ratoon.memory.pageset import DATA_OFFSET, read_index
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
-from sound_snapshots import RAM, make_image, poke, publish_sound, stamp_image
+from small_snapshots import RAM, make_image, poke, publish, stamp_image
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def head(store: Store) -> Snapshot:
-    base = publish_sound(store, "base", {n: n + 1 for n in range(100)})
+    base = publish(store, "base", {n: n + 1 for n in range(100)})
     make_image(store, base)
-    return publish_sound(store, "head", {n: n + 1000 for n in range(50, 60)}, base)
+    return publish(store, "head", {n: n + 1000 for n in range(50, 60)}, base)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_each_inode_is_read_once_however_many_names_it_has(
     assert len(files) == 2
     before = list(keys)
     for tag in ("a", "b", "c"):
-        publish_sound(store, tag, {}, head)
+        publish(store, tag, {}, head)
     keys.clear()
     check_store(store, read_data=EVERYTHING)
     assert len(keys) == len(before) + 3  # their own disks; their memory layers have no page

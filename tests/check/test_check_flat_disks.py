@@ -17,8 +17,7 @@ from ratoon.snapshot.flat_disks import FlatDisks
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import usage
-from small_chains import grow
-from sound_snapshots import poke
+from small_snapshots import poke, publish
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def head(store: Store) -> Snapshot:
     snapshots: list[Snapshot] = []
     for number in range(4):
         parent = snapshots[-1] if snapshots else None
-        snapshots.append(grow(store, f"s{number}", {number: 1}, parent))
+        snapshots.append(publish(store, f"s{number}", {number: 1}, parent))
     return snapshots[-1]
 
 
@@ -96,7 +95,7 @@ def test_half_made_ones_are_litter_unless_somebody_makes_them(store: Store, disk
 
 def test_one_that_no_chain_begins_with(store: Store, disk: Path) -> None:
     """A chain above it still has use for it; without that it is told of."""
-    grow(store, "above", {9: 1}, store.get("s3"))
+    publish(store, "above", {9: 1}, store.get("s3"))
     store.delete("s3", force=True)
     assert [kind for kind, _ in findings(store)] == [Kind.PARENT_GONE]
     store.delete("above")

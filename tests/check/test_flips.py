@@ -16,7 +16,7 @@ from ratoon.check.scrub import EVERYTHING
 from ratoon.memory.pageset import DATA_OFFSET, PageIndex, read_index
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
-from sound_snapshots import make_image, poke, publish_sound, stamp_image
+from small_snapshots import make_image, poke, publish, stamp_image
 
 FLIPS = 1_200
 SEED = 20_240_607
@@ -39,10 +39,10 @@ class Target:
 def store(tmp_path: Path) -> Store:
     """base ← L1 ← L2 and a second child of base; L1 was deleted, L2 and the child have images."""
     store = Store.open(tmp_path)
-    base = publish_sound(store, "base", {n: n for n in (0, 1, 2, 40, 41, 90, 254, 255)})
-    first = publish_sound(store, "L1", {1: 1001, 2: 0, 40: 1040, 100: 1100}, base)
-    second = publish_sound(store, "L2", {0: 2000, 101: 2101}, first)
-    child = publish_sound(store, "child", {7: 3007, 90: 3090}, base)
+    base = publish(store, "base", {n: n for n in (0, 1, 2, 40, 41, 90, 254, 255)})
+    first = publish(store, "L1", {1: 1001, 2: 0, 40: 1040, 100: 1100}, base)
+    second = publish(store, "L2", {0: 2000, 101: 2101}, first)
+    child = publish(store, "child", {7: 3007, 90: 3090}, base)
     store.delete("L1", force=True)
     make_image(store, second)
     make_image(store, child)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from fake_snapshots import flip
 from ratoon import files
 from ratoon.check import restore as restore_module
 from ratoon.check.check import check_store
@@ -19,7 +18,7 @@ from ratoon.check.scrub import EVERYTHING
 from ratoon.memory.pageset import read_index
 from ratoon.snapshot.snapshot import Snapshot, link_snapshot
 from ratoon.snapshot.store import Store
-from sound_snapshots import make_image, poke, publish_sound
+from small_snapshots import flip, make_image, poke, publish
 
 
 @pytest.fixture
@@ -30,9 +29,9 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def head(store: Store) -> Snapshot:
     """base ← middle ← head; no images."""
-    base = publish_sound(store, "base", {0: 1, 5: 2, 9: 3, 200: 4})
-    middle = publish_sound(store, "middle", {5: 5, 9: 0, 30: 8}, base)
-    return publish_sound(store, "head", {0: 6, 77: 7}, middle)
+    base = publish(store, "base", {0: 1, 5: 2, 9: 3, 200: 4})
+    middle = publish(store, "middle", {5: 5, 9: 0, 30: 8}, base)
+    return publish(store, "head", {0: 6, 77: 7}, middle)
 
 
 def check(store: Store) -> Report:
@@ -227,7 +226,7 @@ def test_a_manifest_of_an_earlier_snapshot_of_the_tag_is_not_taken(
     lock = files.try_lock_directory(twin.parent)
     assert lock is not None
     store.delete("head")
-    publish_sound(store, "head", {1: 1})
+    publish(store, "head", {1: 1})
     (store.snapshots / "head/manifest.json").write_text("{}")
     before = contents(store)
     (outcome,) = repair(store)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fake_snapshots import publish
 from ratoon.snapshot.store import Store
+from small_snapshots import publish
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def home(tmp_path: Path) -> Path:
     """A store with base and L1 on it."""
     store = Store.open(tmp_path / "home")
     base = publish(store, "base")
-    publish(store, "L1", base)
+    publish(store, "L1", parent=base)
     return store.home
 
 

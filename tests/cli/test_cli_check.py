@@ -14,15 +14,15 @@ import pytest
 
 from memory_helpers import last_data_byte
 from ratoon.snapshot.store import Store
-from sound_snapshots import make_image, poke, publish_sound
+from small_snapshots import make_image, poke, publish
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A sound store: base, L1 on it, an image of L1."""
     store = Store.open(tmp_path / "home")
-    base = publish_sound(store, "base", {1: 1, 2: 2})
-    make_image(store, publish_sound(store, "L1", {2: 3}, base))
+    base = publish(store, "base", {1: 1, 2: 2})
+    make_image(store, publish(store, "L1", {2: 3}, base))
     return store.home
 
 

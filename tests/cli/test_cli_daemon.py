@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from daemon_process import daemon
-from fake_snapshots import publish
 from ratoon.daemon.serve import LOCK
 from ratoon.snapshot.store import Store
+from small_snapshots import publish
 
 FOR_EVER = 120
 
@@ -27,7 +27,7 @@ Ratoon = Callable[..., "subprocess.CompletedProcess[str]"]
 def home(tmp_path: Path) -> Iterator[Path]:
     """A store that has base, and L1 on it. A daemon that was started for it ends with the test."""
     store = Store.open(tmp_path / "home")
-    publish(store, "L1", publish(store, "base"))
+    publish(store, "L1", parent=publish(store, "base"))
     yield store.home
     if (lock := store.home / LOCK).exists() and lock.read_text():
         stop(int(lock.read_text()))
@@ -179,7 +179,7 @@ def test_events_are_shown_until_the_daemon_ends(ratoon: Ratoon, home: Path, tmp_
 
 def publish_again(home: Path) -> None:
     store = Store.open(home)
-    publish(store, "L1", store.get("base"))
+    publish(store, "L1", parent=store.get("base"))
 
 
 def test_what_most_verbs_do_not_need_is_not_loaded(ratoon: Ratoon) -> None:

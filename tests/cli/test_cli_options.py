@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from fake_snapshots import publish
 from ratoon.cli.app import explain
 from ratoon.cli.options import as_options, fork_options, image_options, published
 from ratoon.client.aio.client import AsyncClient
 from ratoon.errors import InvalidInput, NotFound
 from ratoon.snapshot.store import Store
+from small_snapshots import publish
 
 
 @pytest.fixture(scope="module")

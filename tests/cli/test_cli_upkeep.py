@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,17 @@ import pytest
 from memory_helpers import last_data_byte
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import usage
-from small_chains import grow
-from sound_snapshots import poke
+from small_snapshots import poke, publish
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """base, and on it a and b."""
+    """base, and on it a and b, in this order; all of them new."""
     store = Store.open(tmp_path / "home")
-    base = grow(store, "base", dict.fromkeys(range(200), 1))
+    base = publish(store, "base", dict.fromkeys(range(200), 1), created_at_unix=time.time())
     for n, tag in enumerate("ab"):
-        grow(store, tag, dict.fromkeys(range(n + 20), n + 2), base)
+        layer = dict.fromkeys(range(n + 20), n + 2)
+        publish(store, tag, layer, base, created_at_unix=time.time())
     return store
 
 

@@ -13,7 +13,6 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fake_snapshots import publish
 from ratoon.cli.app import app
 from ratoon.cli.options import fork_options, mebibytes, pair, published, seconds, variable
 from ratoon.cli.showing import age, printable
@@ -23,6 +22,7 @@ from ratoon.sandbox.base import DISK_BYTES, RAM_BYTES
 from ratoon.snapshot.store import Store
 from ratoon.startup.spec import LogHealth
 from ratoon.units import MIB
+from small_snapshots import publish
 
 
 def test_times_and_sizes() -> None:

@@ -13,11 +13,11 @@ import pytest
 
 from both_libraries import Libraries
 from daemon_process import DaemonProcess, daemon
-from fake_snapshots import publish
 from ratoon.client.address import Known, parse
 from ratoon.client.aio.connection import AsyncConnection
 from ratoon.errors import NotFound, Unauthorized, Unreachable
 from ratoon.snapshot.store import Store
+from small_snapshots import publish
 
 TOKEN = "0123456789abcdef"
 

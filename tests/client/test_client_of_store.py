@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from both_libraries import Libraries
-from fake_snapshots import publish
 from ratoon.errors import (
     AlreadyExists,
     Corrupt,
@@ -20,6 +19,7 @@ from ratoon.errors import (
     RatoonError,
 )
 from ratoon.snapshot.store import Store
+from small_snapshots import publish
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A store that has base, L1 on it, and L2 on that; afterwards nothing else may be left."""
     monkeypatch.setenv("RATOON_RUNTIME", str(tmp_path / "run"))
     store = Store.open(tmp_path / "home")
-    publish(store, "L2", publish(store, "L1", publish(store, "base")))
+    publish(store, "L2", parent=publish(store, "L1", parent=publish(store, "base")))
     yield store.home
     assert not (tmp_path / "run").exists()
 

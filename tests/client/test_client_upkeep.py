@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,26 @@ import pytest
 from both_libraries import Libraries
 from ratoon.errors import InvalidInput, NotFound
 from ratoon.memory.compressed import is_compressed
-from ratoon.snapshot.snapshot import link_snapshot
+from ratoon.snapshot.snapshot import Snapshot, link_snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import usage
-from small_chains import grow
-from sound_snapshots import make_image
+from small_snapshots import Layer, make_image, publish
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """base, on it a, b, c, d, in this order, with an image of each; a1 on a."""
+    """base, on it a, b, c, d, in this order, with an image of each; a1 on a; all of them new."""
     monkeypatch.setenv("RATOON_RUNTIME", str(tmp_path / "run"))
     store = Store.open(tmp_path / "home")
-    base = grow(store, "base", dict.fromkeys(range(200), 1))
+
+    def make(tag: str, layer: Layer, parent: Snapshot | None = None) -> Snapshot:
+        return publish(store, tag, layer, parent, created_at_unix=time.time())
+
+    base = make("base", dict.fromkeys(range(200), 1))
     branches = {
-        tag: grow(store, tag, dict.fromkeys(range(n + 20), n + 2), base)
-        for n, tag in enumerate("abcd")
+        tag: make(tag, dict.fromkeys(range(n + 20), n + 2), base) for n, tag in enumerate("abcd")
     }
-    grow(store, "a1", {}, branches["a"])
+    make("a1", {}, branches["a"])
     for snapshot in branches.values():
         make_image(store, snapshot)
     yield store

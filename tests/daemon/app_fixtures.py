@@ -10,17 +10,17 @@ import httpx2
 import pytest
 from app_client import application
 
-from fake_snapshots import publish
 from ratoon.daemon.settings import Settings
 from ratoon.sandbox.engine import Engine
 from ratoon.snapshot.store import Store
+from small_snapshots import publish
 
 
 @asynccontextmanager
 async def bare(home: Path) -> AsyncIterator[Engine]:
     """An engine whose store has base, L1 on it, and L2 on that."""
     store = Store.open(home)
-    publish(store, "L2", publish(store, "L1", publish(store, "base")))
+    publish(store, "L2", parent=publish(store, "L1", parent=publish(store, "base")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RATOON_RUNTIME", str(home.with_name("run")))
         async with Engine.open(home) as engine:

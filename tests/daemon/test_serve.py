@@ -17,8 +17,8 @@ import httpx2
 import pytest
 
 from daemon_process import FOR_EVER, DaemonProcess, daemon, run_serve
-from fake_snapshots import publish
 from ratoon.snapshot.store import Store
+from small_snapshots import publish
 
 Place = tuple[Path, Path]
 

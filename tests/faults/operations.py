@@ -17,7 +17,8 @@ from ratoon.snapshot.compact import compact
 from ratoon.snapshot.compress import rewrite_layers
 from ratoon.snapshot.links import read_links
 from ratoon.snapshot.store import Store
-from small_chains import RAM, grow
+from small_snapshots import RAM
+from small_snapshots import publish as grow
 
 MARK = "begin"
 PACK = "farther.tar.zst"

@@ -24,7 +24,7 @@ from ratoon.check.check import check_store
 from ratoon.check.scrub import Slice
 from ratoon.memory.image import ImageStore
 from ratoon.snapshot.store import Store
-from small_chains import contents
+from small_snapshots import contents
 
 CALLS = (
     *("rename", "renameat2", "link", "linkat", "unlink", "unlinkat", "mkdir", "mkdirat", "rmdir"),

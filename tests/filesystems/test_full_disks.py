@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from loop_volumes import Mount, Volume
 
-from fake_snapshots import publish
 from memory_helpers import RAM, ram_of, write_chain, write_layer
 from ratoon.bench.loop_mounts import used_bytes
 from ratoon.files import copy_sparse, write_durable
@@ -20,6 +19,7 @@ from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import check_sizes, verify_disks
 from ratoon.units import MIB
+from small_snapshots import publish
 
 pytest_plugins = ["filesystem_fixtures"]
 pytestmark = pytest.mark.filesystems
@@ -89,14 +89,14 @@ def everything_in(directory: Path) -> dict[str, tuple[int, int]]:
 def test_publishing(root: Path, filler: Filler, room: int) -> None:
     store = Store.open(root / "home")
     base = publish(store, "base")
-    publish(store, "L1", base)
+    publish(store, "L1", parent=base)
     before = everything_in(store.home)
     filler.leave(room)
     failure = None
     published = ["L1", "base"]
     while failure is None and len(published) < 9:
         try:
-            published.append(publish(store, f"more{len(published)}", base).manifest.tag)
+            published.append(publish(store, f"more{len(published)}", parent=base).manifest.tag)
             before = everything_in(store.home)
         except OSError as error:
             failure = error
@@ -105,7 +105,7 @@ def test_publishing(root: Path, filler: Filler, room: int) -> None:
     filler.go()
     again = Store.open(store.home)
     assert [entry.manifest.tag for entry in whole(again)] == published
-    publish(again, "L2", again.get("L1"))
+    publish(again, "L2", parent=again.get("L1"))
     for snapshot in whole(again):
         check_sizes(snapshot)
         verify_disks(snapshot)
@@ -119,7 +119,7 @@ def whole(store: Store) -> list[Snapshot]:
 
 def test_deleting_needs_no_room(root: Path, filler: Filler) -> None:
     store = Store.open(root / "home")
-    publish(store, "L1", publish(store, "base"))
+    publish(store, "L1", parent=publish(store, "base"))
     filler.leave(0)
     store.delete("L1")
     store.delete("base")

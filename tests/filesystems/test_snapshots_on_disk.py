@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from loop_volumes import Mount, Volume
 
-from fake_snapshots import publish
 from ratoon.bench.loop_mounts import KINDS, used_bytes
 from ratoon.files import link_or_copy
 from ratoon.memory.reflink import can_reflink
@@ -18,6 +17,7 @@ from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import check_sizes, verify_disks
 from ratoon.units import MIB
+from small_snapshots import publish
 
 pytest_plugins = ["filesystem_fixtures"]
 pytestmark = pytest.mark.filesystems
@@ -35,7 +35,7 @@ def chain_of(store: Store, tags: str) -> list[Snapshot]:
     """Each on the one before."""
     made: list[Snapshot] = []
     for tag in tags.split():
-        made.append(publish(store, tag, made[-1] if made else None))
+        made.append(publish(store, tag, parent=made[-1] if made else None))
     return made
 
 
@@ -152,13 +152,13 @@ def test_more_links_than_ext4_can_give(mount: Mount, caplog: pytest.LogCaptureFi
     with pytest.raises(OSError, match="Too many links"):
         os.link(layer, root / "one-too-many")
 
-    head = publish(store, "L1", base)
+    head = publish(store, "L1", parent=base)
     assert "(Too many links): it was copied" in caplog.text
     copy = head.memory_path(0)
     assert copy.read_bytes() == layer.read_bytes()
     assert not copy.samefile(layer)
     caplog.clear()
-    next_head = publish(store, "L2", head)
+    next_head = publish(store, "L2", parent=head)
     assert next_head.memory_path(0).samefile(copy), "the copy is linked on"
     assert caplog.messages == []
     assert_whole(store, "base", "L1", "L2")

@@ -24,14 +24,13 @@ from ratoon.check.check import check_store
 from ratoon.check.scrub import Slice
 from ratoon.errors import AlreadyExists, HasDependents, NotFound
 from ratoon.memory.image import ImageStore
-from ratoon.memory.page import PAGE_SIZE
 from ratoon.pack.pack import pack
 from ratoon.pack.unpack import unpack
 from ratoon.snapshot.compact import compact
 from ratoon.snapshot.compress import Form, rewrite_layers
 from ratoon.snapshot.links import read_links
 from ratoon.snapshot.store import Store
-from small_chains import RAM, Layer, grow
+from small_snapshots import RAM, Layer, publish, ram_of
 
 TAGS = ("a", "b", "c", "d", "e")
 tags = st.sampled_from(TAGS)
@@ -40,7 +39,7 @@ layers = st.dictionaries(st.integers(0, 40), st.integers(0, 5), max_size=6)
 
 @dataclass(frozen=True)
 class Entry:
-    """What the model knows of a snapshot; `memory` has the fill of every page that is not zero."""
+    """What the model knows of a snapshot; `memory` has the seed of every page that is not zero."""
 
     tag: str
     id: str
@@ -72,7 +71,7 @@ class Model:
 
 
 def apply(memory: dict[int, int], layer: Layer) -> dict[int, int]:
-    return {number: fill for number, fill in {**memory, **layer}.items() if fill}
+    return {number: seed for number, seed in {**memory, **layer}.items() if seed}
 
 
 class StoreModel(RuleBasedStateMachine):
@@ -130,9 +129,9 @@ class StoreModel(RuleBasedStateMachine):
         snapshot = self.store.get(parent.tag) if parent else None
         if error := self.taken(tag):
             with pytest.raises(error):
-                grow(self.store, tag, layer, snapshot)
+                publish(self.store, tag, layer, snapshot)
             return
-        made = grow(self.store, tag, layer, snapshot)
+        made = publish(self.store, tag, layer, snapshot)
         memory = apply(parent.memory if parent else {}, layer)
         above = parent.id if parent else None
         self.model.entries[tag] = Entry(tag, made.manifest.id, above, memory)
@@ -242,10 +241,7 @@ class StoreModel(RuleBasedStateMachine):
 
 
 def whole(memory: dict[int, int]) -> NDArray[np.uint8]:
-    ram = np.zeros((RAM, PAGE_SIZE), np.uint8)
-    for number, fill in memory.items():
-        ram[number] = fill
-    return ram.reshape(-1)
+    return ram_of([memory]).reshape(-1)
 
 
 TestStoreModel = StoreModel.TestCase

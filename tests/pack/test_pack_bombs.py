@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from fake_snapshots import digest
 from pack_helpers import (
     Members,
     archive_of,
@@ -35,6 +34,7 @@ from ratoon.pack.pack import pack
 from ratoon.pack.packfile import MAX_CONTENTS, MAX_MANIFEST, tar_header
 from ratoon.snapshot.store import Store
 from ratoon.units import MIB
+from small_snapshots import digest
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from fake_snapshots import digest
 from pack_helpers import (
     Members,
     archive_of,
@@ -30,6 +29,7 @@ from ratoon.pack.packfile import tar_header
 from ratoon.pack.unpack import unpack
 from ratoon.snapshot.store import Store
 from ratoon.units import MIB
+from small_snapshots import digest
 
 #: Where the data of the head's memory layer ends.
 END = 4096 * (1 + 2)

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from pack_helpers import content_of, publish_chain, publish_real
+from pack_helpers import content_of, publish_chain
 from ratoon.pack.pack import pack
 from ratoon.pack.unpack import unpack
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import verify_disks
+from small_snapshots import publish
 
 PRELUDE = """
     import ctypes, os, signal, sys
@@ -108,7 +109,7 @@ def test_unpacking(tmp_path: Path, file: Path, script: str, survives: bool) -> N
 def test_replacing(tmp_path: Path, file: Path, script: str, survives: bool) -> None:
     """At every instant there is one snapshot of the tag, whole."""
     store = Store.open(tmp_path / "home")
-    old = content_of(publish_real(store, "L2", {9: 9}))
+    old = content_of(publish(store, "L2", {9: 9}))
     run_and_die(store, file, f"{script}; unpack(store, file, force=True); die()")
     assert tags(store) == ["L2"]
     store = Store.open(store.home)

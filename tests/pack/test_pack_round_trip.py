@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fake_snapshots import flip
-from pack_helpers import content_of, members_of, publish_chain, publish_real, state_of, zstd
+from pack_helpers import content_of, members_of, publish_chain, state_of, zstd
 from ratoon.disk.qcow2 import disk_root, file_digest
 from ratoon.errors import (
     AlreadyExists,
@@ -29,6 +28,7 @@ from ratoon.snapshot.manifest import FileRef
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import read_stamps, verify_disks
+from small_snapshots import flip, publish
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_what_was_unpacked_is_private_read_only_and_known_to_be_verified(
 def test_a_pack_can_be_packed_again_to_the_same_bytes(
     store: Store, other: Store, packed: Path, tmp_path: Path
 ) -> None:
-    publish_real(store, "unrelated", {1: 1})
+    publish(store, "unrelated", {1: 1})
     pack(store, "L2", tmp_path / "again")
     unpack(other, packed)
     pack(other, "L2", tmp_path / "from-other")
@@ -179,7 +179,7 @@ def test_a_layer_that_is_there_but_damaged_is_not_used(
 def test_a_damaged_snapshot_in_the_store_is_in_nobodys_way(
     store: Store, other: Store, packed: Path
 ) -> None:
-    broken = publish_real(other, "broken", {1: 1})
+    broken = publish(other, "broken", {1: 1})
     (broken.path / "manifest.json").write_text("{}")
     unpack(other, packed)
     assert other.get("L2")
@@ -190,7 +190,7 @@ def test_a_damaged_snapshot_in_the_store_is_in_nobodys_way(
 
 def test_under_another_tag_it_is_another_snapshot(store: Store, packed: Path) -> None:
     original = store.get("L2")
-    child = publish_real(store, "child", {7: 7}, original)
+    child = publish(store, "child", {7: 7}, original)
     unpacked = unpack(store, packed, "copy")
     copy = unpacked.snapshot
     assert unpacked.stored == 0
@@ -208,7 +208,7 @@ def test_under_another_tag_it_is_another_snapshot(store: Store, packed: Path) ->
 def test_a_snapshot_that_was_deleted_comes_back_as_itself(
     store: Store, chain: list[Snapshot], packed: Path
 ) -> None:
-    child = publish_real(store, "child", {7: 7}, chain[2])
+    child = publish(store, "child", {7: 7}, chain[2])
     store.delete("L2", force=True)
     unpacked = unpack(store, packed, "L2")
     assert unpacked.stored == 0
@@ -264,8 +264,8 @@ def test_a_tag_that_somebody_is_making_is_in_flight(other: Store, packed: Path) 
 def test_force_replaces_a_snapshot_and_leaves_what_was_made_from_it(
     other: Store, packed: Path
 ) -> None:
-    old = publish_real(other, "L2", {9: 9})
-    child = publish_real(other, "child", {8: 8}, old)
+    old = publish(other, "L2", {9: 9})
+    child = publish(other, "child", {8: 8}, old)
     before = content_of(child)
     new = unpack(other, packed, force=True).snapshot
     assert other.get("L2") == new
@@ -284,7 +284,7 @@ def test_force_takes_a_free_tag_as_well(other: Store, packed: Path) -> None:
 
 
 def test_force_replaces_nothing_by_a_pack_that_is_not_sound(other: Store, packed: Path) -> None:
-    old = publish_real(other, "L2", {9: 9})
+    old = publish(other, "L2", {9: 9})
     packed.write_bytes(packed.read_bytes()[:-1])
     before = state_of(other)
     with pytest.raises(Corrupt):
@@ -296,7 +296,7 @@ def test_force_replaces_nothing_by_a_pack_that_is_not_sound(other: Store, packed
 def test_force_where_directories_cannot_change_places_changes_nothing(
     other: Store, packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = publish_real(other, "L2", {9: 9})
+    old = publish(other, "L2", {9: 9})
     before = state_of(other)
 
     def refuse(*_: object) -> None:
@@ -326,7 +326,7 @@ def test_what_does_not_fit_is_not_begun(
 
 
 def test_zeros_take_no_room(store: Store, other: Store, tmp_path: Path) -> None:
-    snapshot = publish_real(store, "t", {})
+    snapshot = publish(store, "t", {})
     with store.stage("sparse") as staging:
         manifest = store.get("t").manifest
         disk = staging.path / "disk.qcow2"

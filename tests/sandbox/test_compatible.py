@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chain_snapshots import make_chain
 
 from ratoon.errors import Incompatible
 from ratoon.guest.agent import wire
@@ -16,6 +15,7 @@ from ratoon.sandbox.fork import check_compatible
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.vmm import command
 from ratoon.vmm.driver import Accelerator
+from small_snapshots import make_chain
 
 TCG: frozenset[Accelerator] = frozenset(("tcg",))
 

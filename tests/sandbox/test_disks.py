@@ -16,8 +16,7 @@ from ratoon.memory.cache import DISK
 from ratoon.sandbox.disks import FEW, MANY, Disks
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
-from small_chains import grow
-from sound_snapshots import write_sound
+from small_snapshots import publish, write_snapshot
 
 DESCRIPTORS = Path("/proc/self/fd")
 
@@ -38,7 +37,9 @@ def chain(store: Store, files: int) -> list[Snapshot]:
     """Snapshots, each on the one before: a fork of the last has to open so many disk layers."""
     snapshots: list[Snapshot] = []
     for number in range(files):
-        snapshots.append(grow(store, f"s{number}", {number: 1}, snapshots[-1] if number else None))
+        snapshots.append(
+            publish(store, f"s{number}", {number: 1}, snapshots[-1] if number else None)
+        )
     return snapshots
 
 
@@ -141,7 +142,7 @@ async def test_what_a_sandbox_alone_had_goes_with_it(store: Store, disks: Disks)
     own = [published]
     for number in range(3):
         with store.stage(f"own{number}") as staging:
-            manifest = write_sound(store, staging, {60 + number: 1}, own[-1], anonymous=True)
+            manifest = write_snapshot(store, staging, {60 + number: 1}, own[-1], anonymous=True)
             own.append(staging.publish(manifest))
     for each in (published, own[3]):
         await fork(disks, each, burst=True)
@@ -163,7 +164,7 @@ async def test_what_is_made_while_its_sandbox_leaves_it_goes_too(
 ) -> None:
     head = chain(store, FEW + 1)[-1]
     with store.stage("own") as staging:
-        own = staging.publish(write_sound(store, staging, {60: 1}, head, anonymous=True))
+        own = staging.publish(write_snapshot(store, staging, {60: 1}, head, anonymous=True))
     begun, may_end = threading.Event(), threading.Event()
     waited: list[bool] = []
 

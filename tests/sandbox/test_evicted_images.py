@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from chain_snapshots import RAM, make_chain, ram_of
 
 from ratoon.errors import HostError
 from ratoon.memory.image import ImageStore
 from ratoon.memory.page import PAGE_SIZE
 from ratoon.sandbox.heads import ATTEMPTS, Heads, MappedMemory
 from ratoon.snapshot.snapshot import Snapshot
+from small_snapshots import RAM, make_chain, ram_of
 
 CHAIN = [{1: 1, 2: 2, 9: 3}, {2: 0, 5: 4}]
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chain_snapshots import RAM, make_chain, ram_of, with_root
 
 from memory_helpers import last_data_byte
 from ratoon.errors import ChainMismatch, Corrupt, NotFound
@@ -25,6 +24,7 @@ from ratoon.memory.page import PAGE_SIZE
 from ratoon.sandbox import heads as heads_module
 from ratoon.sandbox.heads import Heads, MappedMemory, Patch, write_patch
 from ratoon.snapshot.snapshot import Snapshot
+from small_snapshots import RAM, make_chain, ram_of, with_root
 
 CHAIN = [{1: 1, 2: 2, 9: 3}, {2: 0, 5: 4}, {60: 5}]
 

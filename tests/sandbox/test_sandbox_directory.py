@@ -15,7 +15,7 @@ from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import check_sizes
-from sound_snapshots import publish_sound, write_sound
+from small_snapshots import publish, write_snapshot
 
 
 class Death(BaseException):
@@ -29,12 +29,12 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def base(store: Store) -> Snapshot:
-    return publish_sound(store, "base", {0: 1, 1: 2})
+    return publish(store, "base", {0: 1, 1: 2})
 
 
 @pytest.fixture
 def above(store: Store, base: Snapshot) -> Snapshot:
-    return publish_sound(store, "above", {1: 3}, base)
+    return publish(store, "above", {1: 3}, base)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_itself(
 
     def publish() -> Snapshot:
         with directory.stage() as staging:
-            written = write_sound(store, staging, {1: 4}, directory.parent(), anonymous=True)
+            written = write_snapshot(store, staging, {1: 4}, directory.parent(), anonymous=True)
             snapshot = staging.publish(written)
             try:
                 return directory.stand_on_itself(snapshot)
@@ -137,7 +137,7 @@ def test_itself(
 def test_what_was_not_stood_on_is_gone(store: Store, directory: SandboxDirectory) -> None:
     def fail(published: bool) -> None:
         with directory.stage() as staging:
-            written = write_sound(store, staging, {1: 4}, directory.parent(), anonymous=True)
+            written = write_snapshot(store, staging, {1: 4}, directory.parent(), anonymous=True)
             if published:
                 staging.publish(written)
             raise OSError("full")

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fake_snapshots import MACHINE, digest
 from ratoon.check.check import check_store
 from ratoon.check.findings import Kind
 from ratoon.check.scrub import Slice
@@ -44,8 +43,7 @@ from ratoon.snapshot.staging import Staging
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import usage
 from ratoon.snapshot.verify import verify_disks
-from small_chains import RAM, Layer, contents
-from sound_snapshots import page, write_sound
+from small_snapshots import MACHINE, RAM, Layer, contents, digest, page, write_snapshot
 
 # Manifests ------------------------------------------------------------------------------------
 
@@ -183,12 +181,12 @@ class Sandbox:
         unfinished = path.with_suffix(".new")
         unfinished.mkdir()
         staging = Staging(unfinished, "sb-6b015cc5-b01e", path)
-        manifest = write_sound(self.store, staging, pages, self.parent, anonymous=True)
+        manifest = write_snapshot(self.store, staging, pages, self.parent, anonymous=True)
         self.parent = staging.publish(manifest)
 
     def branch(self, tag: str, pages: Layer) -> Snapshot:
         with self.store.stage(tag) as staging:
-            self.parent = staging.publish(write_sound(self.store, staging, pages, self.parent))
+            self.parent = staging.publish(write_snapshot(self.store, staging, pages, self.parent))
         return self.parent
 
 
@@ -201,7 +199,7 @@ def store(tmp_path: Path) -> Store:
 def chain(store: Store, tmp_path: Path) -> Snapshot:
     """base, first, twice anonymous, head: of these only base, first and head have names."""
     with store.stage("base") as staging:
-        base = staging.publish(write_sound(store, staging, {0: 1, 1: 1, 2: 1, 9: 1}))
+        base = staging.publish(write_snapshot(store, staging, {0: 1, 1: 1, 2: 1, 9: 1}))
     sandbox = Sandbox(store, base, tmp_path / "room")
     sandbox.branch("first", {1: 2, 2: 2})
     sandbox.stand_by({2: 3, 3: 3})

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fake_snapshots import fill, flip, publish
 from ratoon.errors import HasDependents, InFlight, InvalidInput, NotFound
 from ratoon.snapshot.snapshot import Snapshot, load_snapshot, read_vmstate
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import check_sizes, verify_disks
+from small_snapshots import flip, publish, write_snapshot
 
 
 @pytest.fixture
@@ -24,10 +24,10 @@ def store(tmp_path: Path) -> Store:
     """
     store = Store.open(tmp_path / "home")
     base = publish(store, "base")
-    a = publish(store, "a", base)
-    publish(store, "a11", publish(store, "a1", a))
-    publish(store, "a2", a)
-    publish(store, "b", base)
+    a = publish(store, "a", parent=base)
+    publish(store, "a11", parent=publish(store, "a1", parent=a))
+    publish(store, "a2", parent=a)
+    publish(store, "b", parent=base)
     publish(store, "other")
     return store
 
@@ -116,7 +116,7 @@ def parents(store: Store) -> set[str]:
 
 def test_a_snapshot_being_published_stops_a_cascade_before_its_parents_go(store: Store) -> None:
     with store.stage("c") as staging:
-        staging.publish(fill(store, staging, store.get("b")))
+        staging.publish(write_snapshot(store, staging, parent=store.get("b")))
         with pytest.raises(InFlight, match="snapshot c"):
             store.delete("b", cascade=True)
     assert {"b", "c"} <= tags(store)

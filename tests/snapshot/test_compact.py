@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from disk_snapshots import make_layer, publish_with_disk
 from memory_helpers import last_data_byte
 from ratoon.disk import flatten as flatten_module
 from ratoon.disk.qcow2 import check_header
@@ -24,7 +23,7 @@ from ratoon.snapshot.links import ram_pages, read_links
 from ratoon.snapshot.snapshot import Snapshot, read_vmstate
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import check_sizes, verify_disks
-from sound_snapshots import poke
+from small_snapshots import make_layer, poke, publish
 
 
 def write(commands: tuple[str, ...], path: Path) -> None:
@@ -42,7 +41,7 @@ def store(tmp_path: Path) -> Store:
         ("L1", {1: 5, 9: 6}, ("write -P 0x42 64k 64k",)),
         ("L2", {7: 0, 9: 7}, ("write -z 128k 64k", "write -P 0x43 512k 4k")),
     ):
-        parent = publish_with_disk(store, tag, pages, partial(write, commands), parent)
+        parent = publish(store, tag, pages, parent=parent, write_disk=partial(write, commands))
     return store
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,7 @@ from ratoon.snapshot.snapshot import Snapshot, link_snapshot, load_snapshot
 from ratoon.snapshot.staging import exchange
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import usage
-from small_chains import RAM, contents, grow
-from sound_snapshots import make_image, poke, publish_sound
+from small_snapshots import RAM, contents, make_image, poke, publish
 
 #: Pages that compress well, in several frames.
 WIDE = {number: number % 9 + 1 for number in range(200)}
@@ -38,12 +38,16 @@ WIDE = {number: number % 9 + 1 for number in range(200)}
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """base, and on it a and b; the chain a, a1; a sandbox that stands on a. b is random bytes."""
+    """base, and on it a and b; the chain a, a1; a sandbox that stands on a.
+
+    b is random bytes, and the only one that was made long ago.
+    """
+    now = time.time()
     store = Store.open(tmp_path / "home")
-    base = grow(store, "base", WIDE)
-    a = grow(store, "a", dict.fromkeys(range(0, 200, 2), 20), base)
-    grow(store, "a1", {1: 30}, a)
-    publish_sound(store, "b", {number: number + 1 for number in range(20)}, base)
+    base = publish(store, "base", WIDE, created_at_unix=now)
+    a = publish(store, "a", dict.fromkeys(range(0, 200, 2), 20), base, created_at_unix=now)
+    publish(store, "a1", {1: 30}, a, created_at_unix=now)
+    publish(store, "b", {number: number + 1 for number in range(20)}, base)
     sandbox = store.sandboxes / "sb-0-0"
     sandbox.mkdir(mode=0o700)
     link_snapshot(a, sandbox / "parent")
@@ -153,7 +157,7 @@ def test_all_that_uses_layers_uses_compressed_ones(store: Store, tmp_path: Path)
 
 def test_branches_link_compressed_layers(store: Store) -> None:
     rewrite_layers(store, "compressed")
-    grow(store, "a2", {5: 50}, store.get("a"))
+    publish(store, "a2", {5: 50}, store.get("a"))
     assert store.get("a2").memory_path(0).stat().st_ino == (
         store.get("base").memory_path(0).stat().st_ino
     )
@@ -230,7 +234,7 @@ def test_a_directory_that_takes_the_name_of_another_is_not_touched(
 ) -> None:
     """A sandbox's twin is replaced by renames, which wait for nobody."""
     parent = store.sandboxes / "sb-0-0" / "parent"
-    other = grow(store, "other", dict.fromkeys(range(100), 60))
+    other = publish(store, "other", dict.fromkeys(range(100), 60))
     link_or_copy = files.link_or_copy
 
     def while_another_renames(source: Path, target: Path) -> None:
@@ -320,8 +324,8 @@ def test_a_file_system_without_exchanges_is_named(
 def damaged(tmp_path: Path) -> Store:
     """base and a on it, compressed; the middle of base is damaged, and there is no image."""
     store = Store.open(tmp_path / "home")
-    base = grow(store, "base", WIDE)
-    grow(store, "a", {5: 90}, base)
+    base = publish(store, "base", WIDE)
+    publish(store, "a", {5: 90}, base)
     rewrite_layers(store, "compressed")
     path = base.memory_path(0)
     poke(path, path.stat().st_size - 40, 3)
@@ -381,9 +385,9 @@ def test_a_plain_copy_elsewhere_repairs_it(damaged: Store, tmp_path: Path) -> No
 
 def test_rewriting_merges_copies_of_one_content(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "home")
-    base = publish_sound(store, "base", {})
-    one = grow(store, "one", WIDE)
-    two = grow(store, "two", WIDE)
+    base = publish(store, "base", {})
+    one = publish(store, "one", WIDE)
+    two = publish(store, "two", WIDE)
     assert one.memory_path(0).stat().st_ino != two.memory_path(0).stat().st_ino
     assert base.manifest.layers[0].memory.entries == 0
     found = [each for each in rewrite_layers(store, "compressed") if each.outcome == "compressed"]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from fake_snapshots import publish
 from ratoon.errors import InFlight
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import verify_disks
+from small_snapshots import publish
 
 
 @pytest.fixture
@@ -32,11 +32,12 @@ def start(store: Store, script: str) -> subprocess.Popen[str]:
     prelude = f"""
         import os, signal, sys, time
         from pathlib import Path
-        from fake_snapshots import fill, publish
+        from small_snapshots import publish, write_snapshot
         from ratoon import files
         from ratoon.snapshot import staging as staging_module
         from ratoon.snapshot.store import Store
         store = Store.open(Path({str(store.home)!r}))
+        def child(s): return write_snapshot(store, s, parent=store.get("base"))
         def die(*_): os.kill(os.getpid(), signal.SIGKILL)
     """
     return subprocess.Popen(
@@ -52,11 +53,17 @@ def start(store: Store, script: str) -> subprocess.Popen[str]:
     ("script", "survives"),
     [
         ("with store.stage('t') as s: die()", False),
-        ("with store.stage('t') as s: fill(store, s, store.get('base')); die()", False),
-        ("staging_module.encode = die; publish(store, 't', store.get('base'))", False),
-        ("files.fsync_path = die; publish(store, 't', store.get('base'))", False),
-        ("Path.rename = die; publish(store, 't', store.get('base'))", False),
-        ("with store.stage('t') as s: s.publish(fill(store, s, store.get('base'))); die()", True),
+        (
+            "with store.stage('t') as s: child(s); die()",
+            False,
+        ),
+        ("staging_module.encode = die; publish(store, 't', parent=store.get('base'))", False),
+        ("files.fsync_path = die; publish(store, 't', parent=store.get('base'))", False),
+        ("Path.rename = die; publish(store, 't', parent=store.get('base'))", False),
+        (
+            "with store.stage('t') as s: s.publish(child(s)); die()",
+            True,
+        ),
     ],
 )
 def test_a_kill_leaves_the_old_state_or_the_new(store: Store, script: str, survives: bool) -> None:
@@ -83,7 +90,7 @@ def test_a_kill_while_deleting_leaves_no_half_snapshot(store: Store) -> None:
 def test_the_work_of_another_process_is_not_swept(store: Store) -> None:
     script = """
         with store.stage("held") as staging:
-            manifest = fill(store, staging)
+            manifest = write_snapshot(store, staging)
             print("ready", flush=True)
             sys.stdin.readline()
             staging.publish(manifest)

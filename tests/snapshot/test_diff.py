@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from disk_snapshots import empty_overlay, make_layer, publish_with_disk, qemu_io
 from ext4_for_snapshots import as_layer, file_system
 from ratoon.disk import flatten as flatten_module
 from ratoon.disk.qcow2 import file_digest
@@ -22,7 +21,7 @@ from ratoon.errors import Corrupt, HostError, Incompatible, NotFound
 from ratoon.snapshot import diff as diff_module
 from ratoon.snapshot.diff import Difference, diff
 from ratoon.snapshot.store import Store
-from sound_snapshots import poke, write_sound
+from small_snapshots import empty_overlay, make_layer, poke, publish, qemu_io, write_snapshot
 
 DISK = 16 << 20
 NOTHING = FileChanges((), (), ())
@@ -38,24 +37,24 @@ def store(tmp_path: Path) -> Store:
     (root / "etc" / "longer").write_text("short")
     (root / "etc" / os.fsdecode(b"\xff\n")).write_text("odd")
     raw = file_system(tmp_path / "base.raw", root, DISK)
-    base = publish_with_disk(
-        store, "base", {0: 1, 5: 2, 9: 3}, partial(as_layer, raw), disk_bytes=DISK
+    base = publish(
+        store, "base", {0: 1, 5: 2, 9: 3}, write_disk=partial(as_layer, raw), disk_bytes=DISK
     )
     (root / "etc" / "gone").unlink()
     (root / "etc" / "longer").write_text("no longer short")
     os.utime(root / "etc" / "longer", ns=(0, 2 * 10**18))
     (root / "new").write_bytes(b"n" * 100_000)
     edited = file_system(tmp_path / "edited.raw", root, DISK)
-    publish_with_disk(
+    publish(
         store,
         "edited",
         {5: 7, 9: 3, 10: 8},  # one changed, one not, one new
-        partial(as_layer, edited, below=raw),
-        base,
+        parent=base,
+        write_disk=partial(as_layer, edited, below=raw),
         disk_bytes=DISK,
     )
     nothing = partial(empty_overlay, disk_bytes=DISK)
-    publish_with_disk(store, "same", {}, nothing, base, disk_bytes=DISK)
+    publish(store, "same", {}, parent=base, write_disk=nothing, disk_bytes=DISK)
     return store
 
 
@@ -125,7 +124,7 @@ def test_siblings(store: Store) -> None:
 def test_disks_that_hold_no_file_system(store: Store) -> None:
     for tag, fill in (("x", "0x41"), ("y", "0x42")):
         command = f"write -P {fill} 0 64k"
-        publish_with_disk(store, tag, {}, partial(_write, command))
+        publish(store, tag, {}, write_disk=partial(_write, command))
     found = diff(store, "x", "y")
     assert found.changed_disk_bytes == 64 * 1024
     assert found.files is None
@@ -151,7 +150,7 @@ def test_a_journal_is_replayed_on_the_copy(store: Store) -> None:
         raw.unlink()
         patch.unlink()
 
-    publish_with_disk(store, "unclean", {}, unclean, base, disk_bytes=DISK)
+    publish(store, "unclean", {}, parent=base, write_disk=unclean, disk_bytes=DISK)
     digest = store.get("unclean").manifest.layers[-1].disk.digest
     found = diff(store, "base", "unclean")
     assert found.changed_disk_bytes == 4096
@@ -161,7 +160,7 @@ def test_a_journal_is_replayed_on_the_copy(store: Store) -> None:
 
 def test_machines_of_different_size(store: Store, tmp_path: Path) -> None:
     with store.stage("small") as staging:
-        manifest = write_sound(store, staging, {})
+        manifest = write_snapshot(store, staging, {})
         machine = manifest.machine.model_copy(update={"ram_bytes": 4096})
         staging.publish(manifest.model_copy(update={"machine": machine}))
     with pytest.raises(Incompatible, match="base has 1048576 bytes and small has 4096 bytes"):

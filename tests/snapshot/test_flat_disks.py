@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from disk_snapshots import make_layer, publish_with_disk
 from ratoon.disk.flatten import flatten_raw, merge
 from ratoon.errors import Corrupt, NotFound
 from ratoon.files import locked
@@ -17,7 +16,7 @@ from ratoon.snapshot import flat_disks as flat_disks_module
 from ratoon.snapshot.flat_disks import FlatDisks
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
-from sound_snapshots import make_image
+from small_snapshots import make_image, make_layer, publish
 
 #: The disk's layers, base first: what each writes, takes back, and hides.
 LAYERS = [
@@ -43,7 +42,7 @@ def chain(store: Store) -> list[Snapshot]:
             make_layer(path, *commands)
 
         parent = snapshots[-1] if snapshots else None
-        made = publish_with_disk(store, f"L{number}", {number: 1}, write_disk, parent)
+        made = publish(store, f"L{number}", {number: 1}, parent=parent, write_disk=write_disk)
         snapshots.append(made)
     return snapshots
 

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from fake_snapshots import flip, publish
 from ratoon.api.snapshots import LineageNode
 from ratoon.cli.chains import draw
 from ratoon.cli.showing import printable
 from ratoon.snapshot.lineage import lineage
 from ratoon.snapshot.store import Store
+from small_snapshots import flip, publish
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     store = Store.open(tmp_path / "home")
     base = publish(store, "base")
-    a = publish(store, "a", base)
-    publish(store, "a11", publish(store, "a1", a))
-    publish(store, "a2", a)
-    publish(store, "b", base)
+    a = publish(store, "a", parent=base)
+    publish(store, "a11", parent=publish(store, "a1", parent=a))
+    publish(store, "a2", parent=a)
+    publish(store, "b", parent=base)
     publish(store, "other")
     return store
 
@@ -76,7 +76,7 @@ def test_a_deep_chain(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "home")
     snapshot = None
     for number in range(40):
-        snapshot = publish(store, f"s{number}", snapshot)
+        snapshot = publish(store, f"s{number}", parent=snapshot)
     assert [node.level for node in lineage(store)] == [*range(40)]
 
 

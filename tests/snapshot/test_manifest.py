@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fake_snapshots import digest, publish
 from ratoon.errors import ChainMismatch, Corrupt, Incompatible, InvalidInput, RatoonError
 from ratoon.snapshot.manifest import Manifest, check_tag, decode, encode
 from ratoon.snapshot.store import Store
+from small_snapshots import digest, publish
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """The manifest of a snapshot with a parent and a grandparent."""
     store = Store.open(tmp_path_factory.mktemp("home"))
     base = publish(store, "base")
-    return publish(store, "child", publish(store, "middle", base)).manifest
+    return publish(store, "child", parent=publish(store, "middle", parent=base)).manifest
 
 
 def decoded(document: object) -> Manifest:

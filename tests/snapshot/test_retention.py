@@ -19,8 +19,7 @@ from ratoon.snapshot.retention import Inventory, Member, Plan, Rules, make_plan
 from ratoon.snapshot.snapshot import Snapshot, link_snapshot
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import usage
-from small_chains import grow
-from sound_snapshots import make_image, publish_sound, write_sound
+from small_snapshots import make_image, publish, write_snapshot
 
 NOW = 1_800_000_000.0
 HOUR = 3600.0
@@ -259,15 +258,18 @@ def test_a_circle_of_parents_is_left_alone() -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """base, on it a, b and c, and a1 on a; another base; a and b have images."""
+    """base, on it a, b and c, and a1 on a; another base; a and b have images.
+
+    c and other are new.
+    """
     store = Store.open(tmp_path / "home")
-    base = publish_sound(store, "base", {number: number + 1 for number in range(100)})
-    a = publish_sound(store, "a", {number: number + 200 for number in range(20)}, base)
-    publish_sound(store, "a1", {2: 600}, a)
-    b = publish_sound(store, "b", {number: number + 300 for number in range(30)}, base)
-    publish_sound(store, "same", {}, b)
-    grow(store, "c", {1: 1}, base)
-    grow(store, "other", {1: 1})
+    base = publish(store, "base", {number: number + 1 for number in range(100)})
+    a = publish(store, "a", {number: number + 200 for number in range(20)}, base)
+    publish(store, "a1", {2: 600}, a)
+    b = publish(store, "b", {number: number + 300 for number in range(30)}, base)
+    publish(store, "same", {}, b)
+    publish(store, "c", {1: 1}, base, created_at_unix=time.time())
+    publish(store, "other", {1: 1}, created_at_unix=time.time())
     for snapshot in (a, b):
         make_image(store, snapshot)
     return store
@@ -327,7 +329,7 @@ def test_what_sandboxes_stand_on_is_kept(store: Store) -> None:
     dozing = store.sandboxes / "sb-2-2" / "parent"
     dozing.parent.mkdir()
     with store.stage("dozing") as staging:
-        manifest = write_sound(store, staging, {7: 7}, store.get("b"), anonymous=True)
+        manifest = write_snapshot(store, staging, {7: 7}, store.get("b"), anonymous=True)
         link_snapshot(staging.publish(manifest), dozing)
     store.delete("dozing")
     plan = make_plan(
@@ -358,6 +360,6 @@ def test_a_lineage_outlives_its_base(store: Store) -> None:
 def test_a_plan_never_forces(store: Store) -> None:
     """Should somebody branch meanwhile, the deletion is refused as any other is."""
     plan = make_plan(take_inventory(store), Rules(keep_last=1), time.time())
-    publish_sound(store, "meanwhile", {}, store.get("a1"))
+    publish(store, "meanwhile", {}, store.get("a1"))
     with pytest.raises(HasDependents):
         carry_out(store, plan)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from fake_snapshots import fill, flip, publish
 from ratoon import files
 from ratoon.api.snapshots import SnapshotDetail
 from ratoon.errors import (
@@ -25,6 +24,7 @@ from ratoon.snapshot.manifest import Manifest
 from ratoon.snapshot.snapshot import Snapshot, load_snapshot, read_vmstate
 from ratoon.snapshot.store import BrokenSnapshot, Store
 from ratoon.snapshot.verify import verify_disks
+from small_snapshots import flip, publish, write_snapshot
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_store_of_another_format_is_not_touched(store: Store) -> None:
 
 def test_what_was_published_can_be_read_back(store: Store) -> None:
     base = publish(store, "base")
-    child = publish(store, "child", base)
+    child = publish(store, "child", parent=base)
     assert store.get("child") == child
     assert child.depth == 1
     assert child.memory_path(0).samefile(base.memory_path(0))
@@ -79,7 +79,7 @@ def test_everything_new_is_flushed_before_the_rename(
     base = publish(store, "base")
     flushed: list[Path] = []
     with store.stage("child") as staging:
-        manifest = fill(store, staging, base)
+        manifest = write_snapshot(store, staging, parent=base)
         monkeypatch.setattr(files, "fsync_path", flushed.append)
         staging.publish(manifest)
     own = ("manifest.json", "manifest.b3", "verified.json", "memory.bin", "vmstate", "disk.qcow2")
@@ -90,7 +90,7 @@ def test_everything_new_is_flushed_before_the_rename(
 
 def test_leaving_without_publishing_leaves_nothing(store: Store) -> None:
     with store.stage("t") as staging:
-        fill(store, staging)
+        write_snapshot(store, staging)
     assert not staging.path.exists()
     with pytest.raises(ZeroDivisionError), store.stage("t") as staging:
         _ = 1 / 0
@@ -109,7 +109,7 @@ def test_a_tag_is_made_once(store: Store) -> None:
 
 def test_publishing_never_replaces(store: Store) -> None:
     with store.stage("t") as staging:
-        manifest = fill(store, staging)
+        manifest = write_snapshot(store, staging)
         (store.snapshots / "t").mkdir()
         with pytest.raises(AlreadyExists, match="snapshot t"):
             staging.publish(manifest)
@@ -123,7 +123,7 @@ def test_publishing_never_replaces(store: Store) -> None:
 def test_an_incomplete_snapshot_is_not_published(store: Store, name: str) -> None:
     base = publish(store, "base")
     with store.stage("t") as staging:
-        manifest = fill(store, staging, base)
+        manifest = write_snapshot(store, staging, parent=base)
         (staging.path / name).unlink()
         with pytest.raises(Corrupt, match=f"{name}: missing"):
             staging.publish(manifest)
@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_the_store_as_it_was(
         raise OSError(errno.ENOSPC, "no space")
 
     with store.stage("t") as staging:
-        manifest = fill(store, staging)
+        manifest = write_snapshot(store, staging)
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="no space"):
             staging.publish(manifest)
@@ -153,7 +153,7 @@ def test_a_leftover_does_not_block_its_tag(store: Store) -> None:
 def test_deleting_a_parent_keeps_the_child_whole(store: Store) -> None:
     base = publish(store, "base")
     content = base.memory_path(0).read_bytes()
-    child = publish(store, "child", base)
+    child = publish(store, "child", parent=base)
     with pytest.raises(HasDependents, match="child"):
         store.delete("base")
     store.delete("base", force=True)
@@ -161,16 +161,16 @@ def test_deleting_a_parent_keeps_the_child_whole(store: Store) -> None:
     assert child.memory_path(0).read_bytes() == content
     verify_disks(load_snapshot(child.path))
     read_vmstate(child)
-    grandchild = publish(store, "grandchild", child)
+    grandchild = publish(store, "grandchild", parent=child)
     assert grandchild.memory_path(0).read_bytes() == content
     assert list(store.staging.iterdir()) == []
 
 
 def test_dependents_are_those_of_this_snapshot_not_of_its_tag(store: Store) -> None:
     base = publish(store, "base")
-    child = publish(store, "child", base)
-    publish(store, "sibling", base)
-    publish(store, "grandchild", child)
+    child = publish(store, "child", parent=base)
+    publish(store, "sibling", parent=base)
+    publish(store, "grandchild", parent=child)
     assert store.dependents("base") == ("child", "sibling")
     assert store.dependents("grandchild") == ()
     store.delete("base", force=True)
@@ -181,7 +181,7 @@ def test_dependents_are_those_of_this_snapshot_not_of_its_tag(store: Store) -> N
 
 def test_a_damaged_snapshot_hides_no_other_and_can_be_deleted(store: Store) -> None:
     base = publish(store, "base")
-    publish(store, "child", base)
+    publish(store, "child", parent=base)
     flip(base.path / "manifest.json", 50)
     broken, sound = store.list()
     assert isinstance(broken, BrokenSnapshot)
@@ -208,7 +208,7 @@ def test_a_snapshot_under_another_name_is_refused(store: Store) -> None:
 
 def test_a_snapshot_being_published_is_not_deleted(store: Store) -> None:
     with store.stage("t") as staging:
-        staging.publish(fill(store, staging))
+        staging.publish(write_snapshot(store, staging))
         with pytest.raises(InFlight, match="snapshot t"):
             store.delete("t")
     store.delete("t")
@@ -217,7 +217,7 @@ def test_a_snapshot_being_published_is_not_deleted(store: Store) -> None:
 def test_a_chain_that_does_not_fit_is_named(store: Store) -> None:
     base = publish(store, "base")
     with store.stage("t") as staging:
-        fields = dict(fill(store, staging, base))
+        fields = dict(write_snapshot(store, staging, parent=base))
         fields["parent"] = base_ref = fields["parent"].model_copy(update={"memory_root": "e" * 64})
         with pytest.raises(ChainMismatch) as caught:
             Manifest(**fields)
@@ -234,7 +234,7 @@ def test_adopting_a_parent_deleted_meanwhile_says_so(store: Store) -> None:
 
 def test_the_detail_of_a_snapshot(store: Store) -> None:
     base = publish(store, "base")
-    child = publish(store, "child", publish(store, "middle", base))
+    child = publish(store, "child", parent=publish(store, "middle", parent=base))
     assert store.info("base").dependents == ["middle"]
     memory = child.memory_path(2).stat()
     middle = child.manifest.layers[1]

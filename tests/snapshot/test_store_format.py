@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fake_snapshots import publish
 from ratoon.errors import Corrupt, Incompatible
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.store_format import FORMAT
+from small_snapshots import publish
 
 
 @pytest.fixture

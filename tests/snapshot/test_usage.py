@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from fake_snapshots import publish
 from ratoon.bench.loop_mounts import mounted, used_bytes, what_is_missing
 from ratoon.errors import InvalidInput, NotFound
 from ratoon.files import copy_sparse
@@ -22,17 +21,17 @@ from ratoon.snapshot.store import Store
 from ratoon.snapshot.usage import Usage, _sweep, snapshot_usage, usage
 from ratoon.units import MIB
 from ratoon.volumes import named
-from sound_snapshots import make_image, publish_sound
+from small_snapshots import make_image, publish
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """base, and on it a and b; the chain a, a1."""
     store = Store.open(tmp_path / "home")
-    base = publish_sound(store, "base", {number: number + 1 for number in range(100)})
-    a = publish_sound(store, "a", {1: 500}, base)
-    publish_sound(store, "a1", {2: 600}, a)
-    publish_sound(store, "b", {1: 501}, base)
+    base = publish(store, "base", {number: number + 1 for number in range(100)})
+    a = publish(store, "a", {1: 500}, base)
+    publish(store, "a1", {2: 600}, a)
+    publish(store, "b", {1: 501}, base)
     return store
 
 
@@ -100,7 +99,7 @@ def test_an_image_goes_with_the_only_snapshot_of_its_memory(store: Store) -> Non
     after = snapshot_usage(store, "a")
     assert (after.own, after.shared) == (before.own + size, before.shared)
     assert usage(store).images[image.stem] == Usage(own=size, shared=0)
-    publish_sound(store, "equal", {}, store.get("a"))
+    publish(store, "equal", {}, store.get("a"))
     assert store.get("equal").manifest.memory_root == image.stem
     assert snapshot_usage(store, "a").own == before.own, "equal needs the image as well"
     for tag in ("a", "equal"):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fake_snapshots import flip, publish, size, touch
 from ratoon.disk import qcow2
 from ratoon.errors import Corrupt, RatoonError
 from ratoon.snapshot.snapshot import Snapshot, link_snapshot, load_snapshot, read_vmstate
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import read_stamps, verify_disks
+from small_snapshots import flip, publish, size, touch
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def child(store: Store) -> Snapshot:
     base = publish(store, "base")
-    return publish(store, "child", publish(store, "middle", base))
+    return publish(store, "child", parent=publish(store, "middle", parent=base))
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_a_damaged_parent_layer_is_not_trusted_by_a_new_child(
     store: Store, child: Snapshot
 ) -> None:
     flip(child.disk_path(1), 5000)
-    grandchild = publish(store, "grandchild", child)
+    grandchild = publish(store, "grandchild", parent=child)
     with pytest.raises(Corrupt, match=r"snapshot middle, file .*ancestry/1/disk.qcow2"):
         verify_disks(grandchild)
 

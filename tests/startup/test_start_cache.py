@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from fake_snapshots import publish
 from ratoon.errors import Conflict, InvalidInput, NotFound
 from ratoon.guest.agent import wire
 from ratoon.sandbox.engine import Engine
@@ -19,6 +18,7 @@ from ratoon.startup.cache import Damaged, Entry, StartCache, tag_of
 from ratoon.startup.key import Booted
 from ratoon.startup.prune import prune
 from ratoon.vmm import command
+from small_snapshots import publish
 
 IMAGE = "blake3:1"
 
