@@ -65,7 +65,7 @@ def tags(store: Store) -> list[str]:
 
 
 BEFORE = [
-    "module.read_manifest = die",
+    "module._read_manifest = die",
     "module._write = after(module._write, 1)",
     "module._write = after(module._write, 4)",
     "packfile.PackReader.finish = die",

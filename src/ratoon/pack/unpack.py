@@ -4,6 +4,9 @@ All of it is written to a staging directory and checked there: the names, order 
 own manifest asks for, every byte and page against its digest, the chain by its memory roots, disks
 for headers that name other files. That makes a pack sound, not harmless: it holds a guest's memory
 and a device state that QEMU will parse, so unpack only what comes from somebody you trust.
+
+The digests protect from damage, not from malice: who made the pack made the digests too. What is
+checked against malice is whatever would reach beyond the guest: names, sizes, RAM, disk headers.
 """
 
 from __future__ import annotations
@@ -34,17 +37,31 @@ from ratoon.errors import (
 from ratoon.files import Stamp
 from ratoon.memory.compressed import plain_size
 from ratoon.memory.pageset import plain_content
-from ratoon.pack.incoming import read_manifest, wrong_digest
 from ratoon.pack.memory_check import verify_memory
-from ratoon.pack.packfile import CHUNK, Contents, PackedFile, PackReader, layer_names
-from ratoon.snapshot.manifest import Manifest, check_tag
+from ratoon.pack.packfile import (
+    CHUNK,
+    CONTENTS,
+    MAX_MANIFEST,
+    Contents,
+    PackedFile,
+    PackReader,
+    file_names,
+    layer_names,
+)
+from ratoon.snapshot.manifest import Manifest, check_tag, decode
 from ratoon.snapshot.progress import ByteProgress, Meter, unheard
-from ratoon.snapshot.snapshot import ANCESTRY, MEMORY, VERIFIED, Snapshot
+from ratoon.snapshot.snapshot import ANCESTRY, MANIFEST, MANIFEST_DIGEST, MEMORY, VERIFIED, Snapshot
 from ratoon.snapshot.staging import Staging
 from ratoon.snapshot.store import Store
 from ratoon.snapshot.verify import Stamps, dump_stamps
 
 _ZEROS = bytes(CHUNK)
+
+#: A fork reads the device state into memory; QEMU's are some hundred KiB.
+_MAX_VMSTATE = 64 << 20
+#: The RAM that a manifest claims costs nothing to write, but to prove and to fork its chain takes
+#: all its pages' digests, 1/128 of it. So it may be this many times what the host has.
+_MAX_RAM_OF_HOST = 4
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,7 @@ def unpack(
         reader = PackReader(stream, label)
         contents = reader.contents()
         with store.stage(tag or contents.tag, replace=force) as staging:
-            manifest = _named(read_manifest(reader, contents, label), staging.tag)
+            manifest = _named(_read_manifest(reader, contents, label), staging.tag)
             _check_identity(store, manifest)
             unpacked = _receive(store, staging, manifest, reader, contents, label, progress)
             if force:
@@ -138,6 +155,60 @@ def _receive(
     (staging.path / VERIFIED).write_bytes(dump_stamps(stamps))
     final = Snapshot(store.snapshots / staging.tag, manifest)
     return Unpacked(final, total - vmstate.size - shared, shared)
+
+
+def _read_manifest(reader: PackReader, contents: Contents, label: str) -> Manifest:
+    """The manifest, from the next two members; it agrees with `contents` and suits this host.
+
+    Corrupt, ChainMismatch, Incompatible.
+    """
+    manifest_file, digest_file = contents.files[:2]
+    raw = _read_small(reader, manifest_file, MAX_MANIFEST, label)
+    digest = _read_small(reader, digest_file, 65, label)
+    if digest != manifest_file.digest.encode() + b"\n":
+        raise Corrupt(f"{label}: {MANIFEST_DIGEST} is not the digest of {MANIFEST}")
+    manifest = decode(raw, manifest_file.digest, label=f"{label}, {MANIFEST}")
+    _check_agreement(manifest, contents, label)
+    _check_machine(manifest, label)
+    return manifest
+
+
+def _read_small(reader: PackReader, file: PackedFile, limit: int, label: str) -> bytes:
+    if file.size > limit:
+        raise Corrupt(f"{label}: {file.name} has {file.size} bytes, more than it may")
+    raw = b"".join(reader.body(file))
+    if blake3(raw).hexdigest() != file.digest:
+        raise _wrong_digest(label, file)
+    return raw
+
+
+def _check_agreement(manifest: Manifest, contents: Contents, label: str) -> None:
+    """Both documents must speak of the same files. Memory's index digest is not a whole file's."""
+    names = file_names(len(manifest.layers) - 1)
+    if manifest.tag != contents.tag or [file.name for file in contents.files] != names:
+        raise Corrupt(f"{label}: {CONTENTS} is for another snapshot than {MANIFEST}")
+    packed = {file.name: file for file in contents.files}
+    _, _, vmstate, *_ = contents.files
+    same = [(vmstate, manifest.vmstate.size, manifest.vmstate.digest)]
+    for layer, (memory, disk) in zip(
+        manifest.layers, layer_names(len(manifest.layers) - 1), strict=True
+    ):
+        same.append((packed[memory], layer.memory.size, packed[memory].digest))
+        same.append((packed[disk], layer.disk.size, layer.disk.digest))
+    for file, size, digest in same:
+        if (file.size, file.digest) != (size, digest):
+            raise Corrupt(f"{label}: {CONTENTS} and {MANIFEST} disagree about {file.name}")
+
+
+def _check_machine(manifest: Manifest, label: str) -> None:
+    if manifest.vmstate.size > _MAX_VMSTATE:
+        raise Corrupt(f"{label}: {manifest.vmstate.size} bytes of device state are too much")
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if manifest.machine.ram_bytes > _MAX_RAM_OF_HOST * host:
+        raise Incompatible(
+            f"{label}: its machine has {manifest.machine.ram_bytes} bytes of RAM, too much for "
+            f"this host, which has {host}"
+        )
 
 
 def _named(manifest: Manifest, tag: str) -> Manifest:
@@ -230,7 +301,7 @@ def _write(path: Path, file: PackedFile, reader: PackReader, label: str, meter: 
         out.truncate(file.size)
         os.fchmod(out.fileno(), 0o444)
     if hasher.hexdigest() != file.digest:
-        raise wrong_digest(label, file)
+        raise _wrong_digest(label, file)
 
 
 def _compare(file: PackedFile, reader: PackReader, label: str, meter: Meter) -> None:
@@ -240,7 +311,7 @@ def _compare(file: PackedFile, reader: PackReader, label: str, meter: Meter) -> 
         hasher.update(data)
         meter.add(len(data))
     if hasher.hexdigest() != file.digest:
-        raise wrong_digest(label, file)
+        raise _wrong_digest(label, file)
 
 
 @contextmanager
@@ -254,3 +325,7 @@ def _opened(file: Path, label: str) -> Iterator[BinaryIO]:
         raise InvalidInput(f"{label}: not a regular file")
     with os.fdopen(fd, "rb") as stream:
         yield stream
+
+
+def _wrong_digest(label: str, file: PackedFile) -> Corrupt:
+    return Corrupt(f"{label}: the content of {file.name} does not match its digest")
