@@ -73,6 +73,7 @@ EventKind = Literal[
     "created",
     "killed",
     "died",
+    "unsynced",
     "standby",
     "resumed",
     "reset",
@@ -89,6 +90,7 @@ EventKind = Literal[
 class Event:
     """Something that happened to `sandbox`, or to `snapshot`; a branch is of both.
 
+    unsynced: what its guest had written may not be in its volumes, and `reason` says why.
     progress: `reason` says how far the making of `snapshot` is. overflow: more happened than could
     be told, as the listener did not look.
     """
@@ -165,10 +167,14 @@ class SandboxInfo:
 
 @dataclass(frozen=True)
 class Changed:
-    """A sandbox after a change, and how long the stages of that took, in milliseconds."""
+    """A sandbox after a change, and how long the stages of that took, in milliseconds.
+
+    `unsynced`: why its volumes may lack what its guest had written before; null: they do not.
+    """
 
     sandbox: SandboxInfo
     stages_ms: dict[str, float]
+    unsynced: str | None = None
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,10 @@ WorkspaceStatus = Literal["running", "suspended", "stale"]
 
 @dataclass(frozen=True, kw_only=True)
 class WorkspaceInfo:
-    """A workspace: `current_state_tag` is the snapshot that it was last suspended to."""
+    """A workspace: `current_state_tag` is the snapshot that it was last suspended to.
+
+    `unsynced`, in the answer to that: why its volumes may lack what its guest had written.
+    """
 
     id: str
     name: str
@@ -67,3 +70,4 @@ class WorkspaceInfo:
     live_sandbox_id: str | None = None
     created_at_unix: int
     last_active_unix: int
+    unsynced: str | None = None

@@ -17,7 +17,7 @@ from ratoon.cli.app import OWN_FAILURE, Json, print_json, say
 from ratoon.cli.connect import client_command
 from ratoon.cli.naming import NAME, Sandbox, find, known_tags, located, require_free
 from ratoon.cli.options import Env, Timeout, User, Workdir
-from ratoon.cli.showing import printable
+from ratoon.cli.showing import printable, tell_unsynced
 from ratoon.errors import InvalidInput, NotFound, RegistryError
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ async def run_in_fork(
             spec = replace(spec, argv=sandbox.run.argv or None)  # with the image's entrypoint
         else:
             sandbox = await AsyncSandbox.create(source, client=client, **options)
+        held.callback(tell_unsynced, sandbox)
         await held.enter_async_context(sandbox)
         if detach:
             if spec.argv is not None and not is_image:

@@ -13,7 +13,7 @@ from ratoon.cli.app import Json, complain, explain, print_json, say
 from ratoon.cli.connect import all_of, client_command
 from ratoon.cli.naming import NAME, Sandbox, Sandboxes, find, known_ids, known_tags
 from ratoon.cli.options import Label, published
-from ratoon.cli.showing import age, printable
+from ratoon.cli.showing import age, printable, tell_unsynced
 from ratoon.errors import InvalidInput, RatoonError
 
 if TYPE_CHECKING:
@@ -134,21 +134,26 @@ async def kill(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All sandboxes.")] = False,
     tag: Annotated[str | None, typer.Option(help="Those forked from this snapshot.")] = None,
+    now: Annotated[
+        bool, typer.Option("--now", help="Do not wait until their volumes have all data.")
+    ] = False,
 ) -> None:
-    """End sandboxes, and remove all they had."""
+    """End sandboxes, and remove all they had.
+
+    What they have written to their volumes is there then; where it may not be, a line says why.
+    """
     if bool(sandboxes) + everything + (tag is not None) != 1:
         raise InvalidInput("say which: by SANDBOX, or --tag, or --all")
-    if sandboxes:
-        await _each(client, sandboxes, _kill)
-        return
-    found = await client.sandboxes()
-    ids = [each.id for each in found if tag in (None, each.snapshot_tag)]
-    await _each(client, ids, _kill)
+    if not sandboxes:
+        found = await client.sandboxes()
+        sandboxes = [each.id for each in found if tag in (None, each.snapshot_tag)]
 
+    async def end(sandbox: AsyncSandbox) -> None:
+        await sandbox.kill(now=now)
+        say(f"killed {sandbox.id}")
+        tell_unsynced(sandbox)
 
-async def _kill(sandbox: AsyncSandbox) -> None:
-    await sandbox.kill()
-    say(f"killed {sandbox.id}")
+    await _each(client, sandboxes, end)
 
 
 @client_command("standby")
@@ -173,6 +178,7 @@ def _changing(what: str) -> Callable[[AsyncSandbox], Coroutine[Any, Any, None]]:
     async def change(sandbox: AsyncSandbox) -> None:
         stages = await getattr(sandbox, what)()
         say(f"{what} of {sandbox.id}: {sum(stages.values()):.0f} ms")
+        tell_unsynced(sandbox)
 
     return change
 

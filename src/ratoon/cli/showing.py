@@ -5,7 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+from ratoon.cli.app import complain
+
+if TYPE_CHECKING:
+    from ratoon.client.aio.client import AsyncSandbox
 
 #: Seconds between two looks that are shown.
 _PERIOD = 0.1
@@ -25,6 +30,12 @@ def printable(text: str | None) -> str:
         char if char.isprintable() else char.encode("unicode_escape").decode()
         for char in text or ""
     )
+
+
+def tell_unsynced(sandbox: AsyncSandbox) -> None:
+    """Say so, if what a guest had written may not be in its volumes."""
+    if sandbox.unsynced:
+        complain(f"{sandbox.id}: its volumes may lack data: {printable(sandbox.unsynced)}")
 
 
 class Meter:

@@ -103,7 +103,10 @@ class SandboxInfo(answers.SandboxInfo):
 
 @dataclass(frozen=True)
 class Changed(answers.Changed):
-    """A sandbox after a change, and how long the stages of that took, in milliseconds."""
+    """A sandbox after a change, and how long the stages of that took, in milliseconds.
+
+    `unsynced`: why its volumes may lack what its guest had written before; null: they do not.
+    """
 
     sandbox: SandboxInfo
 

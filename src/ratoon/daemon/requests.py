@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl
 
+from pydantic import BeforeValidator
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.types import Receive
 
@@ -20,6 +21,9 @@ T = TypeVar("T")
 
 #: Bytes of a body that are read on after it was refused, so that the client comes to the answer.
 DRAIN_LIMIT = 64 * 1024 * 1024
+
+#: `?cascade` alone means yes.
+Flag = Annotated[bool, BeforeValidator(lambda value: value == "" or value)]
 
 
 def raw_parameter(connection: HTTPConnection, name: str) -> str:

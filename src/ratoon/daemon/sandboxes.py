@@ -23,13 +23,14 @@ from ratoon.daemon.models.sandboxes import (
     VolumeOfSandbox,
 )
 from ratoon.daemon.problems import error_answer, error_responses
-from ratoon.daemon.requests import while_connected
+from ratoon.daemon.requests import Flag, while_connected
 from ratoon.daemon.workspace import MARK
 from ratoon.errors import GuestError, InvalidInput, RatoonError
 from ratoon.host.limits import Limits
 from ratoon.network.policy import NetworkPolicy
 from ratoon.sandbox.options import SandboxOptions, Volume
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.sandbox.stages import Stages
 from ratoon.units import MIB
 from ratoon.validation import first_error
 
@@ -97,9 +98,15 @@ async def change_sandbox(sandbox_id: str, body: OptionsRequest, daemon: TheDaemo
 
 
 @router.delete("/v1/sandboxes/{sandbox_id}", status_code=204, responses=error_responses(404))
-async def kill(sandbox_id: str, daemon: TheDaemon) -> None:
-    """End a sandbox, and remove all it had."""
-    await daemon.engine.get(sandbox_id).kill()
+async def kill(sandbox_id: str, daemon: TheDaemon, response: Response, now: Flag = False) -> None:
+    """End a sandbox, and remove all it had.
+
+    What its guest has written is in its volumes then; where it may not be, the header
+    `Ratoon-Unsynced` says why. `now`: without waiting for that.
+    """
+    sandbox = daemon.engine.get(sandbox_id)
+    await sandbox.kill(now=now)
+    tell_unsynced(response, sandbox.unsynced)
 
 
 @router.post("/v1/sandboxes/{sandbox_id}/ping", responses=error_responses(404, 409))
@@ -143,7 +150,7 @@ async def standby(sandbox_id: str, daemon: TheDaemon) -> Changed:
     """Write a sandbox's state to the disk and end its machine. It is resumed on request."""
     sandbox = daemon.engine.get(sandbox_id)
     stages = await daemon.engine.standby(sandbox)
-    return Changed(sandbox=summarise(sandbox), stages_ms=stages.ms)
+    return _changed(sandbox, stages)
 
 
 @router.post("/v1/sandboxes/{sandbox_id}/resume", responses=error_responses(404, 409, 503))
@@ -151,7 +158,7 @@ async def resume(sandbox_id: str, daemon: TheDaemon) -> Changed:
     """Let a sandbox in standby go on where it was."""
     sandbox = daemon.engine.get(sandbox_id)
     stages = await daemon.engine.resume(sandbox)
-    return Changed(sandbox=summarise(sandbox), stages_ms=stages.ms)
+    return _changed(sandbox, stages)
 
 
 @router.post("/v1/sandboxes/{sandbox_id}/reset", responses=error_responses(404, 409, 503))
@@ -159,7 +166,18 @@ async def reset(sandbox_id: str, daemon: TheDaemon) -> Changed:
     """Take a sandbox back to what it stands on: its last branch, or what it was forked from."""
     sandbox = daemon.engine.get(sandbox_id)
     stages = await daemon.engine.reset(sandbox)
-    return Changed(sandbox=summarise(sandbox), stages_ms=stages.ms)
+    return _changed(sandbox, stages)
+
+
+def _changed(sandbox: Sandbox, stages: Stages) -> Changed:
+    return Changed(sandbox=summarise(sandbox), stages_ms=stages.ms, unsynced=sandbox.unsynced)
+
+
+def tell_unsynced(response: Response, problem: str | None) -> None:
+    """Have an answer without a body say why volumes may lack what their guest had written."""
+    if problem:
+        text = problem.encode("ascii", "replace").decode()
+        response.headers["Ratoon-Unsynced"] = " ".join(text.split())
 
 
 async def _forked(

@@ -7,11 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BeforeValidator
 
 from ratoon.api.snapshots import SnapshotDetail, SnapshotInfo
 from ratoon.artifacts import Progress
@@ -20,7 +18,7 @@ from ratoon.daemon.forkd import TAKEN, SnapshotRequest
 from ratoon.daemon.host_files import image_roots
 from ratoon.daemon.models.snapshots import CompactRequest
 from ratoon.daemon.problems import error_response, error_responses
-from ratoon.daemon.requests import while_connected
+from ratoon.daemon.requests import Flag, while_connected
 from ratoon.errors import InvalidInput, NotFound
 from ratoon.network.policy import NetworkPolicy
 from ratoon.sandbox.base import Built
@@ -35,9 +33,6 @@ router = APIRouter(tags=["snapshots"])
 #: The stages of a branch in which its sandbox stands still, and those that make the difference.
 STANDING_STILL = ("pause", "state", "scan", "copy", "disk", "resume")
 WRITING = ("scan", "copy", "pack", "digest", "publish")
-
-#: `?cascade` alone means yes.
-Flag = Annotated[bool, BeforeValidator(lambda value: value == "" or value)]
 
 
 def check_exists(tag: str) -> str:

@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -87,7 +88,8 @@ class Workspaces:
             with self._branches.take():
                 record = self._write(record, next_tag=tag)
                 await self._engine.branch(sandbox, tag, mode)
-            return self._info(await self._finish(record))
+            info = self._info(await self._finish(record))
+            return replace(info, unsynced=sandbox.unsynced)
 
     async def resume(self, name: str) -> WorkspaceInfo:
         """Fork what it was suspended to. InvalidInput: it is running; as a fork."""
@@ -98,13 +100,18 @@ class Workspaces:
             await self._end_sandboxes(name)
             return await self._start(record, record.state_tag or record.source_tag)
 
-    async def delete(self, name: str) -> None:
-        """Remove it, its sandbox and the snapshot it was suspended to."""
+    async def delete(self, name: str) -> str | None:
+        """Remove it, its sandbox and the snapshot it was suspended to.
+
+        Why its volumes may lack what its guest had written, if they may.
+        """
         async with self._changing(name):
             record = await self._settled(name)
+            sandbox = self._live(record)
             await self._end_sandboxes(name)
             self._path(name).unlink()
             await self._forget(record.state_tag)
+        return sandbox.unsynced if sandbox else None
 
     async def get(self, name: str) -> WorkspaceInfo:
         async with self._changing(name):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from ratoon.api.http_only import WorkspaceInfo
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.models.sandboxes import SuspendRequest, WorkspaceRequest
 from ratoon.daemon.problems import error_responses
-from ratoon.daemon.sandboxes import options_of
+from ratoon.daemon.sandboxes import options_of, tell_unsynced
 
 router = APIRouter(tags=["workspaces"])
 
@@ -39,9 +39,12 @@ async def get_workspace(name: str, daemon: TheDaemon) -> WorkspaceInfo:
 
 
 @router.delete("/v1/workspaces/{name}", status_code=204, responses=error_responses(404, 409))
-async def delete_workspace(name: str, daemon: TheDaemon) -> None:
-    """Remove a workspace, its sandbox, and the snapshot that it was suspended to."""
-    await daemon.workspaces.delete(name)
+async def delete_workspace(name: str, daemon: TheDaemon, response: Response) -> None:
+    """Remove a workspace, its sandbox, and the snapshot that it was suspended to.
+
+    The header `Ratoon-Unsynced` is as with a sandbox.
+    """
+    tell_unsynced(response, await daemon.workspaces.delete(name))
 
 
 @router.post(

@@ -31,7 +31,7 @@ async def practise(channel: Channel, name: str, machine_id: str, kind: int = wir
     alone. GuestError, GuestTimeout.
     """
     for _ in range(ROUNDS):
-        await channel.request("freeze", timeout=TIMEOUT, seconds=STILL_WITHIN)
+        await channel.request("freeze", timeout=TIMEOUT, seconds=STILL_WITHIN, sync_seconds=0)
         channel.begin()
         await channel.rebirth(name, machine_id, kind, timeout=TIMEOUT)
         await commands.exec(channel, ["true"], timeout=TIMEOUT)

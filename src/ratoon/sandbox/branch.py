@@ -237,7 +237,7 @@ class Brancher:
                 await run.machine.add_overlay(overlay)
                 await reserve(run, buffer)
             with stages("quiesce"):
-                warning = await freeze(run)
+                still = await freeze(run)
             began = time.perf_counter()
             try:
                 with stages("pause"):
@@ -259,7 +259,7 @@ class Brancher:
                 overlay.unlink(missing_ok=True)
             raise
         assert run.frozen
-        return _Frozen(captured, run.frozen, pause_ms, warning)
+        return _Frozen(captured, run.frozen, pause_ms, still.warning)
 
     def _write_diff(
         self,

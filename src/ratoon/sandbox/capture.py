@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ratoon.errors import GuestError
 from ratoon.memory.dirty import dirty_pages
 from ratoon.memory.process import PageBuffer, read_into
-from ratoon.sandbox.incarnation import Incarnation
+from ratoon.sandbox.incarnation import SYNC_SECONDS, Incarnation, Stillness, unsynced
 from ratoon.sandbox.stages import Stages
 
 log = logging.getLogger(__name__)
@@ -79,26 +79,30 @@ async def capture(run: Incarnation, buffer: PageBuffer, stages: Stages) -> Captu
     return Capture(state, numbers, pages)
 
 
-async def freeze(run: Incarnation) -> str | None:
+async def freeze(run: Incarnation) -> Stillness:
     """Stop the sandbox's processes, so that none runs in a fork before it is reborn.
 
-    What went wrong, if they could not be stopped; it can be captured all the same.
+    What they have written to volumes is with the host then.
     """
     try:
         reply = await run.channel.request(
-            "freeze", timeout=FREEZE_TIMEOUT + 1, seconds=FREEZE_TIMEOUT
+            "freeze",
+            timeout=SYNC_SECONDS if run.writes_volumes else FREEZE_TIMEOUT + 1,
+            seconds=FREEZE_TIMEOUT,
+            sync_seconds=SYNC_SECONDS - FREEZE_TIMEOUT,
         )
     except GuestError as error:
-        problem = str(error)
+        run.still = Stillness(str(error), str(error) if run.writes_volumes else None)
     else:
-        if reply.get("frozen") is True:
-            return None
-        problem = f"they did not stop within {FREEZE_TIMEOUT:g} s"
-    return f"the guest's processes were running when it was branched: {problem}"
+        stopped = reply.get("frozen") is True
+        problem = None if stopped else f"they did not stop within {FREEZE_TIMEOUT:g} s"
+        run.still = Stillness(problem, unsynced(reply))
+    return run.still
 
 
 async def thaw(name: str, run: Incarnation) -> None:
     """Let the processes of sandbox `name` go on."""
+    run.still = None
     try:
         await run.channel.request("thaw", timeout=FREEZE_TIMEOUT + 1, unix_ns=time.time_ns())
     except GuestError as error:  # nothing is lost: the next branch or rebirth thaws as well

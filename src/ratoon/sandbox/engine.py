@@ -313,8 +313,7 @@ class Engine:
 
     async def _let_go(self) -> None:
         await self._live.settle()
-        for sandbox in self.sandboxes:
-            await sandbox.let_go()
+        await asyncio.gather(*(sandbox.let_go() for sandbox in self.sandboxes))
         await self.namespaces.let_go()
 
     # Branches -------------------------------------------------------------------------------------

@@ -7,12 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    asynccontextmanager,
-    contextmanager,
-    suppress,
-)
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -97,6 +92,8 @@ class Sandbox:
         self.wake: Callable[[Sandbox], Awaitable[object]] = _nothing
         #: Its volumes, which it holds until its end.
         self.mounts = Mounts.none()
+        #: Why its volumes may lack what its guest had written when it last lost its machine.
+        self.unsynced: str | None = None
         #: A machine that is being started, or waits, for its next reset.
         self.spare = Spare(self.id)
         #: Its files, as its processes see them.
@@ -174,12 +171,23 @@ class Sandbox:
         if self.kept:
             self._write_down(incarnation)
         before, self._incarnation = self._incarnation, incarnation
+        self.unsynced = None
         self.wakes = self.wakes and incarnation is None
         self._last_used = time.monotonic()
         self.events.tell(
             "standby" if incarnation is None else "reset" if before else "resumed", sandbox=self.id
         )
         return before
+
+    async def retire(self, run: Incarnation, *, now: bool = False) -> None:
+        """End a machine of it; where its volumes could not be synced before, that is told."""
+        self._tell_unsynced(await run.end(now=now))
+
+    def _tell_unsynced(self, problem: str | None) -> None:
+        self.unsynced = problem
+        if self.unsynced:
+            log.warning("sandbox %s: its volumes may lack data: %s", self.id, self.unsynced)
+            self.events.tell("unsynced", sandbox=self.id, reason=self.unsynced)
 
     def keep(self) -> None:
         """Have it outlive this process. OSError: that cannot be written down."""
@@ -331,24 +339,25 @@ class Sandbox:
 
     # The end --------------------------------------------------------------------------------------
 
-    async def kill(self) -> None:
+    async def kill(self, *, now: bool = False) -> None:
         """End the sandbox and remove all it had; safe to repeat.
 
+        Its volumes are synced before, unless `now`; `unsynced` says what went wrong with that.
         Once begun it is not interrupted: a cancellation takes effect at its end.
         """
         if self._ending is None:
-            self._ending = asyncio.create_task(self._end())
+            self._ending = asyncio.create_task(self._end(now=now))
         await to_the_end(self._ending)
 
-    async def _end(self) -> None:
+    async def _end(self, *, now: bool) -> None:
         self.kept = False
         forget_record(self._directory.path)  # whoever comes upon the rest removes it
         await self._ports.close()
-        if self._incarnation:
-            await self._incarnation.end()
+        if ended := self._incarnation:
+            await self.retire(ended, now=now)
         async with self.changing:  # a branch that has begun publishes, or fails, at once
-            if self._incarnation:  # of a reset or resume that was under way
-                await self._incarnation.end()
+            if self._incarnation and self._incarnation is not ended:  # of a reset, or a resume
+                await self.retire(self._incarnation, now=now)
             await self.spare.drop()
             await loosen(self._directory.path)
             await asyncio.to_thread(self._directory.remove)  # a deep chain has many links
@@ -362,6 +371,7 @@ class Sandbox:
             await self._ports.close()
             await self.spare.drop()
             if self._incarnation:
+                self._tell_unsynced(await self._incarnation.sync())
                 await self._incarnation.let_go()
             self.mounts.let_go()
             self._directory.let_go()

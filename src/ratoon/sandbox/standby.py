@@ -72,7 +72,7 @@ class Lifecycle:
                 await reserve(run, buffer)
             try:
                 with stages("quiesce"):
-                    warning = await freeze(run)
+                    still = await freeze(run)
                 with stages("pause"):
                     await run.machine.pause()
                 captured = await capture(run, buffer, stages)
@@ -86,7 +86,7 @@ class Lifecycle:
                     manifest.machine,
                     manifest.guest,
                     stages,
-                    warning=warning,
+                    warning=still.warning,
                     network=sandbox.network,
                     branched_from=sandbox.id,
                     anonymous=True,
@@ -103,7 +103,7 @@ class Lifecycle:
                 await thaw(sandbox.id, run)
                 raise
             with stages("end"):
-                await run.end()
+                await sandbox.retire(run)
                 await sandbox.spare.drop()
                 await loosen(sandbox.directory.path)
                 sandbox.directory.forget_overlays()
@@ -132,7 +132,7 @@ class Lifecycle:
 
     async def _resume(self, sandbox: Sandbox, stages: Stages) -> None:
         try:
-            await self._start(sandbox, stages, resume=True)
+            await self._start(sandbox, stages, None)
         except BaseException:
             await loosen(sandbox.directory.path)
             raise
@@ -141,15 +141,16 @@ class Lifecycle:
         """Take the sandbox back to what it stands on: its snapshot, or its last branch.
 
         Its id, machine-id and options stay; what it did since is gone, and its memory is given
-        back. It goes on running as it is until the new machine has answered, and if that fails.
+        back. It goes on running as it is until the new machine has answered, and if that fails;
+        with volumes to write to it stands still as the new one begins to run, which has the same.
         """
         stages = Stages()
         async with sandbox.changing:
             before = sandbox.incarnation
-            after = await self._start(sandbox, stages, resume=False)
+            after = await self._start(sandbox, stages, before)
             try:
                 with stages("end"):
-                    await to_the_end(before.end())
+                    await to_the_end(sandbox.retire(before))
             finally:  # too late to cancel it
                 sandbox.directory.forget_overlays(after.overlay)
                 self._stock(sandbox)
@@ -166,32 +167,58 @@ class Lifecycle:
         if sandbox.options.spare and sandbox.state == "running":
             sandbox.spare.stock(self._prepare(sandbox, Stages()))
 
-    async def _start(self, sandbox: Sandbox, stages: Stages, *, resume: bool) -> Incarnation:
-        """Have the sandbox go on with a new machine. If this fails, nothing has changed."""
-        run = await self._wake_spare(sandbox, stages)
-        if run is None:
-            prepared = await self._prepare(sandbox, stages)
-            run = await self._starter.wake(
-                sandbox.id, sandbox.machine_id, prepared, stages, sandbox.mounts, resume=resume
-            )
+    async def _start(
+        self, sandbox: Sandbox, stages: Stages, before: Incarnation | None
+    ) -> Incarnation:
+        """Have the sandbox go on with a new machine, in the place of `before` if it has one.
+
+        If this fails, nothing has changed.
+        """
         try:
-            with explaining(f"sandbox {sandbox.id} was not started"):
-                sandbox.become(run)
-        except HostError:
-            await run.end()
-            run.overlay.unlink()
+            run = await self._wake_spare(sandbox, stages, before)
+            if run is None:
+                prepared = await self._prepare(sandbox, stages)
+                run = await self._wake(sandbox, prepared, stages, before)
+            try:
+                with explaining(f"sandbox {sandbox.id} was not started"):
+                    sandbox.become(run)
+            except HostError:
+                await run.end()
+                run.overlay.unlink()
+                raise
+        except BaseException:
+            if before and before.still:
+                await thaw(sandbox.id, before)
             raise
         return run
 
-    async def _wake_spare(self, sandbox: Sandbox, stages: Stages) -> Incarnation | None:
+    async def _wake(
+        self, sandbox: Sandbox, prepared: Prepared, stages: Stages, before: Incarnation | None
+    ) -> Incarnation:
+        async def hand_over() -> None:
+            if before and before.writes_volumes and not before.still:
+                with stages("quiesce"):
+                    await freeze(before)
+
+        return await self._starter.wake(
+            sandbox.id,
+            sandbox.machine_id,
+            prepared,
+            stages,
+            sandbox.mounts,
+            resume=before is None,
+            hand_over=hand_over,
+        )
+
+    async def _wake_spare(
+        self, sandbox: Sandbox, stages: Stages, before: Incarnation | None
+    ) -> Incarnation | None:
         assert sandbox.parent is not None
         prepared = await sandbox.spare.take(sandbox.parent.manifest.id)
         if prepared is None:
             return None
         try:
-            return await self._starter.wake(
-                sandbox.id, sandbox.machine_id, prepared, stages, sandbox.mounts
-            )
+            return await self._wake(sandbox, prepared, stages, before)
         except MachineDied:  # as it waited, most likely
             log.warning("the spare machine of sandbox %s had died", sandbox.id)
             return None

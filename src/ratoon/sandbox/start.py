@@ -44,8 +44,9 @@ REBIRTH_TIMEOUT = 60.0
 class Prepared:
     """A machine that waits for its device state, with its RAM as it must be."""
 
-    #: The id of the snapshot that it was started on.
+    #: The id of the snapshot that it was started on, and whether that has a warning.
     snapshot_id: str
+    warned: bool
     machine: Machine
     state: bytes
     memory: MappedMemory
@@ -70,6 +71,10 @@ class Verified:
 
 async def _stands() -> None:
     """The twin is there already."""
+
+
+async def _handed_over() -> None:
+    """Nobody else has its volumes."""
 
 
 class Starter:
@@ -160,6 +165,7 @@ class Starter:
                     raise
         return Prepared(
             twin.manifest.id,
+            twin.manifest.warning is not None,
             machine,
             verified.state,
             memory,
@@ -183,10 +189,12 @@ class Starter:
         mounts: Mounts,
         *,
         resume: bool = False,
+        hand_over: Callable[[], Awaitable[object]] = _handed_over,
     ) -> Incarnation:
         """Let the prepared machine run as the individual `name`, whose agent has then answered.
 
-        `mounts`: its volumes; `resume`: it has been that individual before, and only stood by.
+        `mounts`: its volumes, which are its own once `hand_over` is done; `resume`: it has been
+        that individual before, and only stood by.
 
         MachineDied, MachineError, GuestError; the process is gone then.
         """
@@ -196,7 +204,11 @@ class Starter:
                 async with explained(name, machine):
                     channel = await Channel.connect(machine.agent_socket, name)
                 await machine.load_state(prepared.state)
-            volumes = mounts.serve(name, machine)
+            await hand_over()
+            # What the snapshot's guest had yet to write must not come after what was written since.
+            doubtful = prepared.warned and not resume
+            own = Mounts.none() if doubtful else mounts
+            volumes = own.serve(name, machine, inherits=doubtful)
             with stages("resume"):
                 await machine.resume()
             with stages("rebirth"):
@@ -204,6 +216,11 @@ class Starter:
                 inherits = await rebirth(name, machine_id, machine, channel, kind)
             if volumes or inherits:
                 with stages("volumes"):
+                    if volumes and doubtful:
+                        async with explained(name, machine):
+                            await own.arrange(channel)
+                        await asyncio.to_thread(volumes.close)
+                        volumes = None
                     volumes = volumes or mounts.serve(name, machine, inherits=True)
                     async with explained(name, machine):
                         await mounts.arrange(channel)

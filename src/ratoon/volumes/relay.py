@@ -33,6 +33,8 @@ class VolumeServer:
     def __init__(self, name: str, path: Path, exports: Mapping[bytes, Export]) -> None:
         """`path` is the port's socket; `exports` are the guest's volumes by id. GuestError."""
         self._name = name
+        #: Whether the guest may write to any of them.
+        self.writable = not all(export.read_only for export in exports.values())
         self._dispatcher = Dispatcher(PROGRAM, VERSION, Nfs(exports), ONCE)
         self._socket = socket.socket(socket.AF_UNIX)
         try:

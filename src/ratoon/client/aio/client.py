@@ -251,6 +251,9 @@ class AsyncSandbox:
         self.info = info
         #: How it was started, if that was by `run_image`.
         self.run = run
+        #: After `kill`, `standby` and `reset`: why its volumes may lack what its guest had written
+        #: before; None: they have all of it.
+        self.unsynced: str | None = None
         path = self._path = f"/v1/sandboxes/{segment(info.id)}"
         self.commands = AsyncCommands(self._connection, path)
         self.pty = AsyncPty(self.commands)
@@ -422,13 +425,19 @@ class AsyncSandbox:
     async def _become(self, what: str) -> dict[str, float]:
         answer = await self._connection.ask("POST", f"{self._path}/{what}")
         changed = read(Changed, answer)
-        self.info = changed.sandbox
+        self.info, self.unsynced = changed.sandbox, changed.unsynced
         return changed.stages_ms
 
-    async def kill(self) -> bool:
-        """End it, and remove all it had; False if there is no such sandbox any more."""
+    async def kill(self, *, now: bool = False) -> bool:
+        """End it, and remove all it had; False if there is no such sandbox any more.
+
+        What its guest has written to its volumes is there then, or `unsynced` says why it may not
+        be. `now`: without waiting for that.
+        """
         try:
-            await self._connection.ask("DELETE", self._path)
+            query = {"now": True} if now else None
+            _, headers = await self._connection.send("DELETE", self._path, query=query)
+            self.unsynced = headers.get("ratoon-unsynced")
         except NotFound:
             return False
         finally:

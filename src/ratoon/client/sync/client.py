@@ -252,6 +252,9 @@ class Sandbox:
         self.info = info
         #: How it was started, if that was by `run_image`.
         self.run = run
+        #: After `kill`, `standby` and `reset`: why its volumes may lack what its guest had written
+        #: before; None: they have all of it.
+        self.unsynced: str | None = None
         path = self._path = f"/v1/sandboxes/{segment(info.id)}"
         self.commands = Commands(self._connection, path)
         self.pty = Pty(self.commands)
@@ -423,13 +426,19 @@ class Sandbox:
     def _become(self, what: str) -> dict[str, float]:
         answer = self._connection.ask("POST", f"{self._path}/{what}")
         changed = read(Changed, answer)
-        self.info = changed.sandbox
+        self.info, self.unsynced = changed.sandbox, changed.unsynced
         return changed.stages_ms
 
-    def kill(self) -> bool:
-        """End it, and remove all it had; False if there is no such sandbox any more."""
+    def kill(self, *, now: bool = False) -> bool:
+        """End it, and remove all it had; False if there is no such sandbox any more.
+
+        What its guest has written to its volumes is there then, or `unsynced` says why it may not
+        be. `now`: without waiting for that.
+        """
         try:
-            self._connection.ask("DELETE", self._path)
+            query = {"now": True} if now else None
+            _, headers = self._connection.send("DELETE", self._path, query=query)
+            self.unsynced = headers.get("ratoon-unsynced")
         except NotFound:
             return False
         finally:

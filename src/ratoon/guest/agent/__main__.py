@@ -11,7 +11,6 @@ import gc
 import json
 import os
 import select
-import time
 
 from . import dial, files, transfers, watching, wire  # noqa: F401  they answer requests
 from .evaluator import Evaluator
@@ -209,10 +208,9 @@ class Hello(Stream):
 @operation("freeze")
 class Freeze(Stream):
     def start(self, request: Request) -> None:
-        deadline = time.monotonic() + request["seconds"]
         frozen = self.agent.identity.freeze(request["seconds"])
-        self.agent.volumes.sync(deadline)
-        self.reply(frozen=frozen)
+        unsynced = self.agent.volumes.sync(request["sync_seconds"])
+        self.reply(frozen=frozen, unsynced=unsynced)
 
 
 @operation("thaw")

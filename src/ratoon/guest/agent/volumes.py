@@ -3,11 +3,15 @@
 The host says which there are to be, in an operation of its own after each rebirth. A fork has its
 source's mounts in its kernel; those that it is not to have are taken away. The modules that this
 takes are loaded when the first volume is mounted, so that guests without any have nothing of it.
+
+What is written reaches the host within a second, as the kernel is told to hurry for as long as
+there is a volume to write to, and at once before the machine is captured or ended (`sync`).
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -21,6 +25,7 @@ from .stream import Refusal, Stream, operation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
     from .loop import Loop
@@ -30,6 +35,11 @@ MODULES = "/modules/volumes"
 CGROUP = "/sys/fs/cgroup/volumes"
 #: Seconds until a relay that has died is started again.
 RESTART = 0.5
+#: For how long what was written may wait in memory, and how often that is looked for, in hundredths
+#: of a second (Documentation/admin-guide/sysctl/vm.rst). Nobody looks while there is nothing.
+PACE = {"dirty_expire_centisecs": b"30", "dirty_writeback_centisecs": b"60"}
+#: Seconds for a fork to be rid of what its source has not written.
+_PATIENCE = 5.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _INIT_MODULE, _SYNCFS = 175, 306
@@ -59,8 +69,16 @@ class Volumes:
         self._modules: int | None = None
         self._cgroup: int | None = None
         self._listener: socket.socket | None = None
+        #: The kernel's settings of PACE, and what they were before it had to hurry.
+        self._settings: dict[str, int] = {}
+        self._unhurried: dict[str, bytes] | None = None
+        #: The last sync failed: a fork of this has in memory what its source has yet to write.
+        self._unsynced = False
         #: By target: the root's handle, and whether it is read-only.
         self.mounted: dict[str, tuple[bytes, bool]] = {}
+        #: Those that are written to, as open directories, wherever they are mounted by now; what
+        #: could not be written since the last sync is told by the next one: errseq_t.
+        self._written: dict[str, int] = {}
 
     @property
     def relayed(self) -> bool:
@@ -71,37 +89,88 @@ class Volumes:
         """Before the agent enters the sandbox's root."""
         self._modules = os.open(MODULES, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._cgroup = os.open(f"{CGROUP}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        for name in PACE:
+            self._settings[name] = os.open(f"/proc/sys/vm/{name}", os.O_RDWR | os.O_CLOEXEC)
 
     def become(self, wanted: dict[str, tuple[bytes, bool]]) -> None:
         """Have these mounts and no others. Refusal, OSError: one cannot be made, or taken away."""
         gone = [known for known, what in self.mounted.items() if wanted.get(known) != what]
+        if gone and self._unsynced:
+            self._sync(_PATIENCE)  # it is answered with errors, and nothing is left then
+            self._unsynced = False
         for target in list(self.mounted):
             if any(target == old or target.startswith(f"{old}/") for old in gone):
                 del self.mounted[target]
+                if target in self._written:
+                    os.close(self._written.pop(target))
                 _umount(target)
         for target, what in wanted.items():
             if target not in self.mounted:
                 self._start()
+                root, read_only = what
                 try:
-                    self._mount(target, *what)
+                    self._mount(target, root, read_only)
+                    if not read_only:
+                        self._written[target] = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
                     raise Refusal(f"{target}: {error.strerror}", "target") from None
                 self.mounted[target] = what
+        self._hurry(bool(self._written))
 
-    def sync(self, deadline: float) -> None:
-        """Have the host know all that was written, until a point in time (monotonic).
+    def sync(self, seconds: float) -> str | None:
+        """Have the host know all that was written; what went wrong, if anything did.
 
         A snapshot has nothing then that a fork would write once more, over what is newer.
         """
-        if not self.mounted:
+        problem = self._sync(seconds) if self._written else None
+        self._unsynced = problem is not None
+        return problem
+
+    def _sync(self, seconds: float) -> str | None:
+        pid, deadline = self._start_sync(), time.monotonic() + seconds
+        while True:
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                self._spared.discard(pid)
+                return _outcome(status)
+            if time.monotonic() > deadline:
+                self._loop.on_exit(pid, lambda status: self._spared.discard(pid))
+                return f"it was not done within {seconds:g} s"
+            time.sleep(0.001)
+
+    def begin_sync(self, done: Callable[[str | None], None]) -> None:
+        """As `sync`, beside everything else; `done` is told what went wrong."""
+        if not self._written:
+            done(None)
             return
+        pid = self._start_sync()
+
+        def ended(status: int) -> None:
+            self._spared.discard(pid)
+            done(_outcome(status))
+
+        self._loop.on_exit(pid, ended)
+
+    def _start_sync(self) -> int:
         pid = os.fork()
         if not pid:
-            _sync(list(self.mounted))
-        while os.waitpid(pid, os.WNOHANG) == (0, 0):
-            if time.monotonic() > deadline:
-                return  # the loop reaps it
-            time.sleep(0.001)
+            _sync(list(self._written.values()))
+        self._spared.add(pid)
+        return pid
+
+    def _hurry(self, wanted: bool) -> None:
+        """Have the kernel write back soon, or as it did before there was a volume."""
+        if wanted and self._unhurried is None:
+            before = {name: os.pread(fd, 32, 0) for name, fd in self._settings.items()}
+            self._set(PACE)
+            self._unhurried = before
+        elif not wanted and self._unhurried is not None:
+            self._set(self._unhurried)
+            self._unhurried = None
+
+    def _set(self, values: dict[str, bytes]) -> None:
+        for name, fd in self._settings.items():
+            os.pwrite(fd, values[name], 0)
 
     def _mount(self, target: str, root: bytes, read_only: bool) -> None:
         assert self._listener is not None
@@ -162,14 +231,23 @@ def _relay(listener: socket.socket, cgroup: int | None) -> NoReturn:
         os._exit(1)
 
 
-def _sync(targets: list[str]) -> NoReturn:
+def _sync(roots: list[int]) -> NoReturn:
     """In a child: if the host does not answer, it is not the agent who waits for ever."""
+    number = 0
     try:
-        for target in targets:
-            fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
-            _libc.syscall(_SYNCFS, fd)
+        for fd in roots:
+            if _libc.syscall(_SYNCFS, fd) < 0:
+                number = ctypes.get_errno()
+    except BaseException:
+        number = errno.EIO
     finally:
-        os._exit(0)
+        os._exit(number)
+
+
+def _outcome(status: int) -> str | None:
+    """What went wrong with a sync, by the status of its process."""
+    code = os.waitstatus_to_exitcode(status)
+    return os.strerror(code) if code > 0 else f"it got signal {-code}" if code else None
 
 
 def _load(directory: int) -> None:
@@ -224,3 +302,13 @@ class Mount(Stream):
             wanted[volume["target"]] = bytes.fromhex(volume["root"]), bool(volume["read_only"])
         self.agent.volumes.become(wanted)
         self.reply()
+
+
+@operation("sync")
+class Sync(Stream):
+    """Have the host know what was written to volumes. `halt`: nothing needs to run any more."""
+
+    def start(self, request: Request) -> None:
+        if request["halt"]:
+            self.agent.freezer.freeze(deadline=0)  # tells them, and does not wait
+        self.agent.volumes.begin_sync(lambda problem: self.reply(unsynced=problem))
