@@ -40,10 +40,10 @@ class Agent(Loop):
 
     def __init__(self, port: int) -> None:
         super().__init__()
-        self.evaluator = Evaluator(self)
         self.freezer = Freezer()
+        self.processes = Processes(self, self.freezer)
+        self.evaluator = Evaluator(self, self.processes)
         self.identity = Identity(self.evaluator, self.freezer)
-        self.processes = Processes(self)
         self.volumes = Volumes(self, self.freezer.spared)
         #: The port does not keep up: nothing but short answers until it does.
         self.congested = False
@@ -200,6 +200,8 @@ def _hear(stream: Stream, kind: int, payload: bytes) -> None:
 
 @operation("hello")
 class Hello(Stream):
+    agent: Agent
+
     def start(self, request: Request) -> None:
         volumes = self.agent.volumes.relayed
         self.reply(version=wire.VERSION, pid=os.getpid(), volumes=volumes)
@@ -207,6 +209,8 @@ class Hello(Stream):
 
 @operation("freeze")
 class Freeze(Stream):
+    agent: Agent
+
     def start(self, request: Request) -> None:
         frozen = self.agent.identity.freeze(request["seconds"])
         unsynced = self.agent.volumes.sync(request["sync_seconds"])
@@ -215,6 +219,8 @@ class Freeze(Stream):
 
 @operation("thaw")
 class Thaw(Stream):
+    agent: Agent
+
     def start(self, request: Request) -> None:
         self.agent.identity.set_clock(request["unix_ns"])
         self.agent.identity.thaw()

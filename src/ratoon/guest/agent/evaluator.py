@@ -9,14 +9,22 @@ import os
 from collections import deque
 
 from .process import TIMED_OUT
-from .python import RESEED, Python
-from .stream import Refusal, Stream, operation
+from .python import RESEED, Code, Python
+from .stream import Refusal, operation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .__main__ import Agent
-    from .loop import Timer
-    from .stream import Request
+    from typing import Protocol
+
+    from .loop import Loop, Timer
+    from .processes import Processes
+    from .stream import Request, Speaker
+
+    class HasEvaluator(Speaker, Protocol):
+        """The agent, as an evaluation sees it."""
+
+        evaluator: Evaluator
+
 
 #: More than /proc/PID/status has.
 STATUS_BYTES = 16 * 1024
@@ -28,8 +36,9 @@ class Evaluator:
     Made before the agent enters the sandbox's root.
     """
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    def __init__(self, loop: Loop, processes: Processes) -> None:
+        self._loop = loop
+        self._processes = processes
         self._python: Python | None = None
         self._waiting: deque[Evaluation] = deque()
         #: The machine was reborn, and the interpreter has not been told.
@@ -74,7 +83,7 @@ class Evaluator:
                     continue
             try:
                 if self._python is None:
-                    self._python = Python(self._agent, self._next)
+                    self._python = Python(self._loop, self._processes, self._next)
                     self._reseed = False
                 self._python.evaluate(evaluation, reseed=self._reseed)
                 self._reseed = False
@@ -113,10 +122,10 @@ class Evaluator:
 
 
 @operation("eval")
-class Evaluation(Stream):
+class Evaluation(Code):
     """Evaluate code in the interpreter, which is started where there is none."""
 
-    code = ""
+    agent: HasEvaluator
     _seconds: float | None = None
     _overdue = False
     _timer: Timer | None = None
@@ -148,7 +157,6 @@ class Evaluation(Stream):
         truncated: bool = False,
         state_lost: bool = False,
     ) -> None:
-        """Reply with how it ended."""
         if self._overdue:
             exit_code, late = TIMED_OUT, f"timed out after {self._seconds:g} s"
             if state_lost:

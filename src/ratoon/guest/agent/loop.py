@@ -12,6 +12,14 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` itself would cost start-up time
     from collections.abc import Callable
+    from typing import Protocol
+
+    class Watcher(Protocol):
+        """The loop, as those see it who have it watch for them."""
+
+        def watch(self, fd: int, handler: Callable[[], None], events: int = ...) -> None: ...
+        def unwatch(self, fd: int) -> None: ...
+        def after(self, seconds: float, callback: Callable[[], None]) -> Timer: ...
 
 
 #: Seconds that are waited at most before looking again: epoll takes no more than 24 days.

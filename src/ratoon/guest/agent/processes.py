@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from . import spawn
@@ -13,10 +14,17 @@ from .users import look_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
 
-    from .__main__ import Agent
-    from .stream import Request
+    from .freezer import Freezer
+    from .loop import Loop
+    from .stream import Request, Speaker
+
+    class HasProcesses(Speaker, Protocol):
+        """The agent, as the streams here see it."""
+
+        processes: Processes
+
 
 #: Processes in the background whose end is remembered.
 REMEMBERED = 32
@@ -33,8 +41,8 @@ class Command(Process):
     if it is started so, or if who started it is gone.
     """
 
-    def __init__(self, agent: Agent, started: spawn.Started, request: Request, user: str) -> None:
-        super().__init__(agent, started)
+    def __init__(self, loop: Loop, started: spawn.Started, request: Request, user: str) -> None:
+        super().__init__(loop, started)
         self.background = bool(request.get("background"))
         self._argv = request["argv"]
         self._user = user
@@ -62,26 +70,27 @@ class Command(Process):
 class Processes:
     """Those that run, and the last ones in the background that have ended."""
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    def __init__(self, loop: Loop, freezer: Freezer) -> None:
+        self._loop = loop
+        self._freezer = freezer
         self._commands: dict[int, Command] = {}
         #: What is not in a request.
         self.defaults = Defaults()
 
     def start(self, request: Request) -> Process:
         """Start a program that the host will not find among its commands; raises StartError."""
-        process = Process(self._agent, self._spawn(request))
-        self._agent.freezer.admit(process.pid)
-        self._agent.on_exit(process.pid, process.exited)
+        process = Process(self._loop, self._spawn(request))
+        self._freezer.admit(process.pid)
+        self._loop.on_exit(process.pid, process.exited)
         return process
 
     def run(self, request: Request) -> Command:
         """Start what an `exec` asks for; raises StartError, or Refusal."""
         timeout = None if request.get("timeout") is None else float(request["timeout"])
         user = request.get("user") or self.defaults.user or "root"
-        command = Command(self._agent, self._spawn(request), request, user)
-        self._agent.freezer.admit(command.pid)
-        self._agent.on_exit(command.pid, lambda status: self._ended(command, status))
+        command = Command(self._loop, self._spawn(request), request, user)
+        self._freezer.admit(command.pid)
+        self._loop.on_exit(command.pid, lambda status: self._ended(command, status))
         self._commands[command.pid] = command
         if timeout is not None:
             command.limit(timeout)
@@ -132,6 +141,7 @@ class Processes:
 class _Listener(Stream):
     """Hears a command, and has its input. It is there from `start` on, if that did not refuse."""
 
+    agent: HasProcesses
     command: Command | None = None
 
     def listen(self, command: Command) -> None:
@@ -215,6 +225,8 @@ class Attach(_Listener):
 
 @operation("processes")
 class List(Stream):
+    agent: HasProcesses
+
     def start(self, request: Request) -> None:
         self.reply(processes=self.agent.processes.describe())
 
@@ -223,9 +235,30 @@ class List(Stream):
 class Signal(Stream):
     """Send a signal to a command's process group."""
 
+    agent: HasProcesses
+
     def start(self, request: Request) -> None:
         command = self.agent.processes.find(request["pid"])
         if command.status is not None:
             raise Refusal(f"process {command.pid} has ended", "ended")
         command.kill(request["signal"])
+        self.reply()
+
+
+@operation("defaults")
+class SetDefaults(Stream):
+    """Have new ones, for all that is started from here on; the directory is made if need be."""
+
+    agent: HasProcesses
+
+    def start(self, request: Request) -> None:
+        defaults = Defaults(request["env"], request["user"], request["cwd"])
+        if defaults.user is not None:
+            look_up(defaults.user)
+        try:
+            os.makedirs(defaults.cwd, exist_ok=True)
+        except OSError as error:
+            reason = f"the directory {defaults.cwd} cannot be made: {error.strerror}"
+            raise Refusal(reason, "no-directory") from None
+        self.agent.processes.defaults = defaults
         self.reply()

@@ -10,17 +10,16 @@ import socket
 
 from . import wire
 from .spawn import StartError
-from .stream import Refusal
+from .stream import Refusal, Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .__main__ import Agent
-    from .evaluator import Evaluation
-    from .loop import Timer
+    from .loop import Loop, Timer
     from .process import Process
+    from .processes import Processes
 
 with open(os.path.join(os.path.dirname(__file__), "interpreter.py"), "rb") as _file:
     PROGRAM = _file.read()
@@ -42,16 +41,38 @@ RESEED = signal.SIGRTMAX
 CHUNK = 64 * 1024
 
 
+class Code(Stream):
+    """What an interpreter is given, and who hears what comes of it."""
+
+    code = ""
+
+    def conclude(
+        self,
+        *,
+        result: str | None,
+        reason: str | None,
+        exit_code: int,
+        truncated: bool = False,
+        state_lost: bool = False,
+    ) -> None:
+        """Reply with how it ended."""
+        raise NotImplementedError
+
+    def lift_limit(self) -> None:
+        """It has ended: its time no longer matters."""
+        raise NotImplementedError
+
+
 class Python:
     """A running interpreter."""
 
-    def __init__(self, agent: Agent, on_idle: Callable[[], None]) -> None:
+    def __init__(self, loop: Loop, processes: Processes, on_idle: Callable[[], None]) -> None:
         """Start `python3`; Refusal of kind `no-python` where the sandbox has none."""
         #: What it evaluates, also once nobody listens to that.
-        self.evaluation: Evaluation | None = None
+        self.evaluation: Code | None = None
         #: Somebody was told that it has ended.
         self.mourned = False
-        self._agent = agent
+        self._loop = loop
         self._on_idle = on_idle
         self._outcome: dict[str, Any] | None = None
         self._fault = ""
@@ -61,20 +82,20 @@ class Python:
         control, theirs = socket.socketpair()
         with theirs:
             try:
-                self.process = _start(agent, theirs.fileno())
+                self.process = _start(processes, theirs.fileno())
             except BaseException:
                 control.close()
                 raise
         self.process.on_end = self._deliver
         self._control: socket.socket | None = control
         control.setblocking(False)
-        agent.watch(control.fileno(), self._ready)
+        loop.watch(control.fileno(), self._ready)
 
     @property
     def alive(self) -> bool:
         return self.process.status is None
 
-    def evaluate(self, evaluation: Evaluation, *, reseed: bool) -> None:
+    def evaluate(self, evaluation: Code, *, reseed: bool) -> None:
         """Give it code, while it has none."""
         self.evaluation = evaluation
         self.process.hear(evaluation)
@@ -85,12 +106,12 @@ class Python:
         """End the code that runs; where that does not help, the interpreter."""
         if self._timer is None and self._outcome is None:
             self.tell(signal.SIGINT)
-            self._timer = self._agent.after(PATIENCE, self._interrupt_all)
+            self._timer = self._loop.after(PATIENCE, self._interrupt_all)
 
     def _interrupt_all(self) -> None:
         self.process.kill(signal.SIGINT)
         fault = f"did not heed an interrupt for {PATIENCE + GRACE:g} s"
-        self._timer = self._agent.after(GRACE, lambda: self._kill(fault))
+        self._timer = self._loop.after(GRACE, lambda: self._kill(fault))
 
     def tell(self, number: int) -> None:
         """Send a signal to the interpreter alone; its children are in its process group."""
@@ -136,12 +157,12 @@ class Python:
 
     def _watch(self, events: int) -> None:
         if self._control is not None:  # else it is about to end
-            self._agent.unwatch(self._control.fileno())
-            self._agent.watch(self._control.fileno(), self._ready, events)
+            self._loop.unwatch(self._control.fileno())
+            self._loop.watch(self._control.fileno(), self._ready, events)
 
     def _hang_up(self) -> None:
         if self._control is not None:
-            self._agent.unwatch(self._control.fileno())
+            self._loop.unwatch(self._control.fileno())
             self._control.close()
             self._control = None
 
@@ -160,7 +181,7 @@ class Python:
         if not data:
             self._hang_up()
             fault = "closed its connection with the agent"
-            self._agent.after(1, lambda: self._kill(fault))  # unless it ends by itself
+            self._loop.after(1, lambda: self._kill(fault))  # unless it ends by itself
             return
         self._said += data
         if not data.endswith(b"\n") and len(self._said) <= wire.MAX_MESSAGE:
@@ -178,7 +199,7 @@ class Python:
         self.process.settle(self._deliver)
 
 
-def _start(agent: Agent, control: int) -> Process:
+def _start(processes: Processes, control: int) -> Process:
     program, write = os.pipe2(os.O_CLOEXEC)
     try:
         os.write(write, PROGRAM)
@@ -188,13 +209,13 @@ def _start(agent: Agent, control: int) -> Process:
         # Ignored until it can handle it: an interrupt may come while it starts.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            return agent.processes.start({"argv": ["python3", "-c", BOOTSTRAP.format(**fds)]})
+            return processes.start({"argv": ["python3", "-c", BOOTSTRAP.format(**fds)]})
         finally:
             signal.signal(signal.SIGINT, before)
     except StartError as error:
         why = f"the sandbox has no Python: {error}"
         if error.nowhere:
-            user = agent.processes.defaults.user or "root"
+            user = processes.defaults.user or "root"
             way_out = "as root, make that directory, or let that user in"
             why = f"Python cannot be started as {user}: {error}; {way_out}"
         raise Refusal(why, "no-python") from None

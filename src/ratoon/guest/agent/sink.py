@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .loop import Loop
+    from .loop import Watcher
 
 
 class Sink:
@@ -21,7 +21,7 @@ class Sink:
     """
 
     def __init__(
-        self, loop: Loop, fd: int, taken: Callable[[int], None], finish: Callable[[], None]
+        self, loop: Watcher, fd: int, taken: Callable[[int], None], finish: Callable[[], None]
     ) -> None:
         self.queued = 0
         self.closed = False

@@ -10,9 +10,19 @@ from .loop import call
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
-    from typing import Any, TypeVar
+    from typing import Any, Protocol, TypeVar
 
-    from .__main__ import Agent
+    from .loop import Watcher
+
+    class Speaker(Watcher, Protocol):
+        """The agent, as its streams see it: it lets them speak."""
+
+        congested: bool
+
+        def send(self, number: int, kind: int, payload: bytes) -> None: ...
+        def forget(self, stream: Stream) -> None: ...
+        def wait_for_room(self, stream: Stream) -> None: ...
+        def work(self, stream: Stream, generator: Generator[None, None, None]) -> None: ...
 
     Request = dict[str, Any]
     S = TypeVar("S", bound="type[Stream]")
@@ -49,7 +59,7 @@ class Stream:
     must fit `room`. Where there is none, `wait_for_room`, or let a generator send it (`work`).
     """
 
-    def __init__(self, agent: Agent, number: int) -> None:
+    def __init__(self, agent: Speaker, number: int) -> None:
         self.agent = agent
         self.number = number
         #: Bytes of output that the host still takes.

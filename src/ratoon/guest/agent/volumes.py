@@ -26,10 +26,18 @@ from .stream import Refusal, Stream, operation
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import NoReturn
+    from typing import NoReturn, Protocol
 
+    from .freezer import Freezer
     from .loop import Loop
-    from .stream import Request
+    from .stream import Request, Speaker
+
+    class HasVolumes(Speaker, Protocol):
+        """The agent, as the stream here sees it."""
+
+        volumes: Volumes
+        freezer: Freezer
+
 
 MODULES = "/modules/volumes"
 CGROUP = "/sys/fs/cgroup/volumes"
@@ -296,6 +304,8 @@ def _umount(target: str) -> None:
 class Mount(Stream):
     """Have the volumes that the request lists mounted, and no others."""
 
+    agent: HasVolumes
+
     def start(self, request: Request) -> None:
         wanted: dict[str, tuple[bytes, bool]] = {}
         for volume in request["volumes"]:
@@ -307,6 +317,8 @@ class Mount(Stream):
 @operation("sync")
 class Sync(Stream):
     """Have the host know what was written to volumes. `halt`: nothing needs to run any more."""
+
+    agent: HasVolumes
 
     def start(self, request: Request) -> None:
         if request["halt"]:
