@@ -152,10 +152,9 @@ async def test_what_a_sandbox_alone_had_goes_with_it(store: Store, disks: Disks)
     await disks.release(own[2], own[3])
     await disks.release(published, own[1])
     assert {path.stem for path in store.images.glob("*.qcow2")} == present
-    await disks.release(own[3], None)
+    await disks.release(own[3])
     assert {path.stem for path in store.images.glob("*.qcow2")} == {roots[-4]}
-    await disks.release(None, own[3])
-    await disks.release(published, None)
+    await disks.release(published)
     assert {path.stem for path in store.images.glob("*.qcow2")} == {roots[-4]}
 
 
@@ -176,7 +175,7 @@ async def test_what_is_made_while_its_sandbox_leaves_it_goes_too(
     monkeypatch.setattr("ratoon.snapshot.flat_disks.merge", slowly)
     disks.hold(own, burst=True).close()
     assert await asyncio.to_thread(begun.wait, 30)
-    await disks.release(own, None)
+    await disks.release(own)
     may_end.set()
     await disks.settle()
     assert waited == [True], "who left waited for what is made"

@@ -46,15 +46,28 @@ def directory(store: Store, base: Snapshot, tmp_path: Path) -> Iterator[SandboxD
     directory.remove()
 
 
-def taken_over(directory: SandboxDirectory) -> Snapshot:
+def taken_over(directory: SandboxDirectory, *, runs: bool = False) -> Snapshot:
     """What it stands on for whoever takes it over; all of that is there, and no more."""
     other = SandboxDirectory(directory.path, os.dup(directory._lock), directory.path / "run")
-    found = other.parent()
-    other.discard_standby()
+    found = other.parent(runs=runs)
     other.let_go()
     check_sizes(found)
-    assert {path.name for path in directory.path.iterdir()} <= {"parent", "parent.old"}
+    origin = directory.origin(found)
+    assert origin is not None
+    check_sizes(origin)
+    assert not origin.manifest.layers[-1].anonymous
+    names = {"parent", "origin"} if directory.is_own(found.manifest) else {"parent"}
+    assert {path.name for path in directory.path.iterdir()} == names
     return found
+
+
+def stand_by(
+    store: Store, directory: SandboxDirectory, before: Snapshot, pages: dict[int, int]
+) -> Snapshot:
+    """Have it stand on itself, as it does in standby."""
+    with directory.stage() as staging:
+        written = write_snapshot(store, staging, pages, before, anonymous=True)
+        return directory.stand_on_itself(staging.publish(written), before)
 
 
 def deaths(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> Iterator[bool]:
@@ -103,41 +116,102 @@ def test_another_snapshot(
     assert found == sorted(found, key=lambda manifest: manifest == above.manifest)
 
 
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("runs", [False, True])
 def test_itself(
     store: Store,
     directory: SandboxDirectory,
     base: Snapshot,
     monkeypatch: pytest.MonkeyPatch,
+    times: int,
+    runs: bool,
 ) -> None:
-    """Whoever takes it over finds itself, as soon as that was published."""
+    """Whoever takes it over finds itself, as soon as that was published.
+
+    Of one that runs: what it stood on before, as long as that is there.
+    """
+    before = base
 
     def publish() -> Snapshot:
         with directory.stage() as staging:
-            written = write_snapshot(store, staging, {1: 4}, directory.parent(), anonymous=True)
+            written = write_snapshot(store, staging, {1: 4}, before, anonymous=True)
             snapshot = staging.publish(written)
             try:
-                return directory.stand_on_itself(snapshot)
+                return directory.stand_on_itself(snapshot, before)
             except Death:  # nobody gets to leave the block
                 shutil.copytree(directory.path, saved, dirs_exist_ok=True)
                 raise
 
     saved = directory.path.with_name("saved")
-    killed = 0
+    found = []
+    if times == 2:
+        before = stand_by(store, directory, base, {1: 3})
     for done in deaths(monkeypatch, publish):
         if saved.exists():
-            killed += 1
             shutil.rmtree(directory.path)
             saved.rename(directory.path)
             assert directory.has_standby() or not done
-            assert taken_over(directory).manifest.layers[-1].anonymous
-        directory.stand_on(base)
-    assert killed > 3
+            parent = taken_over(directory, runs=runs)
+            found.append(len(parent.manifest.layers) - 1)
+            if not runs:
+                assert found[-1] == times
+            origin = directory.origin(parent)
+            assert origin is not None
+            assert origin.manifest == base.manifest
+        directory.discard_standby()
+        before = directory.stand_on(base)
+        if times == 2:
+            before = stand_by(store, directory, base, {1: 3})
+    assert len(found) >= 2
+    assert set(found) == ({times - 1, times} if runs else {times})
+    assert found == sorted(found)
 
 
-def test_what_was_not_stood_on_is_gone(store: Store, directory: SandboxDirectory) -> None:
+def test_back_to_its_origin(
+    store: Store, directory: SandboxDirectory, base: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    origin: Snapshot | None = None
+
+    def stand_on_itself() -> None:
+        nonlocal origin
+        parent = stand_by(store, directory, directory.stand_on(base), {1: 3})
+        parent = stand_by(store, directory, parent, {1: 4})
+        origin = directory.origin(parent)
+
+    def go_back() -> None:
+        assert origin is not None
+        directory.go_back(origin)
+
+    stand_on_itself()
+    for _ in deaths(monkeypatch, go_back):
+        found.append(taken_over(directory).manifest)
+        stand_on_itself()
+    assert len(found) > 5
+    assert found[0].layers[-1].anonymous
+    assert found[-1] == base.manifest
+    assert found == sorted(found, key=lambda manifest: manifest == base.manifest)
+
+
+def test_the_origin_of_an_older_ratoon_is_not_believed(
+    store: Store, directory: SandboxDirectory, base: Snapshot, above: Snapshot
+) -> None:
+    """It stands on itself above `above`, and what lies there is from before that was branched."""
+    parent = stand_by(store, directory, directory.stand_on(above), {1: 4})
+    shutil.rmtree(directory.path / "origin")
+    assert directory.origin(parent) is None
+    directory.keep_origin(base)
+    assert directory.origin(parent) is None
+    directory.keep_origin(above)
+    assert taken_over(directory).manifest == parent.manifest
+
+
+def test_what_was_not_stood_on_is_gone(
+    store: Store, directory: SandboxDirectory, base: Snapshot
+) -> None:
     def fail(published: bool) -> None:
         with directory.stage() as staging:
-            written = write_snapshot(store, staging, {1: 4}, directory.parent(), anonymous=True)
+            written = write_snapshot(store, staging, {1: 4}, base, anonymous=True)
             if published:
                 staging.publish(written)
             raise OSError("full")

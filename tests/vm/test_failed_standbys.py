@@ -224,10 +224,11 @@ async def test_killed_meanwhile(
         doomed = await engine.fork_one("base")
         sockets = paths.runtime(engine.store.home) / doomed.id
         await sh(doomed, WRITE.format("before"))
-        if change != "standby":
+        if change == "resume":
             await engine.standby(doomed)
-        if change == "reset":
-            await engine.resume(doomed)
+        if change == "reset":  # to what has no image
+            await engine.branch(doomed, "stood-on")
+            await engine.delete("stood-on")
         monkeypatch.setattr(module, name, kill_first)
         changed: Awaitable[Any] = getattr(engine, change)(doomed)
         outcomes = await asyncio.gather(changed, return_exceptions=True)

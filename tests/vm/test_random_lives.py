@@ -1,7 +1,7 @@
 """Lives of sandboxes at random, their machines killed at random moments.
 
 What was acknowledged is never lost: a snapshot forks with the content it was taken with, a sandbox
-goes on from standby with what it had, and back to what it stands on. And nothing is left over.
+goes on from standby with what it had, and back to its last branch. And nothing is left over.
 """
 
 from __future__ import annotations
@@ -165,7 +165,6 @@ class Lives:
 
     async def _standby(self, life: Life) -> None:
         await self._engine.standby(life.sandbox)
-        life.below = life.now
         assert life.sandbox.state == "standby"
         assert processes_of(life.sandbox.directory.path) == []
         try:
@@ -192,7 +191,6 @@ class Lives:
 
     async def _forked(self, life: Life, n: int) -> None:
         outcomes = await self._engine.fork_sandbox(life.sandbox, n)
-        life.below = life.now
         forks = [outcome for outcome in outcomes if isinstance(outcome, Sandbox)]
         try:
             assert len(forks) == n, outcomes

@@ -1,4 +1,4 @@
-"""Reset: back to what a sandbox stands on, as the same individual; its memory is given back."""
+"""Reset: back to a sandbox's origin, as the same individual; its memory is given back."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ async def test_it_is_the_same_individual_in_an_earlier_state(
     await assert_whole(engine, source)
 
 
-async def test_after_a_branch_or_a_standby_it_goes_back_to_that(
+async def test_after_a_branch_it_goes_back_to_that_and_after_a_standby_too(
     engine: Engine, source: Sandbox
 ) -> None:
     await sh(source, WRITE.format("branched"))
@@ -111,11 +111,12 @@ async def test_after_a_branch_or_a_standby_it_goes_back_to_that(
     await engine.resume(source)
     await sh(source, WRITE.format("lost"))
     await engine.reset(source)
-    await sh(source, f"{CHECK}; ls /root/stood-by; ! ls /root/lost")
+    await sh(source, f"{CHECK}; ls /root/branched; ! ls /root/lost /root/stood-by")
+    await sh(source, WRITE.format("in-full"))
     await engine.branch(source, "full", "full")
     await sh(source, WRITE.format("lost"))
     await engine.reset(source)
-    await sh(source, f"{CHECK}; ls /root/stood-by; ! ls /root/lost")
+    await sh(source, f"{CHECK}; ls /root/branched /root/in-full; ! ls /root/lost")
     assert source.snapshot_tag == "full"
     await assert_whole(engine, source)
 
@@ -147,7 +148,7 @@ async def test_ten_in_a_row_leave_nothing(engine: Engine, source: Sandbox) -> No
 
 
 async def test_of_a_dead_one(engine: Engine, source: Sandbox) -> None:
-    """What it did is lost with its machine, but not what it stands on."""
+    """What it did is lost with its machine, but not what a reset goes back to."""
     os.kill(source.pid, signal.SIGKILL)
     with pytest.raises(MachineDied):
         await sh(source, "true")

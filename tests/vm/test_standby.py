@@ -30,13 +30,13 @@ NAMES = "hostname; cat /etc/machine-id /run/ratoon/instance-id /proc/sys/kernel/
 
 
 def assert_nothing_runs(engine: Engine, sandbox: Sandbox, pid: int) -> None:
-    """All that is left of a sandbox is what it stands on: itself."""
+    """All that is left of a sandbox is what it stands on, itself, and what a reset goes back to."""
     assert sandbox.state == "standby"
     assert not Path(f"/proc/{pid}").exists()
     assert processes_of(sandbox.directory.path) == []
     assert not any((paths.runtime(engine.store.home) / sandbox.id).glob("*"))
     assert {path.name for path in sandbox.directory.path.iterdir()} <= {
-        *("parent", "state.json", "log", "log.console")
+        *("parent", "origin", "state.json", "log", "log.console")
     }
 
 
@@ -86,7 +86,8 @@ async def test_what_it_alone_has_does_not_grow_without_end(
             assert fork.parent
             assert fork.parent.depth == 2
             await sh(fork, CHECK)
-        await engine.reset(sandbox)
+        await engine.standby(sandbox)
+        await engine.resume(sandbox)
         await counter.assert_counts(sandbox)
         assert sandbox.snapshot_tag == "first"
         await assert_whole(engine, sandbox)

@@ -18,7 +18,7 @@ from ratoon.sandbox.engine import Engine
 OWNER = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from ratoon.sandbox import branch, heads, layer, start
+from ratoon.sandbox import branch, heads, layer, standby, start
 from ratoon.sandbox.directory import SandboxDirectory
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.incarnation import Incarnation
@@ -89,6 +89,20 @@ DEATHS = [
 ]
 
 
+#: What follows the reset of a sandbox that was branched, and stood by since; whether it is too late
+#: for all to be as it was before.
+RESETS = [
+    ("once_done(Sandbox, 'become')", True),
+    ("QemuMachine.load_state = die", False),
+    ("Incarnation.end = die", True),
+    ("standby.go_back = die", True),
+    ("SandboxDirectory._replace_parent = die", True),
+    ("once_done(SandboxDirectory, 'go_back')", True),
+    ("Sandbox.persist = die", True),
+    ("SandboxDirectory.forget_overlays = die", True),
+]
+
+
 async def orphan(engine: Engine, work: str, *, script: str) -> list[str]:
     """Have an owner fork `base`, run a script in the sandbox, and die at its work; what it said."""
     steps = textwrap.indent(work, " " * 8)
@@ -103,9 +117,11 @@ async def orphan(engine: Engine, work: str, *, script: str) -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "death" in metafunc.fixturenames:
-        slice = DEATHS if metafunc.config.getoption("--soak") else DEATHS[::3]
-        metafunc.parametrize(("work", "death", "state"), slice)
+    step = 1 if metafunc.config.getoption("--soak") else 3
+    if "state" in metafunc.fixturenames:
+        metafunc.parametrize(("work", "death", "state"), DEATHS[::step])
+    elif "is_back" in metafunc.fixturenames:
+        metafunc.parametrize(("death", "is_back"), RESETS[::step])
 
 
 async def test_killed_at_any_step(engine: Engine, work: str, death: str, state: str) -> None:
@@ -131,6 +147,29 @@ async def test_killed_at_any_step(engine: Engine, work: str, death: str, state: 
             names = {path.name.rstrip("0123456789-") for path in sandbox.directory.path.iterdir()}
             assert not names & {"standby", "standby.new", "parent.new", "parent.old"}
     assert processes_of(engine.store.sandboxes) == []
+
+
+async def test_a_reset_is_cut_short(engine: Engine, death: str, is_back: bool) -> None:
+    """It stands on itself, and its new machine on the branch; the next engine tells which it is."""
+    since = f"{BRANCH}; await sandbox.exec(['touch', '/root/since']); {RESUME}"
+    work = f"{since}\n{death}\nawait engine.reset(sandbox)"
+    await orphan(engine, work, script=WRITE.format("before"))
+    async with Engine.open(engine.store.home, keep=True) as following:
+        (sandbox,) = following.sandboxes
+        async with sandbox:
+            assert processes_of(sandbox.directory.path) == [sandbox.pid]
+            await sh(sandbox, f"{CHECK}; {'!' if is_back else ''} ls /root/since")
+            for _ in range(2):
+                await sh(sandbox, WRITE.format("later"))
+                await following.standby(sandbox)
+                await following.resume(sandbox)
+                await following.reset(sandbox)
+                await sh(sandbox, f"{CHECK}; ! ls /root/since /root/later")
+            assert sandbox.snapshot_tag == "taken"
+            await assert_whole(following, sandbox)
+            assert following.store.info("next").ancestors == ["base", "taken"]
+            names = {path.name.rstrip("0123456789-") for path in sandbox.directory.path.iterdir()}
+            assert not names & {"origin", "standby", "standby.new", "parent.new", "parent.old"}
 
 
 async def test_branches_that_were_not_written_down(engine: Engine) -> None:

@@ -163,7 +163,7 @@ async def resume(sandbox_id: str, daemon: TheDaemon) -> Changed:
 
 @router.post("/v1/sandboxes/{sandbox_id}/reset", responses=error_responses(404, 409, 503))
 async def reset(sandbox_id: str, daemon: TheDaemon) -> Changed:
-    """Take a sandbox back to what it stands on: its last branch, or what it was forked from."""
+    """Take a running sandbox back to its last branch, or to what it was forked from."""
     sandbox = daemon.engine.get(sandbox_id)
     stages = await daemon.engine.reset(sandbox)
     return _changed(sandbox, stages)

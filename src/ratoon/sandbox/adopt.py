@@ -23,6 +23,7 @@ from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.mounts import Mounts
 from ratoon.sandbox.record import Record, RunRecord, is_alive, read_record
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.sandbox.start import explaining
 from ratoon.sandbox.sweep import kill_strays
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
@@ -55,8 +56,7 @@ async def adopt(store: Store, namespaces: Namespaces, directory: SandboxDirector
             )
     else:
         await asyncio.to_thread(kill_strays, directory.path, keep=record.run.pid)
-        directory.discard_standby()
-        parent = directory.parent()
+        parent = directory.parent(runs=True)
         mounts = await _hold(store, record)
         try:
             namespace = await namespaces.adopt(
@@ -69,6 +69,7 @@ async def adopt(store: Store, namespaces: Namespaces, directory: SandboxDirector
             await asyncio.to_thread(kill_strays, directory.path)
             death = MachineDied(f"sandbox {record.id} could not be taken over: {error}")
     sandbox = Sandbox(directory, run, parent, record.machine_id, record.options)
+    sandbox.origin = await asyncio.to_thread(_origin, store, directory, parent)
     _recall(sandbox, record)
     sandbox.mounts = mounts
     sandbox.cause_of_death = death
@@ -122,8 +123,12 @@ async def _attach(
             log.info("sandbox %s was left paused", name)
             await machine.resume()
         await _greet(name, run, mounts)
-        if overlay != record.overlay:
-            parent = await _end_branch(store, directory, run, record.overlay, parent)
+        is_older = overlay != record.overlay and _has_disk(parent, record.overlay)
+        if not is_older:
+            with explaining(f"sandbox {name} was not taken over"):
+                parent = await _catch_up(store, directory, record, parent)
+                if overlay != record.overlay:
+                    parent = await _end_branch(store, directory, run, record.overlay, parent)
         directory.forget_overlays(run.overlay, run.frozen)
     except BaseException:
         if channel:
@@ -158,12 +163,46 @@ async def _greet(name: str, run: Incarnation, mounts: Mounts) -> None:
         log.warning("%s", error)
 
 
+def _has_disk(snapshot: Snapshot, disk: Path) -> bool:
+    layers = range(snapshot.depth + 1)
+    return any(snapshot.disk_path(layer).samefile(disk) for layer in layers)
+
+
+async def _catch_up(
+    store: Store, directory: SandboxDirectory, record: RunRecord, parent: Snapshot
+) -> Snapshot:
+    """Have the directory tell what the machine stands on: a reset, or a branch, was cut short."""
+    if record.stands_on in (None, parent.manifest.id):
+        return parent
+    origin = directory.origin(parent)
+    if origin and origin.manifest.id == record.stands_on:
+        return directory.go_back(origin)
+    entries = await asyncio.to_thread(store.list)
+    for entry in entries:
+        if isinstance(entry, Snapshot) and entry.manifest.id == record.stands_on:
+            return directory.stand_on(entry)
+    raise MachineError("the snapshot that it stands on is gone")
+
+
+def _origin(store: Store, directory: SandboxDirectory, parent: Snapshot) -> Snapshot | None:
+    """What a reset goes back to, as it lies there; of an older Ratoon's sandbox from the store."""
+    if found := directory.origin(parent):
+        return found
+    layers = reversed(parent.manifest.layers)
+    last = next(each for each in layers if not (each.anonymous and each.tag == directory.id))
+    try:
+        snapshot = store.get(last.tag)
+        if snapshot.manifest.id == last.id:
+            return directory.keep_origin(snapshot)
+    except (RatoonError, OSError) as error:
+        log.warning("what sandbox %s would be reset to is gone: %s", directory.id, error)
+    return None
+
+
 async def _end_branch(
     store: Store, directory: SandboxDirectory, run: Incarnation, frozen: Path, parent: Snapshot
 ) -> Snapshot:
     """A branch was cut short after the switch: stand on its snapshot, or undo the switch."""
-    if any(parent.disk_path(layer).samefile(frozen) for layer in range(parent.depth + 1)):
-        return parent
     if frozen.stat().st_nlink > 1:  # published, and only that was not taken note of
         found = await asyncio.to_thread(_published, store, frozen)
         if found is None:  # to undo the switch would be to write to what others stand on

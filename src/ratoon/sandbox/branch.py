@@ -29,6 +29,7 @@ from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.layer import publish_layer
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.sandbox.stages import Stages
+from ratoon.sandbox.standing import settle, stand_on, stand_on_itself
 from ratoon.sandbox.start import explaining
 from ratoon.snapshot.compact import publish_flat
 from ratoon.snapshot.manifest import GuestInfo, MachineConfig
@@ -137,7 +138,7 @@ class Brancher:
             async with sandbox.changing:
                 run, disk_bytes = sandbox.incarnation, machine.disk_bytes
                 branched = await to_the_end(
-                    self._branch(sandbox, run, staging, disk_bytes, publish, _stand_on, resumed)
+                    self._branch(sandbox, run, staging, disk_bytes, publish, stand_on, resumed)
                 )
         snapshot = branched.snapshot
         sandbox.branch_count += 1
@@ -176,13 +177,16 @@ class Brancher:
     async def _branch_to_itself(self, sandbox: Sandbox, run: Incarnation) -> None:
         """Have the sandbox stand on its present state, which is published to nobody else."""
         machine, guest = _base_of(sandbox)
-        before = sandbox.parent
+        await sandbox.spare.settle()  # it opens files by their names, which change
+        settle(sandbox)
+        before = sandbox.standing
         with sandbox.directory.stage() as staging:
             publish = partial(self._write_diff, sandbox, staging, machine, guest, anonymous=True)
             disk_bytes = machine.disk_bytes
             await self._branch(sandbox, run, staging, disk_bytes, publish, _stand_on_itself)
         await condense(sandbox)
-        await self._disks.release(before, sandbox.parent)
+        for each in before:
+            await self._disks.release(each, *sandbox.standing)
 
     async def _branch(
         self,
@@ -196,7 +200,7 @@ class Brancher:
     ) -> Branched:
         if run.frozen:  # an undo that failed: what is below the overlay is in no layer
             await run.undo_branch()
-        stages = Stages()
+        stages, left = Stages(), sandbox.standing
         with self._buffers.borrow() as buffer:
             try:
                 frozen = await self._freeze_state(sandbox, run, buffer, disk_bytes, stages)
@@ -211,12 +215,15 @@ class Brancher:
                         await run.undo_branch()
                 raise
             pages = len(frozen.captured.numbers)
-        before = sandbox.parent
         stand_on(sandbox, run, snapshot)
         sandbox.persist()
-        await self._heads.release(before)
-        await self._disks.release(before, sandbox.parent)
+        await self._leave(left, sandbox)
         return Branched(snapshot, dict(stages.ms), frozen.pause_ms, pages, difference)
+
+    async def _leave(self, left: tuple[Snapshot, ...], sandbox: Sandbox) -> None:
+        for each in left:
+            await self._heads.release(each, *sandbox.standing)
+            await self._disks.release(each, *sandbox.standing)
 
     async def _freeze_state(
         self,
@@ -314,19 +321,6 @@ def _base_of(sandbox: Sandbox) -> Base:
     return sandbox.parent.manifest.machine, sandbox.parent.manifest.guest
 
 
-def _stand_on(sandbox: Sandbox, run: Incarnation, snapshot: Snapshot) -> None:
-    run.frozen = None
-    sandbox.parent = snapshot
-    try:
-        sandbox.parent = sandbox.directory.stand_on(snapshot)
-    except OSError as error:
-        log.warning(
-            "sandbox %s cannot link the layers of %s (%s): do not delete that snapshot "
-            "before the sandbox",
-            *(sandbox.id, snapshot.manifest.tag, error.strerror),
-        )
-
-
 def _stand_on_itself(sandbox: Sandbox, run: Incarnation, snapshot: Snapshot) -> None:
     run.frozen = None
-    sandbox.parent = sandbox.directory.stand_on_itself(snapshot)
+    stand_on_itself(sandbox, snapshot)

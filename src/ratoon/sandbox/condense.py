@@ -11,6 +11,7 @@ import logging
 
 from ratoon.errors import RatoonError
 from ratoon.sandbox.sandbox import Sandbox
+from ratoon.sandbox.standing import stand_on_itself
 from ratoon.snapshot.compact import anonymous_layers, publish_condensed
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,6 @@ async def condense(sandbox: Sandbox) -> None:
     try:
         with sandbox.directory.stage() as staging:
             snapshot = await asyncio.to_thread(publish_condensed, parent, staging)
-            sandbox.parent = sandbox.directory.stand_on_itself(snapshot)
+            stand_on_itself(sandbox, snapshot)
     except (RatoonError, OSError) as error:
         log.warning("the layers of sandbox %s were not merged: %s", sandbox.id, error)

@@ -5,6 +5,7 @@
     sandboxes/ID/
       state.json           what whoever takes it over must know; see `record`
       parent/              a twin of the snapshot it stands on; in standby, the sandbox itself
+      origin/              a twin of what a reset goes back to, where that is not `parent`
       disk.qcow2 …         its overlays, numbered
       log, log.console     QEMU's, and the guest's console
       cgroups              which control groups were made for it
@@ -22,12 +23,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ratoon import files
+from ratoon.errors import RatoonError
 from ratoon.host import cgroups
+from ratoon.snapshot.manifest import Manifest
 from ratoon.snapshot.snapshot import Snapshot, link_snapshot, load_snapshot
 from ratoon.snapshot.staging import Staging
 
 LOG = "log"
 PARENT = "parent"
+ORIGIN = "origin"
 
 _OVERLAY = re.compile(r"disk(?:-(\d+))?\.qcow2")
 
@@ -35,8 +39,8 @@ _OVERLAY = re.compile(r"disk(?:-(\d+))?\.qcow2")
 class SandboxDirectory:
     """`sandboxes/ID`: made for one sandbox, held by its flock, removed with it.
 
-    It has hard links to every layer that the sandbox stands on, so the snapshot it was forked from
-    may be deleted at any time.
+    It has hard links to every layer that the sandbox stands on, and to all that a reset needs, so
+    the snapshots that those come from may be deleted at any time.
     """
 
     def __init__(self, path: Path, lock: int, runtime: Path) -> None:
@@ -87,11 +91,18 @@ class SandboxDirectory:
                 path.unlink()
 
     def stand_on(self, snapshot: Snapshot) -> Snapshot:
-        """Hard-link all of `snapshot`, in place of what the sandbox stood on before."""
-        new = self.path / f"{PARENT}.new"
-        shutil.rmtree(new, ignore_errors=True)
-        link_snapshot(snapshot, new)
-        self._replace_parent(new)
+        """Hard-link all of `snapshot`, in place of what the sandbox stood on before.
+
+        A reset goes back to that from now on.
+        """
+        shutil.rmtree(self._new, ignore_errors=True)
+        try:
+            link_snapshot(snapshot, self._new)
+            self._replace_parent(self._new, self._old)
+        except BaseException:
+            shutil.rmtree(self._new, ignore_errors=True)
+            raise
+        self._forget(self._old, self._origin)
         return self.twin_of(snapshot)
 
     def twin_of(self, snapshot: Snapshot) -> Snapshot:
@@ -108,32 +119,76 @@ class SandboxDirectory:
         finally:
             self.discard_standby()
 
-    def stand_on_itself(self, snapshot: Snapshot) -> Snapshot:
-        """Take what was published from `stage` in place of what the sandbox stood on before."""
-        self._replace_parent(self._standby)
-        return Snapshot(self.path / PARENT, snapshot.manifest)
+    def stand_on_itself(self, snapshot: Snapshot, before: Snapshot) -> Snapshot:
+        """Take what was published from `stage` in place of `before`, on which it stood.
+
+        What a reset goes back to stays: if that was `before`, it is `origin` now.
+        """
+        self._replace_parent(
+            self._standby, self._old if self.is_own(before.manifest) else self._origin
+        )
+        self._forget(self._old)
+        return self.twin_of(snapshot)
+
+    def go_back(self, origin: Snapshot) -> Snapshot:
+        """Stand on `origin`, which lies there, and no more on itself."""
+        self._replace_parent(self._origin, self._old)
+        self._forget(self._old)
+        return self.twin_of(origin)
+
+    def keep_origin(self, snapshot: Snapshot) -> Snapshot:
+        """Hard-link all of `snapshot` as what a reset goes back to."""
+        self._forget(self._new, self._origin)
+        link_snapshot(snapshot, self._new)
+        self._new.rename(self._origin)
+        return Snapshot(self._origin, snapshot.manifest)
+
+    def is_own(self, manifest: Manifest) -> bool:
+        """Whether it is the sandbox itself, as it was at a standby, or when it was forked."""
+        return manifest.layers[-1].anonymous and manifest.tag == self.id
 
     def has_standby(self) -> bool:
         """Whether its own state was written whole, for a standby that was not completed."""
         return self._standby.exists()
 
-    def parent(self) -> Snapshot:
+    def parent(self, *, runs: bool = False) -> Snapshot:
         """What it stands on, as it lies there. Corrupt.
 
-        That is itself where somebody died between its standby and `stand_on_itself`.
+        That is itself where somebody died between its standby and `stand_on_itself`; of one that
+        `runs` on, only where what it stood on before is out of the way already.
         """
-        parent, new = self.path / PARENT, self.path / f"{PARENT}.new"
-        if self.has_standby():
-            self._replace_parent(self._standby)
-        elif not parent.exists() and new.exists():  # somebody died while it was replaced
-            self._replace_parent(new)
-        shutil.rmtree(new, ignore_errors=True)
-        return load_snapshot(parent)
+        parent = self.path / PARENT
+        if not parent.exists():  # somebody died while it was replaced
+            for new in filter(Path.exists, (self._standby, self._new, self._origin)):
+                new.rename(parent)
+                break
+        elif self.has_standby() and not runs:
+            self._replace_parent(self._standby, self._old if self._is_on_itself() else self._origin)
+        self.discard_standby()
+        self._forget(self._new, self._old)
+        found = load_snapshot(parent)
+        if not self.is_own(found.manifest):
+            self._forget(self._origin)
+        return found
+
+    def origin(self, parent: Snapshot) -> Snapshot | None:
+        """What a reset of the sandbox, which stands on `parent`, goes back to, as it lies there.
+
+        None: there is none, or none that can be read. An older Ratoon kept none, and left alone
+        what it found.
+        """
+        if not self.is_own(parent.manifest):
+            return parent
+        try:
+            found = load_snapshot(self._origin)
+        except RatoonError:
+            return None
+        same = found.manifest.reference.id == parent.manifest.reference.id
+        return found if same else None
 
     def discard_standby(self) -> None:
         """Forget what was written for a standby that was not completed."""
-        for name in (self._standby, self._unfinished):
-            shutil.rmtree(name, ignore_errors=True)
+        self._forget(self._standby, self._unfinished)
 
     def let_go(self) -> None:
         """Hold it no more; it stays."""
@@ -152,6 +207,18 @@ class SandboxDirectory:
                 yield int(match[1] or 0)
 
     @property
+    def _new(self) -> Path:
+        return self.path / f"{PARENT}.new"
+
+    @property
+    def _old(self) -> Path:
+        return self.path / f"{PARENT}.old"
+
+    @property
+    def _origin(self) -> Path:
+        return self.path / ORIGIN
+
+    @property
     def _standby(self) -> Path:
         return self.path / "standby"
 
@@ -159,16 +226,29 @@ class SandboxDirectory:
     def _unfinished(self) -> Path:
         return self.path / "standby.new"
 
-    def _replace_parent(self, new: Path) -> None:
-        """At every instant the old one or the new one is there, whole; see `parent`."""
-        parent, old = self.path / PARENT, self.path / f"{PARENT}.old"
-        shutil.rmtree(old, ignore_errors=True)
+    def _is_on_itself(self) -> bool:
+        """Whether it stands on itself, or on what cannot be read and is no good for a reset."""
+        try:
+            return self.is_own(load_snapshot(self.path / PARENT).manifest)
+        except RatoonError:
+            return True
+
+    def _replace_parent(self, new: Path, aside: Path) -> None:
+        """Put `new` in the place of what it stands on, which goes `aside`.
+
+        At every instant the old one or the new one is there, whole; see `parent`.
+        """
+        parent = self.path / PARENT
+        self._forget(aside)
         with suppress(FileNotFoundError):  # there was none yet
-            parent.rename(old)
+            parent.rename(aside)
         try:
             new.rename(parent)
         except OSError:
             with suppress(FileNotFoundError):
-                old.rename(parent)
+                aside.rename(parent)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+
+    def _forget(self, *names: Path) -> None:
+        for name in names:
+            shutil.rmtree(name, ignore_errors=True)

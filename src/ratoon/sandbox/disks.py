@@ -89,13 +89,11 @@ class Disks:
         self._forked.add(root)
         return disk
 
-    async def release(self, left: Snapshot | None, now: Snapshot | None) -> None:
-        """Remove what was made of a sandbox's own layers, which it has left for those of `now`."""
-        if left is None:
-            return
+    async def release(self, left: Snapshot, *kept: Snapshot) -> None:
+        """Remove what was made of a sandbox's own layers, which it has left; not what is `kept`."""
         roots = left.manifest.disk_roots
         own = set(roots[len(roots) - anonymous_layers(left.manifest) :])
-        own -= set(now.manifest.disk_roots) if now else set()
+        own -= {root for each in kept for root in each.manifest.disk_roots}
         self._forked -= own
         await self._making.remove(*own)
 

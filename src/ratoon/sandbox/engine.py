@@ -227,7 +227,6 @@ class Engine:
         with self.store.scratch() as room:
             with sandbox.using():
                 source = await self._brancher.take_aside(sandbox, room / "source")
-            await self._lifecycle.restock(sandbox)
             try:
                 return await self._fork_many(source, n, options or sandbox.options)
             finally:
@@ -297,8 +296,9 @@ class Engine:
 
     async def _forget(self, sandbox: Sandbox) -> None:
         del self._sandboxes[sandbox.id]
-        await self._heads.release(sandbox.parent)
-        await self._disks.release(sandbox.parent, None)
+        for left in sandbox.standing:
+            await self._heads.release(left)
+            await self._disks.release(left)
 
     async def _adopt(self, left: Iterable[SandboxDirectory]) -> None:
         """Take over the sandboxes of an engine that is gone."""

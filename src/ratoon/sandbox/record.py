@@ -14,9 +14,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ratoon.api.answers import PublishedPort
 from ratoon.files import write_durable
+from ratoon.sandbox.directory import PARENT
 from ratoon.sandbox.heads import MappedMemory
 from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.options import SandboxOptions
+from ratoon.snapshot.snapshot import Snapshot
 from ratoon.vmm.process import started_at
 
 NAME = "state.json"
@@ -37,6 +39,8 @@ class RunRecord(_Model):
     runtime: Path
     #: The way out of its network namespace, if it has one.
     uplink: str | None
+    #: The id of what it stands on, where that is not what its directory says.
+    stands_on: str | None = None
 
 
 class Record(_Model):
@@ -61,8 +65,9 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def record_of(run: Incarnation) -> RunRecord:
-    """ProcessLookupError: its process is gone."""
+def record_of(run: Incarnation, parent: Snapshot | None, directory: Path) -> RunRecord:
+    """Of a run, in a sandbox's directory, on `parent`. ProcessLookupError: its process is gone."""
+    elsewhere = parent if parent and parent.path != directory / PARENT else None
     return RunRecord(
         boot_id=boot_id(),
         pid=run.machine.pid,
@@ -71,12 +76,15 @@ def record_of(run: Incarnation) -> RunRecord:
         overlay=run.overlay,
         runtime=run.runtime,
         uplink=run.namespace.uplink,
+        stands_on=elsewhere.manifest.id if elsewhere else None,
     )
 
 
 def write_record(directory: Path, record: Record) -> None:
     """Replace the record in a sandbox's directory; readers see the old one or the new."""
-    raw = record.model_dump_json(indent=2).encode()
+    older = None if record.run and record.run.stands_on else {"run": {"stands_on"}}
+    # What older Ratoons do not know they refuse.
+    raw = record.model_dump_json(indent=2, exclude=older).encode()
     if record.run is None:  # it is to survive a power loss
         write_durable(directory / NAME, raw)
         return

@@ -67,8 +67,8 @@ class Sandbox:
         self._directory = directory
         self._incarnation = incarnation
         #: What the sandbox stands on: the snapshot it was forked from, its last branch, or itself
-        #: as it was when it last went to standby.
-        self.parent = parent
+        #: as it was when it last went to standby; and what a reset goes back to: see `standing`.
+        self.parent = self.origin = parent
         self.options = options
         #: The guest's: the same for as long as the sandbox lives.
         self.machine_id = machine_id
@@ -120,6 +120,11 @@ class Sandbox:
     def snapshot_tag(self) -> str | None:
         """The published snapshot that it stands on: its last branch, or what it was forked from."""
         return self.parent.manifest.reference.tag if self.parent else None
+
+    @property
+    def standing(self) -> tuple[Snapshot, ...]:
+        """What it stands on, and what a reset goes back to."""
+        return tuple(each for each in (self.parent, self.origin) if each)
 
     @property
     def network(self) -> NetworkPolicy:
@@ -211,7 +216,7 @@ class Sandbox:
                     created_at_unix=self.created_at_unix,
                     machine_id=self.machine_id,
                     options=self.options,
-                    run=record_of(run) if run else None,
+                    run=record_of(run, self.parent, self._directory.path) if run else None,
                     wakes=self.wakes and run is None,
                     forked_from=self.forked_from,
                     branch_count=self.branch_count,

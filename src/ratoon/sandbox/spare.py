@@ -25,11 +25,16 @@ class Spare:
         assert self._starting is None
         self._starting = asyncio.create_task(start)
 
+    async def settle(self) -> None:
+        """Wait until it is started, or has failed."""
+        if self._starting:
+            await asyncio.wait((self._starting,))
+
     async def take(self, snapshot_id: str) -> Prepared | None:
         """The machine, if it stands on that snapshot and is alive; there is none afterwards."""
         if self._starting is None:
             return None
-        await asyncio.wait((self._starting,))  # whoever is cancelled meanwhile leaves it here
+        await self.settle()  # whoever is cancelled meanwhile leaves it here
         starting, self._starting = self._starting, None
         try:
             prepared = starting.result()

@@ -1,9 +1,9 @@
 """Standby, resume and reset: a sandbox without a machine, and with another one.
 
 In standby a sandbox is a snapshot of its own: its directory holds its memory, device state and
-disk, and no process is left. A resume starts a machine on that. A reset starts one on what the
-sandbox stands on otherwise, and ends the machine that it replaces; one that was started for that
-beforehand, a spare, needs no more than its device state.
+disk, and no process is left. A resume starts a machine on that. A reset starts one on the sandbox's
+origin, whatever it stood on in between, and ends the machine that it replaces; one that was started
+for that beforehand, a spare, needs no more than its device state.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.layer import publish_layer
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.sandbox.stages import Stages
+from ratoon.sandbox.standing import go_back, origin_of, settle, stand_on_itself
 from ratoon.sandbox.start import Prepared, Starter, explaining
+from ratoon.snapshot.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,10 @@ class Lifecycle:
                 sandbox.wakes = sandbox.state == "standby"
 
     async def _suspend(self, sandbox: Sandbox, stages: Stages) -> None:
-        run, parent = sandbox.incarnation, sandbox.parent
+        run = sandbox.incarnation
+        with stages("prepare"):
+            settle(sandbox)
+        parent = sandbox.parent
         assert parent is not None, "only a base's own boot has no parent"
         manifest = parent.manifest
         with self._buffers.borrow() as buffer, sandbox.directory.stage() as staging:
@@ -93,7 +98,7 @@ class Lifecycle:
                 )
                 sandbox.become(None)
                 try:
-                    sandbox.parent = sandbox.directory.stand_on_itself(snapshot)
+                    stand_on_itself(sandbox, snapshot)
                 except OSError:
                     sandbox.become(run)
                     raise
@@ -107,10 +112,10 @@ class Lifecycle:
                 await sandbox.spare.drop()
                 await loosen(sandbox.directory.path)
                 sandbox.directory.forget_overlays()
-                await self._heads.release(parent)
+                await self._heads.release(parent, *sandbox.standing)
             with stages("condense"):
                 await condense(sandbox)
-                await self._disks.release(parent, sandbox.parent)
+                await self._disks.release(parent, *sandbox.standing)
 
     async def resume(self, sandbox: Sandbox) -> Stages:
         """Go on where `suspend` left off. Conflict: it is running.
@@ -131,58 +136,73 @@ class Lifecycle:
                 await self._resume(sandbox, Stages())
 
     async def _resume(self, sandbox: Sandbox, stages: Stages) -> None:
+        assert sandbox.parent is not None
         try:
-            await self._start(sandbox, stages, None)
+            await self._start(sandbox, sandbox.parent, stages, None)
         except BaseException:
             await loosen(sandbox.directory.path)
             raise
 
     async def reset(self, sandbox: Sandbox) -> Stages:
-        """Take the sandbox back to what it stands on: its snapshot, or its last branch.
+        """Take the sandbox back to its origin: its last branch, or what it was forked from.
 
         Its id, machine-id and options stay; what it did since is gone, and its memory is given
         back. It goes on running as it is until the new machine has answered, and if that fails;
         with volumes to write to it stands still as the new one begins to run, which has the same.
+        Conflict: there is no such state any more; see `origin_of`.
         """
         stages = Stages()
         async with sandbox.changing:
-            before = sandbox.incarnation
-            after = await self._start(sandbox, stages, before)
-            try:
-                with stages("end"):
-                    await to_the_end(sandbox.retire(before))
-            finally:  # too late to cancel it
-                sandbox.directory.forget_overlays(after.overlay)
-                self._stock(sandbox)
+            before, left, origin = sandbox.incarnation, sandbox.parent, origin_of(sandbox)
+            assert left is not None
+            after = await self._start(sandbox, origin, stages, before)
+            with stages("end"):  # too late to cancel it
+                await to_the_end(self._end(sandbox, before, after, left))
         return stages
 
+    async def _end(
+        self, sandbox: Sandbox, before: Incarnation, after: Incarnation, left: Snapshot
+    ) -> None:
+        """Give back what a sandbox had before its reset."""
+        try:
+            await sandbox.retire(before)
+        finally:
+            go_back(sandbox)
+            sandbox.persist()
+            sandbox.directory.forget_overlays(after.overlay)
+            self._stock(sandbox)
+            await self._heads.release(left, *sandbox.standing)
+            await self._disks.release(left, *sandbox.standing)
+
     async def restock(self, sandbox: Sandbox) -> None:
-        """Have the spare machine of a sandbox, if it is to have one, fit what it stands on."""
+        """Have the spare machine of a sandbox, if it is to have one, fit its origin."""
         if sandbox.options.spare:
             async with sandbox.changing:
                 await sandbox.spare.drop()
                 self._stock(sandbox)
 
     def _stock(self, sandbox: Sandbox) -> None:
-        if sandbox.options.spare and sandbox.state == "running":
-            sandbox.spare.stock(self._prepare(sandbox, Stages()))
+        if sandbox.options.spare and sandbox.state == "running" and sandbox.origin:
+            sandbox.spare.stock(self._prepare(sandbox, sandbox.origin, Stages()))
 
     async def _start(
-        self, sandbox: Sandbox, stages: Stages, before: Incarnation | None
+        self, sandbox: Sandbox, source: Snapshot, stages: Stages, before: Incarnation | None
     ) -> Incarnation:
-        """Have the sandbox go on with a new machine, in the place of `before` if it has one.
+        """Have the sandbox go on with a new machine, on `source`, in the place of `before` if any.
 
         If this fails, nothing has changed.
         """
         try:
-            run = await self._wake_spare(sandbox, stages, before)
+            run = await self._wake_spare(sandbox, source, stages, before)
             if run is None:
-                prepared = await self._prepare(sandbox, stages)
+                prepared = await self._prepare(sandbox, source, stages)
                 run = await self._wake(sandbox, prepared, stages, before)
+            left, sandbox.parent = sandbox.parent, source
             try:
                 with explaining(f"sandbox {sandbox.id} was not started"):
                     sandbox.become(run)
             except HostError:
+                sandbox.parent = left
                 await run.end()
                 run.overlay.unlink()
                 raise
@@ -211,10 +231,9 @@ class Lifecycle:
         )
 
     async def _wake_spare(
-        self, sandbox: Sandbox, stages: Stages, before: Incarnation | None
+        self, sandbox: Sandbox, source: Snapshot, stages: Stages, before: Incarnation | None
     ) -> Incarnation | None:
-        assert sandbox.parent is not None
-        prepared = await sandbox.spare.take(sandbox.parent.manifest.id)
+        prepared = await sandbox.spare.take(source.manifest.id)
         if prepared is None:
             return None
         try:
@@ -223,12 +242,10 @@ class Lifecycle:
             log.warning("the spare machine of sandbox %s had died", sandbox.id)
             return None
 
-    async def _prepare(self, sandbox: Sandbox, stages: Stages) -> Prepared:
-        parent = sandbox.parent
-        assert parent is not None, "only a base's own boot has no parent"
+    async def _prepare(self, sandbox: Sandbox, source: Snapshot, stages: Stages) -> Prepared:
         with explaining(f"sandbox {sandbox.id} was not started"):
-            verified = await self._starter.verify(parent, stages)
+            verified = await self._starter.verify(source, stages)
             with closing(verified.disk):
                 return await self._starter.prepare(
-                    sandbox.directory, parent, verified, sandbox.options, stages
+                    sandbox.directory, source, verified, sandbox.options, stages
                 )
