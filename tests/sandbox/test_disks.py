@@ -137,27 +137,6 @@ async def test_a_failure_is_told_and_tried_again(
     assert await fork(disks, head) == ["ancestry/0/disk.qcow2", flat(head)]
 
 
-async def test_what_a_sandbox_alone_had_goes_with_it(store: Store, disks: Disks) -> None:
-    published = chain(store, MANY + 1)[-1]
-    own = [published]
-    for number in range(3):
-        with store.stage(f"own{number}") as staging:
-            manifest = write_snapshot(store, staging, {60 + number: 1}, own[-1], anonymous=True)
-            own.append(staging.publish(manifest))
-    for each in (published, own[3]):
-        await fork(disks, each, burst=True)
-    roots = own[3].manifest.disk_roots
-    present = {roots[-4], roots[-1]}
-    assert {path.stem for path in store.images.glob("*.qcow2")} == present
-    await disks.release(own[2], own[3])
-    await disks.release(published, own[1])
-    assert {path.stem for path in store.images.glob("*.qcow2")} == present
-    await disks.release(own[3])
-    assert {path.stem for path in store.images.glob("*.qcow2")} == {roots[-4]}
-    await disks.release(published)
-    assert {path.stem for path in store.images.glob("*.qcow2")} == {roots[-4]}
-
-
 async def test_what_is_made_while_its_sandbox_leaves_it_goes_too(
     store: Store, disks: Disks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +154,7 @@ async def test_what_is_made_while_its_sandbox_leaves_it_goes_too(
     monkeypatch.setattr("ratoon.snapshot.flat_disks.merge", slowly)
     disks.hold(own, burst=True).close()
     assert await asyncio.to_thread(begun.wait, 30)
-    await disks.release(own)
+    await disks.remove(*own.manifest.disk_roots)
     may_end.set()
     await disks.settle()
     assert waited == [True], "who left waited for what is made"

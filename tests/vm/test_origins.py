@@ -286,3 +286,31 @@ async def test_it_takes_no_room_but_keeps_what_it_has(engine: Engine) -> None:
         assert after.own > before.own + 4 * MIB
         report = await asyncio.to_thread(check_store, engine.store, read_data=Slice(1, 1))
         assert [found for found in report.findings if found.file.name not in images] == []
+
+
+@pytest.mark.parametrize("spare", [False, True])
+async def test_images_of_what_was_deleted_go_with_the_last_that_stood_on_it(
+    engine: Engine, spare: bool
+) -> None:
+    """A reset for the second time has one made, of the sandbox's own twin."""
+    await engine.settle()
+    before = {path.name for path in engine.store.images.glob("*.ram")}
+    for leave in ("kill", "branch"):
+        async with await engine.fork_one("base") as source:
+            await sh(source, WRITE.format("kept"))
+            await engine.branch(source, "origin")
+        async with await engine.fork_one("origin", SandboxOptions(spare=spare)) as sandbox:
+            await engine.delete("origin")
+            for _ in range(3):
+                await engine.reset(sandbox)
+                await sandbox.spare.settle()
+            await engine.settle()
+            after = {path.name for path in engine.store.images.glob("*.ram")}
+            assert len(after - before) == 1, "there is nothing to be removed"
+            if leave == "branch":
+                await engine.branch(sandbox, "left")
+                await engine.settle()
+                await engine.delete("left")
+                assert {path.name for path in engine.store.images.glob("*.ram")} == before
+        await engine.settle()
+        assert {path.name for path in engine.store.images.glob("*.ram")} == before

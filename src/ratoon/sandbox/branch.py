@@ -23,10 +23,10 @@ from ratoon.errors import MachineError
 from ratoon.memory.process import PageBuffer
 from ratoon.sandbox.capture import Buffers, Capture, capture, freeze, reserve, thaw
 from ratoon.sandbox.condense import condense
-from ratoon.sandbox.disks import Disks
 from ratoon.sandbox.heads import Heads
 from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.layer import publish_layer
+from ratoon.sandbox.leaving import Leaving
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.sandbox.stages import Stages
 from ratoon.sandbox.standing import settle, stand_on, stand_on_itself
@@ -104,13 +104,13 @@ class Brancher:
         self,
         store: Store,
         heads: Heads,
-        disks: Disks,
+        leaving: Leaving,
         templates: OverlayTemplates,
         buffers: Buffers,
     ) -> None:
         self._store = store
         self._heads = heads
-        self._disks = disks
+        self._leaving = leaving
         self._templates = templates
         self._buffers = buffers
 
@@ -185,8 +185,7 @@ class Brancher:
             disk_bytes = machine.disk_bytes
             await self._branch(sandbox, run, staging, disk_bytes, publish, _stand_on_itself)
         await condense(sandbox)
-        for each in before:
-            await self._disks.release(each, *sandbox.standing)
+        await self._leaving.leave(*before, keep=sandbox.standing)
 
     async def _branch(
         self,
@@ -210,6 +209,7 @@ class Brancher:
             except BaseException:
                 if staging.published:  # too late: others may have come to rely on it
                     stand_on(sandbox, run, load_snapshot(staging.target))
+                    await self._leave(left, sandbox)
                 elif run.frozen:
                     with suppress(MachineError):  # tried again by the next branch
                         await run.undo_branch()
@@ -221,9 +221,10 @@ class Brancher:
         return Branched(snapshot, dict(stages.ms), frozen.pause_ms, pages, difference)
 
     async def _leave(self, left: tuple[Snapshot, ...], sandbox: Sandbox) -> None:
-        for each in left:
-            await self._heads.release(each, *sandbox.standing)
-            await self._disks.release(each, *sandbox.standing)
+        """Remove what was made of what it stood on, and of that alone."""
+        if sandbox.parent is sandbox.origin:
+            await sandbox.spare.drop()  # it is of another origin, and may be having an image made
+        await self._leaving.leave(*left, keep=sandbox.standing)
 
     async def _freeze_state(
         self,

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from ratoon.errors import NotFound
 from ratoon.sandbox.making import Making
-from ratoon.snapshot.compact import anonymous_layers
 from ratoon.snapshot.flat_disks import Covering, FlatDisks
 from ratoon.snapshot.snapshot import Snapshot
 from ratoon.snapshot.store import Store
@@ -89,13 +88,10 @@ class Disks:
         self._forked.add(root)
         return disk
 
-    async def release(self, left: Snapshot, *kept: Snapshot) -> None:
-        """Remove what was made of a sandbox's own layers, which it has left; not what is `kept`."""
-        roots = left.manifest.disk_roots
-        own = set(roots[len(roots) - anonymous_layers(left.manifest) :])
-        own -= {root for each in kept for root in each.manifest.disk_roots}
-        self._forked -= own
-        await self._making.remove(*own)
+    async def remove(self, *roots: str) -> None:
+        """Forget heads, and remove their flattened disks; those that are being made go after."""
+        self._forked.difference_update(roots)
+        await self._making.remove(*roots)
 
     async def settle(self) -> None:
         """Wait until no disk is being flattened."""

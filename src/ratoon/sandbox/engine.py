@@ -42,6 +42,7 @@ from ratoon.sandbox.events import Events
 from ratoon.sandbox.fork import Forker
 from ratoon.sandbox.heads import Heads
 from ratoon.sandbox.keeper import keep_time
+from ratoon.sandbox.leaving import Leaving
 from ratoon.sandbox.live import LiveBranches
 from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.pool import Pool
@@ -79,6 +80,7 @@ class Engine:
         self.pool = Pool()
         self._heads = Heads(self.images)
         self._disks = Disks(store)
+        self._leaving = Leaving(store, self._heads, self._disks)
         templates, buffers = OverlayTemplates(store.templates), Buffers()
         groups = hierarchies()
         # The runtime directory is the one name of a store that is short, and no other store's.
@@ -87,8 +89,8 @@ class Engine:
         starter = Starter(self._heads, self._disks, templates, confiner, survives=keep)
         self._forker = Forker(store, starter, self.pool, runtime, accelerators)
         self.pool.reserve = self._forker.reserve
-        self._brancher = Brancher(store, self._heads, self._disks, templates, buffers)
-        self._lifecycle = Lifecycle(self._heads, self._disks, starter, buffers)
+        self._brancher = Brancher(store, self._heads, self._leaving, templates, buffers)
+        self._lifecycle = Lifecycle(self._heads, self._leaving, starter, buffers)
         bases = BaseBuilder(store, self.images, self._heads, self._brancher, confiner, runtime)
         #: Make bases; boot an image and leave it at that.
         self.from_image, self.from_files = bases.from_image, bases.from_files
@@ -160,26 +162,23 @@ class Engine:
         """
 
         async def delete() -> tuple[str, ...]:
-            deleted = await asyncio.to_thread(self._delete_blocking, tag, force, cascade)
+            before = await asyncio.to_thread(store.image_roots)
+            try:
+                deleted = await asyncio.to_thread(store.delete, tag, force=force, cascade=cascade)
+            finally:  # also of what an interrupted cascade has deleted
+                await self._leaving.remove(before - await asyncio.to_thread(store.image_roots))
             for each in deleted:
                 self.events.tell("snapshot_deleted", snapshot=each)
                 await self.pool.drop(each)
             return deleted
 
-        failed = self._live.forget(tag)
+        store, failed = self.store, self._live.forget(tag)
         try:
             return await to_the_end(delete())
         except NotFound:
             if failed:
                 return (tag,)
             raise
-
-    def _delete_blocking(self, tag: str, force: bool, cascade: bool) -> tuple[str, ...]:
-        before = self.store.image_roots()
-        try:
-            return self.store.delete(tag, force=force, cascade=cascade)
-        finally:  # also of what an interrupted cascade has deleted
-            self.images.remove(*(before - self.store.image_roots()))
 
     def evict_image(self, tag: str) -> None:
         """Remove a snapshot's image; its next fork is a first fork, and an image is made again."""
@@ -296,9 +295,7 @@ class Engine:
 
     async def _forget(self, sandbox: Sandbox) -> None:
         del self._sandboxes[sandbox.id]
-        for left in sandbox.standing:
-            await self._heads.release(left)
-            await self._disks.release(left)
+        await self._leaving.leave(*sandbox.standing)
 
     async def _adopt(self, left: Iterable[SandboxDirectory]) -> None:
         """Take over the sandboxes of an engine that is gone."""

@@ -102,16 +102,11 @@ class Heads:
         self._arrays.pop(root, None)
         self._forked.discard(root)
 
-    async def release(self, left: Snapshot, *kept: Snapshot) -> None:
-        """Forget a head that was never published, and remove its image: a sandbox has `left` it.
-
-        Not if the sandbox has `kept` one with that memory.
-        """
-        root = left.manifest.memory_root
-        wanted = root in {each.manifest.memory_root for each in kept}
-        if left.manifest.layers[-1].anonymous and not wanted:
+    async def remove(self, *roots: str) -> None:
+        """Forget heads, and remove their images; those that are being made go after."""
+        for root in roots:
             self.forget(root)
-            await self._making.remove(root)
+        await self._making.remove(*roots)
 
     def array(self, snapshot: Snapshot) -> NDArray[np.uint8]:
         """The digest array of a snapshot's memory; blocks. ChainMismatch, Corrupt."""

@@ -29,8 +29,10 @@ class Making(Generic[T]):
 
     async def remove(self, *roots: str) -> None:
         """Remove what there is of `roots`. What is being made is not waited for: it goes after."""
-        made = [root for root in roots if root not in self._tasks]
-        self._unwanted.update(self._tasks.keys() & set(roots))
+        # One that is done may not have been told to `_done` yet.
+        under_way = {root for root, task in self._tasks.items() if not task.done()}
+        made = [root for root in roots if root not in under_way]
+        self._unwanted.update(under_way & set(roots))
         if made:
             await asyncio.to_thread(self._remove, *made)
 

@@ -17,10 +17,10 @@ from ratoon.errors import Conflict, HostError, MachineDied, MachineError
 from ratoon.sandbox.capture import Buffers, capture, freeze, reserve, thaw
 from ratoon.sandbox.condense import condense
 from ratoon.sandbox.confinement import loosen
-from ratoon.sandbox.disks import Disks
 from ratoon.sandbox.heads import Heads
 from ratoon.sandbox.incarnation import Incarnation
 from ratoon.sandbox.layer import publish_layer
+from ratoon.sandbox.leaving import Leaving
 from ratoon.sandbox.sandbox import Sandbox
 from ratoon.sandbox.stages import Stages
 from ratoon.sandbox.standing import go_back, origin_of, settle, stand_on_itself
@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 class Lifecycle:
     """Takes machines away from sandboxes, and gives them new ones."""
 
-    def __init__(self, heads: Heads, disks: Disks, starter: Starter, buffers: Buffers) -> None:
+    def __init__(self, heads: Heads, leaving: Leaving, starter: Starter, buffers: Buffers) -> None:
         self._heads = heads
-        self._disks = disks
+        self._leaving = leaving
         self._starter = starter
         self._buffers = buffers
 
@@ -112,10 +112,9 @@ class Lifecycle:
                 await sandbox.spare.drop()
                 await loosen(sandbox.directory.path)
                 sandbox.directory.forget_overlays()
-                await self._heads.release(parent, *sandbox.standing)
             with stages("condense"):
                 await condense(sandbox)
-                await self._disks.release(parent, *sandbox.standing)
+                await self._leaving.leave(parent, keep=sandbox.standing)
 
     async def resume(self, sandbox: Sandbox) -> Stages:
         """Go on where `suspend` left off. Conflict: it is running.
@@ -171,8 +170,7 @@ class Lifecycle:
             sandbox.persist()
             sandbox.directory.forget_overlays(after.overlay)
             self._stock(sandbox)
-            await self._heads.release(left, *sandbox.standing)
-            await self._disks.release(left, *sandbox.standing)
+            await self._leaving.leave(left, keep=sandbox.standing)
 
     async def restock(self, sandbox: Sandbox) -> None:
         """Have the spare machine of a sandbox, if it is to have one, fit its origin."""

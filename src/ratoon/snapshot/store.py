@@ -181,6 +181,20 @@ class Store:
         memory = {manifest.memory_root for manifest in manifests}
         return memory.union(*(manifest.disk_roots for manifest in manifests))
 
+    def unpublished_roots(self, manifest: Manifest) -> set[str]:
+        """The roots of a chain, and of its beginnings, that no snapshot here has."""
+        last = manifest.reference
+        try:
+            published = self.get(last.tag).manifest
+        except RatoonError:
+            published = None
+        if published and published.id == manifest.id:
+            return set()
+        roots = {manifest.memory_root, *manifest.disk_roots}
+        if published and published.id == last.id:
+            return roots - {published.memory_root, *published.disk_roots}
+        return roots - self.image_roots()  # it was deleted; others may have its layers
+
     def dependents(self, tag: str) -> tuple[str, ...]:
         """The tags of the snapshots made directly on `tag`. NotFound.
 
