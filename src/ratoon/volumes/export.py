@@ -10,7 +10,6 @@ Who may do what this host's kernel decides: a thread that calls has taken on the
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -21,7 +20,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ratoon import syscalls
 from ratoon.errors import InvalidInput, NotFound
+from ratoon.syscalls import NOW, is_allowed
 from ratoon.volumes import callers
 from ratoon.volumes.callers import Caller, acting, as_root
 from ratoon.volumes.handles import Handles, volume_id
@@ -31,14 +32,7 @@ NAME_MAX = 255
 _DIRECTORY_BYTES = 32 * 1024
 #: struct linux_dirent64: inode, offset of the next, length, type; then the name.
 _ENTRY = struct.Struct("=QqHB")
-_libc = ctypes.CDLL(None, use_errno=True)
-#: System calls and flags that Python has no names for; faccessat2(2), utimensat(2).
-_FACCESSAT2 = 439
-_AT_FDCWD, _AT_EACCESS, _AT_EMPTY_PATH = -100, 0x200, 0x1000
-_UTIME_NOW, _UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 _SET_IDS = stat.S_ISUID | stat.S_ISGID
-#: A time that is to be set: that of this host.
-NOW = -1
 
 
 @dataclass(frozen=True)
@@ -143,14 +137,14 @@ class Export:
         """Which of the wanted kinds of access the caller has, for whom this thread acts."""
         found = os.fstat(fd)
         granted = 0
-        if wanted & READ and _may(fd, os.R_OK):
+        if wanted & READ and is_allowed(fd, os.R_OK):
             granted |= READ
-        if wanted & (MODIFY | EXTEND | DELETE) and not self.read_only and _may(fd, os.W_OK):
+        if wanted & (MODIFY | EXTEND | DELETE) and not self.read_only and is_allowed(fd, os.W_OK):
             granted |= MODIFY | EXTEND | DELETE
         if wanted & (LOOKUP | EXECUTE):
             if stat.S_ISDIR(found.st_mode):
-                granted |= LOOKUP if _may(fd, os.X_OK) else 0
-            elif _may(fd, os.X_OK) or (self._noexec and _executable(found, caller)):
+                granted |= LOOKUP if is_allowed(fd, os.X_OK) else 0
+            elif is_allowed(fd, os.X_OK) or (self._noexec and _executable(found, caller)):
                 granted |= EXECUTE
         return granted & wanted
 
@@ -169,16 +163,13 @@ class Export:
         """The names in a directory from a place on; 0 is its beginning."""
         with _opened(fd, os.O_RDONLY | os.O_DIRECTORY) as opened:
             os.lseek(opened, _position(cookie), os.SEEK_SET)
-            buffer = ctypes.create_string_buffer(_DIRECTORY_BYTES)
-            while (length := _libc.getdents64(opened, buffer, _DIRECTORY_BYTES)) > 0:
-                at, data = 0, buffer.raw[:length]
-                while at < length:
+            while data := syscalls.read_directory(opened, _DIRECTORY_BYTES):
+                at = 0
+                while at < len(data):
                     inode, following, size, _ = _ENTRY.unpack_from(data, at)
                     name = data[at + _ENTRY.size : at + size].split(b"\0", 1)[0]
                     yield Entry(inode, name, following)
                     at += size
-            if length < 0:
-                raise OSError(ctypes.get_errno(), "the directory cannot be read")
 
     def space(self) -> os.statvfs_result:
         return os.fstatvfs(self._root)
@@ -269,11 +260,6 @@ def checked(name: bytes) -> bytes:
     return name
 
 
-def _may(fd: int, how: int) -> bool:
-    """Whether who this thread acts for has such access (os.R_OK, W_OK, X_OK)."""
-    return not _libc.syscall(_FACCESSAT2, fd, b"", how, _AT_EACCESS | _AT_EMPTY_PATH)
-
-
 def _executable(found: os.stat_result, caller: Caller) -> bool:
     """The same of a program, by its mode alone."""
     if caller.uid == 0:
@@ -296,7 +282,7 @@ def _opened(fd: int, flags: int) -> Iterator[int]:
         opened = os.open(name, flags)
     except PermissionError as error:
         found = os.fstat(fd)
-        runs = stat.S_ISREG(found.st_mode) and not flags & os.O_WRONLY and _may(fd, os.X_OK)
+        runs = stat.S_ISREG(found.st_mode) and not flags & os.O_WRONLY and is_allowed(fd, os.X_OK)
         if error.errno != errno.EACCES or not (runs or found.st_uid == acting()):
             raise
         with as_root():
@@ -356,23 +342,11 @@ def _set_times(fd: int, atime: int | None, mtime: int | None) -> None:
     That a user has cut off nothing at a file's end is said that way, and to the kernel it would be
     the owner's alone.
     """
+    name = os.fsencode(f"/proc/self/fd/{fd}")
     try:
-        _utime(fd, atime, mtime)
+        syscalls.set_times(name, atime, mtime)
     except PermissionError:
-        if {atime, mtime} - {NOW, None} or not _may(fd, os.W_OK):
+        if {atime, mtime} - {NOW, None} or not is_allowed(fd, os.W_OK):
             raise
         with as_root():
-            _utime(fd, atime, mtime)
-
-
-def _utime(fd: int, *times: int | None) -> None:
-    numbers: list[int] = []
-    for each in times:
-        if each is None or each == NOW:
-            numbers += 0, _UTIME_OMIT if each is None else _UTIME_NOW
-        else:
-            numbers += divmod(each, 10**9)
-    name = os.fsencode(f"/proc/self/fd/{fd}")
-    if _libc.utimensat(_AT_FDCWD, name, struct.pack("=4q", *numbers), 0) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+            syscalls.set_times(name, atime, mtime)

@@ -7,7 +7,6 @@ else of the host's file system, and no table of open files must survive a fork o
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import secrets
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from ratoon import syscalls
 from ratoon.files import locked, write_durable
 
 ID_BYTES = 8
@@ -23,10 +23,9 @@ MAC_BYTES = 16
 #: Of NFS, version 3.
 MAX_BYTES = 64
 _MAX_KERNEL_BYTES = MAX_BYTES - ID_BYTES - MAC_BYTES - 4
-_HEADER = struct.Struct("=Ii")  # handle_bytes, handle_type
-_AT_EMPTY_PATH = 0x1000
+#: Of a kernel's handle: its type, then its bytes.
+_KIND = struct.Struct("=i")
 KEY = "key"
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ForeignHandle(Exception):
@@ -73,10 +72,9 @@ class Handles:
             raise ForeignHandle
         if not kernel:
             return os.dup(self._root)
-        (kind,) = struct.unpack_from("=i", kernel)
-        raw = _HEADER.pack(len(kernel) - 4, kind) + kernel[4:]
+        (kind,) = _KIND.unpack_from(kernel)
         flags = os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW
-        return _checked(_libc.open_by_handle_at(self._root, raw, flags))
+        return syscalls.open_handle(self._root, kind, kernel[_KIND.size :], flags)
 
     def _seal(self, kernel: bytes) -> bytes:
         body = self._volume + kernel
@@ -87,20 +85,12 @@ class Handles:
 
 
 def _kernel_handle(fd: int) -> bytes:
-    """The handle's type and bytes (open_by_handle_at(2))."""
-    buffer = ctypes.create_string_buffer(_HEADER.size + _MAX_KERNEL_BYTES)
-    _HEADER.pack_into(buffer, 0, _MAX_KERNEL_BYTES, 0)
-    mount_id = ctypes.c_int()
-    result = _libc.name_to_handle_at(fd, b"", buffer, ctypes.byref(mount_id), _AT_EMPTY_PATH)
-    if result < 0 and ctypes.get_errno() == errno.EOVERFLOW:
-        raise OSError(errno.EOPNOTSUPP, "file handles of this file system are too long")
-    _checked(result)
-    length, kind = _HEADER.unpack_from(buffer)
-    return struct.pack("=i", kind) + buffer.raw[_HEADER.size : _HEADER.size + length]
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result
+    """The handle's type and bytes. OSError: its file system has none that fit (EOPNOTSUPP)."""
+    try:
+        kind, handle = syscalls.file_handle(fd, _MAX_KERNEL_BYTES)
+    except OSError as error:
+        if error.errno != errno.EOVERFLOW:
+            raise
+        what = "file handles of this file system are too long"
+        raise OSError(errno.EOPNOTSUPP, what) from None
+    return _KIND.pack(kind) + handle
