@@ -1,4 +1,4 @@
-"""The system calls that Python's `os` has not: inotify(7), renameat2(2), and mount(2)."""
+"""The system calls that Python's `os` has not: each raises OSError, as its own do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ IN_ONLYDIR, IN_DONT_FOLLOW, IN_EXCL_UNLINK = 0x0100_0000, 0x0200_0000, 0x0400_00
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
-_MS_BIND = 4096
+MS_RDONLY, MS_NOSUID, MS_NODEV, _MS_BIND = 1, 2, 4, 4096
+_MNT_DETACH = 2
+_INIT_MODULE, _SYNCFS = 175, 306
 _EVENT = struct.Struct("iIII")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -54,11 +56,30 @@ def rename_to_nothing(source: bytes, target: bytes) -> None:
 
 def bind(source: str, target: str) -> None:
     """Mount the file `source` over the file `target`."""
-    result = _libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND, None)
-    _checked(result, os.fsencode(target))
+    mount(os.fsencode(source), target, None, _MS_BIND, None)
 
 
-def _checked(result: int, path: bytes | None = None, other: bytes | None = None) -> int:
+def mount(source: bytes, target: str, kind: bytes | None, flags: int, data: bytes | None) -> None:
+    """Mount something on `target`: mount(2)."""
+    _checked(_libc.mount(source, os.fsencode(target), kind, flags, data), target)
+
+
+def unmount(target: str) -> None:
+    """What has files there open keeps them: umount2(2) with MNT_DETACH."""
+    _checked(_libc.umount2(os.fsencode(target), _MNT_DETACH), target)
+
+
+def sync_file_system(fd: int) -> None:
+    """Have all of the file system written that `fd` is on: syncfs(2)."""
+    _checked(_libc.syscall(_SYNCFS, fd))
+
+
+def load_module(module: bytes, name: str) -> None:
+    """FileExistsError: it is there. `name` is for errors: init_module(2)."""
+    _checked(_libc.syscall(_INIT_MODULE, module, ctypes.c_ulong(len(module)), b""), name)
+
+
+def _checked(result: int, path: str | bytes | None = None, other: bytes | None = None) -> int:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path, None, other)

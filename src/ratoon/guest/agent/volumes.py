@@ -10,7 +10,6 @@ there is a volume to write to, and at once before the machine is captured or end
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import signal
@@ -18,7 +17,7 @@ import socket
 import struct
 import time
 
-from . import relay
+from . import libc, relay
 from .loop import report
 from .port import find_port
 from .stream import Refusal, Stream, operation
@@ -49,10 +48,6 @@ PACE = {"dirty_expire_centisecs": b"30", "dirty_writeback_centisecs": b"60"}
 #: Seconds for a fork to be rid of what its source has not written.
 _PATIENCE = 5.0
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_INIT_MODULE, _SYNCFS = 175, 306
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
-_MNT_DETACH = 2
 # include/uapi/linux/nfs_mount.h: TCP, version 3, no lock daemon, no ACLs, nothing shared between
 # mounts (two of one directory may differ in being read-only).
 _FLAGS = 0x40 | 0x80 | 0x200 | 0x800 | 0x8000
@@ -184,11 +179,8 @@ class Volumes:
         assert self._listener is not None
         os.makedirs(target, exist_ok=True)
         port: int = self._listener.getsockname()[1]
-        flags = _MS_NOSUID | _MS_NODEV | (_MS_RDONLY if read_only else 0)
-        data = _mount_data(root, port)
-        if _libc.mount(b"ratoon:/", os.fsencode(target), b"nfs", flags, data) < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), target)
+        flags = libc.MS_NOSUID | libc.MS_NODEV | (libc.MS_RDONLY if read_only else 0)
+        libc.mount(b"ratoon:/", target, b"nfs", flags, _mount_data(root, port))
 
     # The relay ------------------------------------------------------------------------------------
 
@@ -244,8 +236,10 @@ def _sync(roots: list[int]) -> NoReturn:
     number = 0
     try:
         for fd in roots:
-            if _libc.syscall(_SYNCFS, fd) < 0:
-                number = ctypes.get_errno()
+            try:
+                libc.sync_file_system(fd)
+            except OSError as error:
+                number = error.errno or errno.EIO
     except BaseException:
         number = errno.EIO
     finally:
@@ -270,10 +264,10 @@ def _load(directory: int) -> None:
     for name in names:
         with open(name, "rb", opener=opener) as file:
             module = zlib.decompress(file.read())
-        if _libc.syscall(_INIT_MODULE, module, ctypes.c_ulong(len(module)), b"") < 0:
-            number = ctypes.get_errno()
-            if number != 17:  # EEXIST
-                raise OSError(number, os.strerror(number), name)
+        try:
+            libc.load_module(module, name)
+        except FileExistsError:
+            pass
 
 
 def _mount_data(root: bytes, port: int) -> bytes:
@@ -294,10 +288,11 @@ def _mount_data(root: bytes, port: int) -> bytes:
 
 def _umount(target: str) -> None:
     """What has files there open keeps them; OSError: nothing is mounted there."""
-    if _libc.umount2(os.fsencode(target), _MNT_DETACH) < 0:
-        number = ctypes.get_errno()
-        if number not in (2, 22):  # ENOENT, EINVAL: somebody in the guest was sooner
-            raise OSError(number, os.strerror(number), target)
+    try:
+        libc.unmount(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EINVAL):  # somebody in the guest was sooner
+            raise
 
 
 @operation("volumes")
