@@ -12,8 +12,8 @@ from disk_looks import DISK, Look
 
 from oci_images import Layout, file, layer
 from ratoon.errors import Corrupt, HostError, InvalidInput, NotFound, RegistryError
+from ratoon.snapshot.image_config import ImageConfig
 from ratoon.sources import blobs
-from ratoon.sources.image import ImageConfig
 from ratoon.sources.registry import RegistryName
 from ratoon.sources.resolve import resolve, root_disk
 from registry_server import PASSWORD, USER, Registry, serving

@@ -20,7 +20,8 @@ from disk_looks import DISK, Look
 
 from oci_images import Layout, directory, file, hard_link, layer, symlink
 from ratoon.errors import Conflict, Corrupt, HostError, InvalidInput, NotFound
-from ratoon.sources.image import Image, ImageConfig
+from ratoon.snapshot.image_config import ImageConfig
+from ratoon.sources.image import Image
 from ratoon.sources.oci import OciImage
 from ratoon.sources.resolve import resolve, root_disk
 from ratoon.sources.trees import Tree

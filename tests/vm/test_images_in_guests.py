@@ -23,7 +23,7 @@ from ratoon.guest.agent import wire
 from ratoon.guest.defaults import set_defaults
 from ratoon.sandbox.engine import Engine
 from ratoon.sandbox.sandbox import Sandbox
-from ratoon.sources.image import ImageConfig
+from ratoon.snapshot.image_config import ImageConfig
 from ratoon.units import MIB
 from registry_server import Registry, program, serving
 

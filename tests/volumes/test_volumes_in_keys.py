@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ratoon.sandbox.options import SandboxOptions, Volume
-from ratoon.sources.image import Image, ImageConfig
+from ratoon.snapshot.image_config import ImageConfig
+from ratoon.sources.image import Image
 from ratoon.startup.key import Booted, Started, differences, only_content_differs, started
 from ratoon.startup.spec import CommandHealth, RunSpec
 

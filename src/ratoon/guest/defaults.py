@@ -5,7 +5,7 @@ from __future__ import annotations
 from ratoon.errors import GuestError, InvalidInput
 from ratoon.guest.channel import Agent
 from ratoon.guest.commands import TIMEOUT
-from ratoon.sources.image import ImageConfig
+from ratoon.snapshot.image_config import ImageConfig
 
 #: What the agent starts programs as, if nobody says who.
 _ROOT = (None, "", "root", "0", "root:root", "0:0")

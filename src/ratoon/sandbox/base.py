@@ -29,10 +29,11 @@ from ratoon.sandbox.options import SandboxOptions
 from ratoon.sandbox.sandbox import Sandbox, new_machine_id
 from ratoon.sandbox.stages import Stages
 from ratoon.sandbox.start import rebirth, under
+from ratoon.snapshot.image_config import ImageConfig
 from ratoon.snapshot.manifest import GuestInfo, MachineConfig
 from ratoon.snapshot.store import Store
 from ratoon.sources.host_files import take
-from ratoon.sources.image import Image, ImageConfig
+from ratoon.sources.image import Image
 from ratoon.sources.resolve import resolve, root_disk
 from ratoon.units import MIB
 from ratoon.vmm import command

@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from ratoon.disk.qcow2 import disk_root, disk_roots
 from ratoon.documents import Document
 from ratoon.errors import ChainMismatch, Corrupt, Incompatible, InvalidInput
-from ratoon.sources.image import ImageConfig
+from ratoon.snapshot.image_config import ImageConfig
 from ratoon.validation import first_error
 
 #: 2: the device state is compressed.

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ratoon.errors import InvalidInput
+from ratoon.snapshot.image_config import ImageConfig
 from ratoon.sources import blobs
-from ratoon.sources.image import ImageConfig
 
 
 class _Runtime(BaseModel):

@@ -16,9 +16,10 @@ from blake3 import blake3
 
 from ratoon.artifacts import Progress, build_once, run
 from ratoon.errors import HostError, InvalidInput, NotFound
+from ratoon.snapshot.image_config import ImageConfig
 from ratoon.sources import mounted
 from ratoon.sources.disk import FILE_SYSTEM
-from ratoon.sources.image import Image, ImageConfig
+from ratoon.sources.image import Image
 from ratoon.sources.remembered import recall, remember
 
 SUITE = "bookworm"

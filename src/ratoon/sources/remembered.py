@@ -8,7 +8,8 @@ from blake3 import blake3
 
 from ratoon import paths
 from ratoon.documents import Document
-from ratoon.sources.image import Image, ImageConfig
+from ratoon.snapshot.image_config import ImageConfig
+from ratoon.sources.image import Image
 
 
 class _Found(Document):

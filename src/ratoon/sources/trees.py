@@ -14,9 +14,10 @@ from blake3 import blake3
 from ratoon import files
 from ratoon.artifacts import Progress, build_once
 from ratoon.errors import Conflict, HostError, InvalidInput
+from ratoon.snapshot.image_config import ImageConfig
 from ratoon.sources.disk import FILE_SYSTEM, fill_disk
 from ratoon.sources.host_files import held
-from ratoon.sources.image import Image, ImageConfig
+from ratoon.sources.image import Image
 from ratoon.sources.layers import write_plain
 from ratoon.sources.mounted import TEXTS
 from ratoon.sources.remembered import recall, remember
