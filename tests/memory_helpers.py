@@ -12,11 +12,11 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ratoon.memory.chain import Link, overlay
-from ratoon.memory.digests import hash_pages, memory_root, zero_array
-from ratoon.memory.page import PAGE_SIZE
-from ratoon.memory.pageset import DATA_OFFSET, PageIndex, read_index
-from ratoon.memory.writing import write_page_set
+from ratoon.store.memory.chain import Link, overlay
+from ratoon.store.memory.digests import hash_pages, memory_root, zero_array
+from ratoon.store.memory.page import PAGE_SIZE
+from ratoon.store.memory.pageset import DATA_OFFSET, PageIndex, read_index
+from ratoon.store.memory.writing import write_page_set
 
 #: A layer in short: page number -> the byte its page begins and ends with. 0 is the zero page.
 Layer = Mapping[int, int]

@@ -18,8 +18,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ratoon.network import uplink
-from ratoon.network.netns import entered, new_namespace
+from ratoon.machine.network import uplink
+from ratoon.machine.network.netns import entered, new_namespace
 
 #: Addresses of the host, and of the world.
 HOST, HOST6 = "192.0.2.2", "fd00::2"

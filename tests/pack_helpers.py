@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ratoon.disk.qcow2 import disk_root
-from ratoon.pack.packfile import Contents, PackedFile, tar_header
-from ratoon.snapshot.snapshot import Snapshot
-from ratoon.snapshot.store import Store
+from ratoon.store.disk.qcow2 import disk_root
+from ratoon.store.pack.packfile import Contents, PackedFile, tar_header
+from ratoon.store.snapshot.snapshot import Snapshot
+from ratoon.store.snapshot.store import Store
 from small_snapshots import digest, publish
 
 if sys.version_info >= (3, 14):

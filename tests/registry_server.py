@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ratoon.guest import packages
+from ratoon.machine.guest import packages
 
 _LISTENING = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
 _REQUEST = re.compile(r'"([A-Z]+) (/v2/[^ ]*) HTTP/1.1" (\d+)')

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from oci_images import Entry, Packed, directory, file, layer, symlink
 from ratoon.artifacts import build_once
-from ratoon.guest import packages
-from ratoon.guest.build import PYTHON_PACKAGES
+from ratoon.machine.guest import packages
+from ratoon.machine.guest.build import PYTHON_PACKAGES
 from ratoon.units import MIB
 
 APPLETS = ("sh", "cat", "id", "env", "sleep", "stat", "pwd", "tail", "ls", "true", "touch", "chmod")

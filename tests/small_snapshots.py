@@ -18,16 +18,16 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from ratoon.disk.qcow2 import OverlayTemplates, disk_root, file_digest
 from ratoon.files import Stamp
-from ratoon.memory.chain import overlay, resolve
-from ratoon.memory.digests import hash_pages, memory_root, zero_array
-from ratoon.memory.image import ImageStore
-from ratoon.memory.page import PAGE_SIZE
-from ratoon.memory.pageset import plain_content
-from ratoon.memory.writing import write_page_set
-from ratoon.snapshot.links import read_links
-from ratoon.snapshot.manifest import (
+from ratoon.store.disk.qcow2 import OverlayTemplates, disk_root, file_digest
+from ratoon.store.memory.chain import overlay, resolve
+from ratoon.store.memory.digests import hash_pages, memory_root, zero_array
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.memory.page import PAGE_SIZE
+from ratoon.store.memory.pageset import plain_content
+from ratoon.store.memory.writing import write_page_set
+from ratoon.store.snapshot.links import read_links
+from ratoon.store.snapshot.manifest import (
     FileRef,
     GuestInfo,
     LayerRef,
@@ -35,9 +35,9 @@ from ratoon.snapshot.manifest import (
     Manifest,
     MemoryFile,
 )
-from ratoon.snapshot.snapshot import DISK, MEMORY, VMSTATE, Snapshot, packed_vmstate
-from ratoon.snapshot.staging import Staging
-from ratoon.snapshot.store import Store
+from ratoon.store.snapshot.snapshot import DISK, MEMORY, VMSTATE, Snapshot, packed_vmstate
+from ratoon.store.snapshot.staging import Staging
+from ratoon.store.snapshot.store import Store
 
 KIB = 1024
 DISK_BYTES = 1 << 20

@@ -11,14 +11,14 @@ import pytest
 from blake3 import blake3
 
 from ratoon.errors import AlreadyExists, Corrupt, InvalidInput
-from ratoon.memory.image import ImageStore
-from ratoon.memory.page import DIGEST_SIZE, PAGE_SIZE
-from ratoon.memory.pageset import read_index, read_pages
-from ratoon.snapshot.compact import compact
-from ratoon.snapshot.links import read_links
-from ratoon.snapshot.manifest import decode, encode
-from ratoon.snapshot.snapshot import MEMORY, Snapshot
-from ratoon.snapshot.store import Store
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.memory.page import DIGEST_SIZE, PAGE_SIZE
+from ratoon.store.memory.pageset import read_index, read_pages
+from ratoon.store.snapshot.compact import compact
+from ratoon.store.snapshot.links import read_links
+from ratoon.store.snapshot.manifest import decode, encode
+from ratoon.store.snapshot.snapshot import MEMORY, Snapshot
+from ratoon.store.snapshot.store import Store
 from small_snapshots import RAM, contents, publish
 
 

@@ -16,7 +16,7 @@ from ratoon.daemon import problems
 
 ROOT = Path(ratoon.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
-AGENT = "ratoon.guest.agent"
+AGENT = "ratoon.machine.guest.agent"
 
 #: Who is above whom; what shares a line is side by side. A package sees itself and what is below.
 FLOORS = [

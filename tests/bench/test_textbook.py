@@ -11,8 +11,8 @@ import pytest
 from ratoon.bench.disk import RAM_PAGES, LayerShape, write_chain
 from ratoon.bench.textbook import Textbook, data_of, hashing_speed, sha256
 from ratoon.errors import Corrupt
-from ratoon.memory.chain import Link
-from ratoon.memory.image import ImageStore
+from ratoon.store.memory.chain import Link
+from ratoon.store.memory.image import ImageStore
 
 SHAPES = (LayerShape(300, 4, 2.4), LayerShape(40, 1.5, 1.9), LayerShape(10, 1, 1.5))
 

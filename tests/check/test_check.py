@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 
 from ratoon import files
-from ratoon.check import check as check_module
-from ratoon.check import structure
-from ratoon.check.check import check_store
-from ratoon.check.findings import Finding, Kind, Report
-from ratoon.check.repair import plan_repairs
-from ratoon.check.scrub import EVERYTHING
 from ratoon.errors import Incompatible
-from ratoon.memory.image import ImageStore
-from ratoon.snapshot.manifest import encode
-from ratoon.snapshot.snapshot import Snapshot, link_snapshot
-from ratoon.snapshot.store import Store
+from ratoon.store.check import check as check_module
+from ratoon.store.check import structure
+from ratoon.store.check.check import check_store
+from ratoon.store.check.findings import Finding, Kind, Report
+from ratoon.store.check.repair import plan_repairs
+from ratoon.store.check.scrub import EVERYTHING
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.snapshot.manifest import encode
+from ratoon.store.snapshot.snapshot import Snapshot, link_snapshot
+from ratoon.store.snapshot.store import Store
 from small_snapshots import RAM, digest, flip, make_image, poke, publish
 
 

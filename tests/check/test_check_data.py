@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from ratoon.check import scrub as scrub_module
-from ratoon.check.check import check_store
-from ratoon.check.findings import Finding, Kind
-from ratoon.check.scrub import EVERYTHING, Slice, Unit, scrub
 from ratoon.errors import InvalidInput
-from ratoon.memory.page import PAGE_SIZE
-from ratoon.memory.pageset import DATA_OFFSET, read_index
-from ratoon.snapshot.snapshot import Snapshot
-from ratoon.snapshot.store import Store
+from ratoon.store.check import scrub as scrub_module
+from ratoon.store.check.check import check_store
+from ratoon.store.check.findings import Finding, Kind
+from ratoon.store.check.scrub import EVERYTHING, Slice, Unit, scrub
+from ratoon.store.memory.page import PAGE_SIZE
+from ratoon.store.memory.pageset import DATA_OFFSET, read_index
+from ratoon.store.snapshot.snapshot import Snapshot
+from ratoon.store.snapshot.store import Store
 from small_snapshots import RAM, make_image, poke, publish, stamp_image
 
 
@@ -55,7 +55,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def spy(units: Iterable[Unit], part: Slice, progress: Any) -> tuple[list[Finding], int]:
         return scrub(map(noted, units), part, progress)
 
-    monkeypatch.setattr("ratoon.check.check.scrub", spy)
+    monkeypatch.setattr("ratoon.store.check.check.scrub", spy)
     return seen
 
 

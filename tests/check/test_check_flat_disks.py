@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from ratoon.check.check import check_store
-from ratoon.check.findings import Finding, Kind
-from ratoon.check.repair import plan_repairs, repair_store
-from ratoon.check.scrub import EVERYTHING
 from ratoon.files import Stamp, locked
-from ratoon.snapshot.flat_disks import FlatDisks
-from ratoon.snapshot.snapshot import Snapshot
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.usage import usage
+from ratoon.store.check.check import check_store
+from ratoon.store.check.findings import Finding, Kind
+from ratoon.store.check.repair import plan_repairs, repair_store
+from ratoon.store.check.scrub import EVERYTHING
+from ratoon.store.snapshot.flat_disks import FlatDisks
+from ratoon.store.snapshot.snapshot import Snapshot
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.usage import usage
 from small_snapshots import poke, publish
 
 

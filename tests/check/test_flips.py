@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from ratoon.check.check import check_store
-from ratoon.check.findings import Kind
-from ratoon.check.scrub import EVERYTHING
-from ratoon.memory.pageset import DATA_OFFSET, PageIndex, read_index
-from ratoon.snapshot.snapshot import Snapshot
-from ratoon.snapshot.store import Store
+from ratoon.store.check.check import check_store
+from ratoon.store.check.findings import Kind
+from ratoon.store.check.scrub import EVERYTHING
+from ratoon.store.memory.pageset import DATA_OFFSET, PageIndex, read_index
+from ratoon.store.snapshot.snapshot import Snapshot
+from ratoon.store.snapshot.store import Store
 from small_snapshots import make_image, poke, publish, stamp_image
 
 FLIPS = 1_200

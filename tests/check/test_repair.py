@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from ratoon import files
-from ratoon.check import restore as restore_module
-from ratoon.check.check import check_store
-from ratoon.check.findings import Kind, Report
-from ratoon.check.repair import Outcome, plan_repairs, repair_store
-from ratoon.check.scrub import EVERYTHING
-from ratoon.memory.pageset import read_index
-from ratoon.snapshot.snapshot import Snapshot, link_snapshot
-from ratoon.snapshot.store import Store
+from ratoon.store.check import restore as restore_module
+from ratoon.store.check.check import check_store
+from ratoon.store.check.findings import Kind, Report
+from ratoon.store.check.repair import Outcome, plan_repairs, repair_store
+from ratoon.store.check.scrub import EVERYTHING
+from ratoon.store.memory.pageset import read_index
+from ratoon.store.snapshot.snapshot import Snapshot, link_snapshot
+from ratoon.store.snapshot.store import Store
 from small_snapshots import flip, make_image, poke, publish
 
 

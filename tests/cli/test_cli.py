@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ratoon.snapshot.store import Store
+from ratoon.store.snapshot.store import Store
 from small_snapshots import publish
 
 

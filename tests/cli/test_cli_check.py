@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from memory_helpers import last_data_byte
-from ratoon.snapshot.store import Store
+from ratoon.store.snapshot.store import Store
 from small_snapshots import make_image, poke, publish
 
 

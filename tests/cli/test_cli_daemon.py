@@ -15,7 +15,7 @@ import pytest
 
 from daemon_process import daemon
 from ratoon.daemon.serve import LOCK
-from ratoon.snapshot.store import Store
+from ratoon.store.snapshot.store import Store
 from small_snapshots import publish
 
 FOR_EVER = 120
@@ -186,7 +186,7 @@ def test_what_most_verbs_do_not_need_is_not_loaded(ratoon: Ratoon) -> None:
     """Each of these takes as long to load as a good part of a fork."""
     others = {"anyio", "email.message", "fastapi", "httpcore2", "httpx2", "importlib.metadata"}
     others |= {"numpy", "pydantic", "rich", "uvicorn", "websockets"}
-    rooms = {"ratoon.api.files", "ratoon.api.upkeep", "ratoon.daemon", "ratoon.sandbox"}
+    rooms = {"ratoon.api.files", "ratoon.api.upkeep", "ratoon.daemon", "ratoon.engine.sandbox"}
     ratoon("ls")  # starts the daemon
     for words in (("ls", "--quiet"), ("ls", "--json"), ("run", "tar:/absent")):
         asked = ratoon(*words, PYTHONPROFILEIMPORTTIME="1")

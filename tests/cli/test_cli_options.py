@@ -12,7 +12,7 @@ from ratoon.cli.app import explain
 from ratoon.cli.options import as_options, fork_options, image_options, published
 from ratoon.client.aio.client import AsyncClient
 from ratoon.errors import InvalidInput, NotFound
-from ratoon.snapshot.store import Store
+from ratoon.store.snapshot.store import Store
 from small_snapshots import publish
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pack_helpers import content_of, publish_chain
-from ratoon.snapshot.store import Store
+from ratoon.store.snapshot.store import Store
 
 TRUST = "unpack only what comes from somebody you trust"
 
@@ -131,7 +131,7 @@ def test_an_interrupted_pack_leaves_nothing(
     script = """
 import sys, time
 from ratoon.cli import main
-from ratoon.pack import pack
+from ratoon.store.pack import pack
 def write(*_):
     print("writing", flush=True)
     time.sleep(60)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from memory_helpers import last_data_byte
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.usage import usage
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.usage import usage
 from small_snapshots import poke, publish
 
 

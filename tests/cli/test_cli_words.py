@@ -18,9 +18,9 @@ from ratoon.cli.options import fork_options, mebibytes, pair, published, seconds
 from ratoon.cli.showing import age, printable
 from ratoon.cli.terminal import DETACH, Keys
 from ratoon.cli.verbs import VERBS
-from ratoon.sandbox.base import DISK_BYTES, RAM_BYTES
-from ratoon.snapshot.store import Store
-from ratoon.startup.spec import LogHealth
+from ratoon.engine.sandbox.base import DISK_BYTES, RAM_BYTES
+from ratoon.engine.startup.spec import LogHealth
+from ratoon.store.snapshot.store import Store
 from ratoon.units import MIB
 from small_snapshots import publish
 
@@ -216,5 +216,5 @@ def test_snapshots_are_shown_without_numpy(tmp_path: Path) -> None:
             check=True,
         )
         assert "base" in done.stdout
-        assert "ratoon.snapshot.store" in done.stderr
+        assert "ratoon.store.snapshot.store" in done.stderr
         assert "numpy" not in done.stderr

@@ -14,8 +14,8 @@ import pytest
 from ratoon.cli import guest_checks
 from ratoon.cli.guest_checks import accelerator_at_a_glance, check_accelerator
 from ratoon.cli.system import drawn
-from ratoon.host.checks import PROGRAMS, Check
-from ratoon.sandbox.accelerator import Probe
+from ratoon.engine.sandbox.accelerator import Probe
+from ratoon.machine.host.checks import PROGRAMS, Check
 
 LINES = 24
 

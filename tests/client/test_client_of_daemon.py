@@ -16,7 +16,7 @@ from daemon_process import DaemonProcess, daemon
 from ratoon.client.address import Known, parse
 from ratoon.client.aio.connection import AsyncConnection
 from ratoon.errors import NotFound, Unauthorized, Unreachable
-from ratoon.snapshot.store import Store
+from ratoon.store.snapshot.store import Store
 from small_snapshots import publish
 
 TOKEN = "0123456789abcdef"

@@ -18,7 +18,7 @@ from ratoon.errors import (
     NotFound,
     RatoonError,
 )
-from ratoon.snapshot.store import Store
+from ratoon.store.snapshot.store import Store
 from small_snapshots import publish
 
 

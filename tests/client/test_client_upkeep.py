@@ -12,10 +12,10 @@ import pytest
 
 from both_libraries import Libraries
 from ratoon.errors import InvalidInput, NotFound
-from ratoon.memory.compressed import is_compressed
-from ratoon.snapshot.snapshot import Snapshot, link_snapshot
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.usage import usage
+from ratoon.store.memory.compressed import is_compressed
+from ratoon.store.snapshot.snapshot import Snapshot, link_snapshot
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.usage import usage
 from small_snapshots import Layer, make_image, publish
 
 

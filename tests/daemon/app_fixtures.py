@@ -11,8 +11,8 @@ import pytest
 from app_client import application
 
 from ratoon.daemon.settings import Settings
-from ratoon.sandbox.engine import Engine
-from ratoon.snapshot.store import Store
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.store.snapshot.store import Store
 from small_snapshots import publish
 
 

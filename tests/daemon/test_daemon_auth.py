@@ -11,8 +11,8 @@ from app_client import application
 from ratoon.daemon.auth import is_loopback, read_token
 from ratoon.daemon.settings import Settings
 from ratoon.daemon.sockets import tcp_socket
+from ratoon.engine.sandbox.engine import Engine
 from ratoon.errors import InvalidInput
-from ratoon.sandbox.engine import Engine
 
 pytest_plugins = ["app_fixtures"]
 

@@ -9,7 +9,7 @@ import pytest
 
 from ratoon.daemon.app import create_app
 from ratoon.daemon.settings import Settings
-from ratoon.sandbox.engine import Engine
+from ratoon.engine.sandbox.engine import Engine
 
 pytest_plugins = ["app_fixtures"]
 

@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 import httpx2
 import pytest
 
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.startup.runner import Runner
 from ratoon.errors import Conflict, InvalidInput
-from ratoon.network.ports import HeldPort
-from ratoon.sandbox.engine import Engine
-from ratoon.startup.runner import Runner
+from ratoon.machine.network.ports import HeldPort
 
 pytest_plugins = ["app_fixtures"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.startup.runner import Runner
 from ratoon.errors import Conflict
-from ratoon.sandbox.engine import Engine
-from ratoon.startup.runner import Runner
 
 pytest_plugins = ["app_fixtures"]
 

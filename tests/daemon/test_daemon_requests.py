@@ -12,7 +12,7 @@ import pytest
 from app_client import application
 
 from ratoon.daemon.settings import Settings
-from ratoon.sandbox.engine import Engine
+from ratoon.engine.sandbox.engine import Engine
 
 pytest_plugins = ["app_fixtures"]
 

@@ -8,8 +8,8 @@ import threading
 import httpx2
 import pytest
 
-from ratoon.sandbox.engine import Engine
-from ratoon.snapshot.store import Store
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.store.snapshot.store import Store
 
 pytest_plugins = ["app_fixtures"]
 

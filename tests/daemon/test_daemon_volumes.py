@@ -9,8 +9,8 @@ import pytest
 from app_client import application
 
 from ratoon.daemon.settings import Settings
-from ratoon.sandbox.engine import Engine
-from ratoon.volumes.holds import only_ours
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.machine.volumes.holds import only_ours
 
 pytest_plugins = ["app_fixtures"]
 

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from daemon_process import FOR_EVER, DaemonProcess, daemon, run_serve
-from ratoon.snapshot.store import Store
+from ratoon.store.snapshot.store import Store
 from small_snapshots import publish
 
 Place = tuple[Path, Path]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from ratoon.disk.ext4 import Ext4
-from ratoon.disk.tree import Tree, read_tree
+from ratoon.store.disk.ext4 import Ext4
+from ratoon.store.disk.tree import Tree, read_tree
 from ratoon.units import MIB
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from ext4_helpers import debugfs, make_file_system, tree_of
 
-from ratoon.disk.ext4 import Ext4
-from ratoon.disk.tree import compare_trees, read_tree, replay_journal
 from ratoon.errors import HostError, UnreadableDisk
+from ratoon.store.disk.ext4 import Ext4
+from ratoon.store.disk.tree import compare_trees, read_tree, replay_journal
 from ratoon.units import MIB
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ratoon.disk.compare import GRAIN, changed_bytes
-from ratoon.disk.flatten import allocated_above, flatten, flatten_raw, merge
-from ratoon.disk.qcow2 import check_header
 from ratoon.errors import HostError
+from ratoon.store.disk.compare import GRAIN, changed_bytes
+from ratoon.store.disk.flatten import allocated_above, flatten, flatten_raw, merge
+from ratoon.store.disk.qcow2 import check_header
 from small_snapshots import KIB, make_layer
 
 CLUSTER = 64 * KIB

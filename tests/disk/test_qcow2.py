@@ -12,14 +12,14 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ratoon.disk.qcow2 import (
+from ratoon.errors import Corrupt, HostError, InvalidInput, RatoonError
+from ratoon.store.disk.qcow2 import (
     OverlayTemplates,
     Qcow2Header,
     check_header,
     disk_root,
     file_digest,
 )
-from ratoon.errors import Corrupt, HostError, InvalidInput, RatoonError
 from ratoon.units import GIB
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from ext4_helpers import debugfs, make_file_system
 
-from ratoon.disk.ext4 import Ext4
-from ratoon.disk.tree import ChangedFile, FileChanges, compare_trees
+from ratoon.store.disk.ext4 import Ext4
+from ratoon.store.disk.tree import ChangedFile, FileChanges, compare_trees
 
 LATER = (0, 2_000_000_000_000_000_000)
 

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ratoon.errors import RatoonError
-from ratoon.memory.image import ImageStore
-from ratoon.pack.pack import pack
-from ratoon.pack.unpack import unpack
-from ratoon.snapshot.compact import compact
-from ratoon.snapshot.compress import rewrite_layers
-from ratoon.snapshot.links import read_links
-from ratoon.snapshot.store import Store
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.pack.pack import pack
+from ratoon.store.pack.unpack import unpack
+from ratoon.store.snapshot.compact import compact
+from ratoon.store.snapshot.compress import rewrite_layers
+from ratoon.store.snapshot.links import read_links
+from ratoon.store.snapshot.store import Store
 from small_snapshots import RAM
 from small_snapshots import publish as grow
 

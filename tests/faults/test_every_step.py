@@ -20,10 +20,10 @@ from pathlib import Path
 import pytest
 from operations import MARK, OPERATIONS, PACK, build
 
-from ratoon.check.check import check_store
-from ratoon.check.scrub import Slice
-from ratoon.memory.image import ImageStore
-from ratoon.snapshot.store import Store
+from ratoon.store.check.check import check_store
+from ratoon.store.check.scrub import Slice
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.snapshot.store import Store
 from small_snapshots import contents
 
 CALLS = (

@@ -14,10 +14,10 @@ from loop_volumes import Mount, Volume
 from memory_helpers import RAM, ram_of, write_chain, write_layer
 from ratoon.bench.loop_mounts import used_bytes
 from ratoon.files import copy_sparse, write_durable
-from ratoon.memory.image import ImageStore
-from ratoon.snapshot.snapshot import Snapshot
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.verify import check_sizes, verify_disks
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.snapshot.snapshot import Snapshot
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.verify import check_sizes, verify_disks
 from ratoon.units import MIB
 from small_snapshots import publish
 

@@ -16,14 +16,14 @@ from ratoon.bench.disk import write_chain as write_guest_chain
 from ratoon.bench.loop_mounts import used_bytes
 from ratoon.errors import Corrupt
 from ratoon.files import copy_sparse
-from ratoon.memory.chain import Link, resolve
-from ratoon.memory.digests import hash_pages, memory_root
-from ratoon.memory.dirty import dirty_pages
-from ratoon.memory.image import ImageStore
-from ratoon.memory.page import PAGE_SIZE
-from ratoon.memory.pageset import DATA_OFFSET, read_index, read_pages
-from ratoon.memory.process import find_mapping
-from ratoon.memory.reflink import can_reflink
+from ratoon.store.memory.chain import Link, resolve
+from ratoon.store.memory.digests import hash_pages, memory_root
+from ratoon.store.memory.dirty import dirty_pages
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.memory.page import PAGE_SIZE
+from ratoon.store.memory.pageset import DATA_OFFSET, read_index, read_pages
+from ratoon.store.memory.process import find_mapping
+from ratoon.store.memory.reflink import can_reflink
 
 pytest_plugins = ["filesystem_fixtures"]
 pytestmark = pytest.mark.filesystems

@@ -12,10 +12,10 @@ from loop_volumes import Mount, Volume
 
 from ratoon.bench.loop_mounts import KINDS, used_bytes
 from ratoon.files import link_or_copy
-from ratoon.memory.reflink import can_reflink
-from ratoon.snapshot.snapshot import Snapshot
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.verify import check_sizes, verify_disks
+from ratoon.store.memory.reflink import can_reflink
+from ratoon.store.snapshot.snapshot import Snapshot
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.verify import check_sizes, verify_disks
 from ratoon.units import MIB
 from small_snapshots import publish
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ratoon.guest.agent import wire
+from ratoon.machine.guest.agent import wire
 
 PACKAGE = Path(wire.__file__).parent.parent
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from ratoon.guest.agent import wire
-from ratoon.guest.agent.wire import MARKER, NONCE_BYTES
-from ratoon.guest.channel import Channel
+from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.agent.wire import MARKER, NONCE_BYTES
+from ratoon.machine.guest.channel import Channel
 
 SYNC_BYTES = len(MARKER) + NONCE_BYTES
 

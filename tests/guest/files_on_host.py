@@ -9,8 +9,8 @@ from typing import Any
 
 from agent_on_host import AgentOnHost
 
-from ratoon.guest.channel import Channel
-from ratoon.guest.files import GuestFiles
+from ratoon.machine.guest.channel import Channel
+from ratoon.machine.guest.files import GuestFiles
 
 
 class FilesOnHost(GuestFiles):

@@ -17,8 +17,8 @@ from ratoon.daemon import files as routes
 from ratoon.daemon import problems
 from ratoon.daemon.serve import Server
 from ratoon.daemon.sockets import unix_socket
-from ratoon.guest.channel import Channel
-from ratoon.guest.files import GuestFiles
+from ratoon.machine.guest.channel import Channel
+from ratoon.machine.guest.files import GuestFiles
 
 
 @asynccontextmanager

@@ -11,8 +11,8 @@ from typing import NoReturn, cast
 import pytest
 from agent_on_host import agent_on_host
 
-from ratoon.guest.agent.loop import Loop
-from ratoon.guest.agent.volumes import PACE, Volumes
+from ratoon.machine.guest.agent.loop import Loop
+from ratoon.machine.guest.agent.volumes import PACE, Volumes
 
 
 class Ends:
@@ -53,7 +53,7 @@ def test_one_that_takes_too_long_is_left_alone(
     volumes: Volumes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volumes._written["/mnt"] = os.open("/", os.O_PATH)
-    monkeypatch.setattr("ratoon.guest.agent.volumes._sync", hang)
+    monkeypatch.setattr("ratoon.machine.guest.agent.volumes._sync", hang)
     assert volumes.sync(0.1) == "it was not done within 0.1 s"
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from ratoon.artifacts import run
 from ratoon.errors import HostError
-from ratoon.guest import apt
+from ratoon.machine.guest import apt
 
 
 class Counting:

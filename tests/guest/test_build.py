@@ -11,8 +11,8 @@ from blake3 import blake3
 
 from ratoon.artifacts import run
 from ratoon.errors import HostError
-from ratoon.guest import build, packages
-from ratoon.guest.packages import Package
+from ratoon.machine.guest import build, packages
+from ratoon.machine.guest.packages import Package
 
 #: As `apt-get download --print-uris` of Debian 12 writes them, one a line.
 POOL = "http://deb.debian.org/debian/pool/main"

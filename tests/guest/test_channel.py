@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ratoon.errors import GuestError, GuestTimeout
-from ratoon.guest import commands
-from ratoon.guest.agent import wire
-from ratoon.guest.agent.wire import MARKER, NONCE_BYTES
-from ratoon.guest.channel import Channel
-from ratoon.guest.commands import ExecResult
+from ratoon.machine.guest import commands
+from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.agent.wire import MARKER, NONCE_BYTES
+from ratoon.machine.guest.channel import Channel
+from ratoon.machine.guest.commands import ExecResult
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,10 @@ import pytest
 from channel_peer import Peer, connected, together
 
 from ratoon.errors import GuestError, GuestTimeout, NoPython
-from ratoon.guest import evaluation
-from ratoon.guest.agent import wire
-from ratoon.guest.channel import Channel
-from ratoon.guest.evaluation import EvalResult, evaluate
+from ratoon.machine.guest import evaluation
+from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.channel import Channel
+from ratoon.machine.guest.evaluation import EvalResult, evaluate
 
 
 @asynccontextmanager

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from agent_on_host import AgentOnHost, agent_on_host, is_alive, wait_for
 
-from ratoon.guest.agent import wire
-from ratoon.guest.agent.stream import CHUNK
+from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.agent.stream import CHUNK
 from ratoon.units import MIB
 
 KEPT = {"timed_out": False, "truncated": False, "state_lost": False}

@@ -12,11 +12,11 @@ import pytest
 from channel_peer import Peer, connected, together
 
 from ratoon.errors import Conflict, GuestError, GuestTimeout, InvalidInput
-from ratoon.guest import commands
-from ratoon.guest.agent import wire
-from ratoon.guest.agent.wire import MARKER
-from ratoon.guest.channel import Channel
-from ratoon.guest.commands import ExecResult
+from ratoon.machine.guest import commands
+from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.agent.wire import MARKER
+from ratoon.machine.guest.channel import Channel
+from ratoon.machine.guest.commands import ExecResult
 
 
 @asynccontextmanager

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from agent_on_host import is_alive, wait_for
 
-from ratoon.guest.agent import hooks
-from ratoon.guest.agent.spawn import ENVIRONMENT
-from ratoon.guest.agent.stream import Refusal
+from ratoon.machine.guest.agent import hooks
+from ratoon.machine.guest.agent.spawn import ENVIRONMENT
+from ratoon.machine.guest.agent.stream import Refusal
 
 
 def script(path: Path, text: str) -> str:

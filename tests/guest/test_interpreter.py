@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from agent_on_host import wait_for
 
-from ratoon.guest.agent import interpreter
-from ratoon.guest.agent.python import BOOTSTRAP, PROGRAM, RESEED
+from ratoon.machine.guest.agent import interpreter
+from ratoon.machine.guest.agent.python import BOOTSTRAP, PROGRAM, RESEED
 
 
 class Interpreter:

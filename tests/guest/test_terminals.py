@@ -12,10 +12,10 @@ from agent_on_host import is_alive
 from channel_on_host import Guest, guest_on_host, read_all, read_until, until
 
 from ratoon.errors import InvalidInput
-from ratoon.guest import commands
-from ratoon.guest.agent import wire
-from ratoon.guest.agent.stream import CHUNK
-from ratoon.guest.commands import Ended
+from ratoon.machine.guest import commands
+from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.agent.stream import CHUNK
+from ratoon.machine.guest.commands import Ended
 
 SIZE = (24, 80)
 

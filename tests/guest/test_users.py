@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ratoon.guest.agent import users
-from ratoon.guest.agent.stream import Refusal
-from ratoon.guest.agent.users import look_up
+from ratoon.machine.guest.agent import users
+from ratoon.machine.guest.agent.stream import Refusal
+from ratoon.machine.guest.agent.users import look_up
 
 PASSWD = b"""\
 root:x:0:0:root:/root:/bin/bash

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ratoon.host.hierarchies import Hierarchy
+from ratoon.machine.host.hierarchies import Hierarchy
 
 FILES = {
     "memory": ("memory.max", "memory.swap.max", "memory.events"),

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratoon.errors import InvalidInput, Overloaded
-from ratoon.host.admission import Admission, Cost, Reserve, shortage
-from ratoon.host.figures import Figures
+from ratoon.machine.host.admission import Admission, Cost, Reserve, shortage
+from ratoon.machine.host.figures import Figures
 from ratoon.units import GIB, MIB
 
 COST = Cost(memory_bytes=32 * MIB, disk_bytes=MIB, files=5, threads=8)

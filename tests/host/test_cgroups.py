@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from ratoon.errors import HostError
-from ratoon.host import cgroups as module
-from ratoon.host.cgroups import RECORD, Cgroup, Cgroups, find, remove
-from ratoon.host.hierarchies import Hierarchy, hierarchies
-from ratoon.host.limits import Limits
+from ratoon.machine.host import cgroups as module
+from ratoon.machine.host.cgroups import RECORD, Cgroup, Cgroups, find, remove
+from ratoon.machine.host.hierarchies import Hierarchy, hierarchies
+from ratoon.machine.host.limits import Limits
 from ratoon.units import MIB
 
 ALL = Limits(memory_bytes=128 * MIB, cpus=0.05, pids=160)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from ratoon.errors import HostError
-from ratoon.host import checks
-from ratoon.host.admission import Cost, Reserve
-from ratoon.host.cgroups import Cgroup, Group
-from ratoon.host.checks import Check
-from ratoon.host.figures import Figures
-from ratoon.host.limits import Limits
+from ratoon.machine.host import checks
+from ratoon.machine.host.admission import Cost, Reserve
+from ratoon.machine.host.cgroups import Cgroup, Group
+from ratoon.machine.host.checks import Check
+from ratoon.machine.host.figures import Figures
+from ratoon.machine.host.limits import Limits
 from ratoon.units import GIB, MIB
 
 FIGURES = Figures(

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from ratoon.errors import HostError, Overloaded
-from ratoon.host.admission import Admission
-from ratoon.host.cgroups import Cgroups, remove
-from ratoon.host.figures import Figures, meminfo, read_figures
-from ratoon.host.hierarchies import Hierarchy, hierarchies
-from ratoon.host.limits import Limits
+from ratoon.machine.host.admission import Admission
+from ratoon.machine.host.cgroups import Cgroups, remove
+from ratoon.machine.host.figures import Figures, meminfo, read_figures
+from ratoon.machine.host.hierarchies import Hierarchy, hierarchies
+from ratoon.machine.host.limits import Limits
 from ratoon.units import MIB
 
 
@@ -58,7 +58,7 @@ def test_the_narrowest_of_the_groups_above_counts(
 ) -> None:
     hierarchy = limited(tmp_path, version, own="slice/engine")
     monkeypatch.setattr(
-        "ratoon.host.figures.meminfo",
+        "ratoon.machine.host.figures.meminfo",
         lambda: {"MemAvailable": 8000 * MIB, "MemTotal": 16000 * MIB},
     )
     found = read_figures(tmp_path, [hierarchy])
@@ -73,7 +73,8 @@ def test_a_group_does_not_have_more_than_its_host(
 ) -> None:
     hierarchy = limited(tmp_path, version, own="slice/engine")
     monkeypatch.setattr(
-        "ratoon.host.figures.meminfo", lambda: {"MemAvailable": 99 * MIB, "MemTotal": 9000 * MIB}
+        "ratoon.machine.host.figures.meminfo",
+        lambda: {"MemAvailable": 99 * MIB, "MemTotal": 9000 * MIB},
     )
     found = read_figures(tmp_path, [hierarchy])
     assert (found.memory_bytes, found.memory_owner) == (99 * MIB, "the host")
@@ -115,9 +116,9 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from ratoon.errors import Overloaded
-from ratoon.host.admission import Admission
-from ratoon.host.figures import read_figures
-from ratoon.host.hierarchies import hierarchies
+from ratoon.machine.host.admission import Admission
+from ratoon.machine.host.figures import read_figures
+from ratoon.machine.host.hierarchies import hierarchies
 
 sys.stdin.readline()
 found = hierarchies()

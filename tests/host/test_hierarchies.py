@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ratoon.host.hierarchies import Hierarchy, hierarchies, parse, with_controller
+from ratoon.machine.host.hierarchies import Hierarchy, hierarchies, parse, with_controller
 
 V1 = """\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ratoon.host.limits import Limits
+from ratoon.machine.host.limits import Limits
 from ratoon.units import MIB
 
 

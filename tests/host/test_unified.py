@@ -11,9 +11,9 @@ import pytest
 from fake_cgroups import FakeKernel, words
 
 from ratoon.errors import HostError
-from ratoon.host.cgroups import Cgroups, remove
-from ratoon.host.hierarchies import ENGINE, make_room
-from ratoon.host.limits import Limits
+from ratoon.machine.host.cgroups import Cgroups, remove
+from ratoon.machine.host.hierarchies import ENGINE, make_room
+from ratoon.machine.host.limits import Limits
 from ratoon.units import MIB
 
 ALL = ("memory", "cpu", "pids")

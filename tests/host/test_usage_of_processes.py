@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ratoon.host.usage import usage
+from ratoon.machine.host.usage import usage
 from ratoon.units import MIB
 
 #: Touches 64 MiB, computes for a moment, says so, and waits.

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from memory_helpers import RAM, chains, flatten, page, ram_of, write_chain, write_layer
 from ratoon.errors import ChainMismatch, Corrupt
-from ratoon.memory.chain import count_above, owners, pages_above, resolve
-from ratoon.memory.digests import hash_pages, memory_root, zero_array
-from ratoon.memory.pageset import DATA_OFFSET
+from ratoon.store.memory.chain import count_above, owners, pages_above, resolve
+from ratoon.store.memory.digests import hash_pages, memory_root, zero_array
+from ratoon.store.memory.pageset import DATA_OFFSET
 
 
 @given(chains)

@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 from memory_helpers import RAM, Layer, chains, layers, page, ram_of, write_chain, write_layer
 from ratoon.compression import LEVEL
 from ratoon.errors import Corrupt, Incompatible, RatoonError
-from ratoon.memory.compressed import FRAME, is_compressed, plain_size
-from ratoon.memory.digests import hash_pages
-from ratoon.memory.image import ImageStore
-from ratoon.memory.merge import write_merged
-from ratoon.memory.page import PAGE_SIZE
-from ratoon.memory.pageset import (
+from ratoon.store.memory.compressed import FRAME, is_compressed, plain_size
+from ratoon.store.memory.digests import hash_pages
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.memory.merge import write_merged
+from ratoon.store.memory.page import PAGE_SIZE
+from ratoon.store.memory.pageset import (
     DATA_OFFSET,
     PageIndex,
     plain_content,
     read_index,
     read_pages,
 )
-from ratoon.memory.recode import compress_page_set, expand_page_set
-from ratoon.memory.writing import write_page_set
+from ratoon.store.memory.recode import compress_page_set, expand_page_set
+from ratoon.store.memory.writing import write_page_set
 
 shared_directory = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -258,7 +258,7 @@ def test_what_was_written_wrongly_is_not_left(
     path = tmp_path / "layer"
     index = write_layer(path, {3: 1, 5: 2})
     monkeypatch.setattr(
-        "ratoon.memory.recode._frames", lambda *_: iter([memoryview(page(7).tobytes())])
+        "ratoon.store.memory.recode._frames", lambda *_: iter([memoryview(page(7).tobytes())])
     )
     with pytest.raises(Corrupt, match="rewritten layer"):
         compress_page_set(path, tmp_path / "small", index.index_digest, LEVEL, "L")

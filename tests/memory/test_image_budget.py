@@ -15,11 +15,11 @@ import pytest
 from memory_helpers import RAM, Layer, guest_on, ram_of, write_chain
 from ratoon.errors import InvalidInput
 from ratoon.files import locked
-from ratoon.memory.budget import VARIABLE, CachedImage, evictable, image_budget
-from ratoon.memory.cache import OpenImage
-from ratoon.memory.chain import Link
-from ratoon.memory.image import ImageStore
-from ratoon.memory.page import PAGE_SIZE
+from ratoon.store.memory.budget import VARIABLE, CachedImage, evictable, image_budget
+from ratoon.store.memory.cache import OpenImage
+from ratoon.store.memory.chain import Link
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.memory.page import PAGE_SIZE
 
 #: Three memories, of 4, 3 and 2 pages.
 MEMORIES: list[Layer] = [{1: 1, 2: 2, 3: 3, 9: 4}, {2: 1, 5: 2, 6: 3}, {60: 5, 62: 6}]
@@ -258,7 +258,7 @@ def test_who_waited_for_an_image_evicts_what_was_passed_over(
     with ThreadPoolExecutor(1) as pool:
         with locked(store.directory / f".{root_of(chains[0])[:2]}.lock"):
             stamp.rename(hidden)  # it is not there yet
-            monkeypatch.setattr("ratoon.memory.cache.locked", announced)
+            monkeypatch.setattr("ratoon.store.memory.cache.locked", announced)
             made = pool.submit(store.make, chains[0], RAM)
             assert waits.wait(30)
             hidden.rename(stamp)  # and now it is

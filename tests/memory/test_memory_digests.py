@@ -8,8 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory_helpers import RAM, page, ram_of, u64
-from ratoon.memory.digests import ZERO_DIGEST, hash_pages, memory_root, select_changed, zero_array
-from ratoon.memory.page import PAGE_SIZE
+from ratoon.store.memory.digests import (
+    ZERO_DIGEST,
+    hash_pages,
+    memory_root,
+    select_changed,
+    zero_array,
+)
+from ratoon.store.memory.page import PAGE_SIZE
 
 fills = st.dictionaries(st.integers(0, RAM - 1), st.integers(0, 3), max_size=10)
 

@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from memory_helpers import RAM, chains, flatten, ram_of, write_chain, write_layer
 from ratoon.errors import ChainMismatch, Corrupt
 from ratoon.files import locked
-from ratoon.memory import image as image_module
-from ratoon.memory.digests import hash_pages, memory_root, zero_array
-from ratoon.memory.image import ImageStore
-from ratoon.memory.page import PAGE_SIZE
-from ratoon.memory.pageset import DATA_OFFSET
+from ratoon.store.memory import image as image_module
+from ratoon.store.memory.digests import hash_pages, memory_root, zero_array
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.memory.page import PAGE_SIZE
+from ratoon.store.memory.pageset import DATA_OFFSET
 
 CHAIN = [{1: 1, 2: 2, 9: 3}, {2: 0, 5: 4}, {60: 5}]
 
@@ -106,7 +106,7 @@ def test_eight_threads_make_it_once(
 
 def test_processes_make_it_once(tmp_path: Path, store: ImageStore) -> None:
     script = (
-        "import sys; from pathlib import Path; from ratoon.memory.image import ImageStore;"
+        "import sys; from pathlib import Path; from ratoon.store.memory.image import ImageStore;"
         "print(ImageStore(Path(sys.argv[1])).make((), 4096).stat().st_ino)"
     )
     command = [sys.executable, "-c", script, str(store.directory)]

@@ -23,12 +23,12 @@ from memory_helpers import (
     write_chain,
 )
 from ratoon.errors import ChainMismatch, Corrupt
-from ratoon.memory import pageset as pageset_module
-from ratoon.memory.digests import hash_pages, memory_root
-from ratoon.memory.merge import write_merged
-from ratoon.memory.pageset import read_index, read_pages
-from ratoon.memory.positioned import write_at
-from ratoon.memory.writing import write_page_set, write_page_stream
+from ratoon.store.memory import pageset as pageset_module
+from ratoon.store.memory.digests import hash_pages, memory_root
+from ratoon.store.memory.merge import write_merged
+from ratoon.store.memory.pageset import read_index, read_pages
+from ratoon.store.memory.positioned import write_at
+from ratoon.store.memory.writing import write_page_set, write_page_stream
 
 CHAIN: Sequence[Layer] = ({1: 1, 2: 2, 5: 5}, {2: 3, 9: 9}, {5: 0, 0: 4})
 
@@ -116,7 +116,7 @@ def test_what_cannot_be_read_back_is_not_left(
         if offset:
             write_at(fd, memoryview(b"x"), offset)
 
-    monkeypatch.setattr("ratoon.memory.writing.write_at", misplace)
+    monkeypatch.setattr("ratoon.store.memory.writing.write_at", misplace)
     with pytest.raises(Corrupt, match="merged"):
         write_merged(tmp_path / "merged", links, RAM)
     assert not (tmp_path / "merged").exists()

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from memory_helpers import RAM, layers, page, u64, write_layer
 from ratoon.errors import Corrupt, Incompatible, RatoonError
-from ratoon.memory.digests import ZERO_DIGEST, hash_pages
-from ratoon.memory.page import PAGE_SIZE
-from ratoon.memory.pageset import DATA_OFFSET, PageIndex, read_index, read_pages
-from ratoon.memory.writing import write_page_set
+from ratoon.store.memory.digests import ZERO_DIGEST, hash_pages
+from ratoon.store.memory.page import PAGE_SIZE
+from ratoon.store.memory.pageset import DATA_OFFSET, PageIndex, read_index, read_pages
+from ratoon.store.memory.writing import write_page_set
 
 shared_directory = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 SMALL = {3: 1, 4: 0, 5: 2, 40: 3}

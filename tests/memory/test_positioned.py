@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratoon.memory import positioned
-from ratoon.memory.positioned import write_all_at
+from ratoon.store.memory import positioned
+from ratoon.store.memory.positioned import write_all_at
 
 
 @given(

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from memory_helpers import Guest, guest_on, u64
 from ratoon.errors import MachineDied, MachineError
-from ratoon.memory import dirty
-from ratoon.memory.dirty import dirty_pages, is_dirty
-from ratoon.memory.page import PAGE_SIZE
-from ratoon.memory.process import PageBuffer, find_mapping, read_into, write_pages
+from ratoon.store.memory import dirty
+from ratoon.store.memory.dirty import dirty_pages, is_dirty
+from ratoon.store.memory.page import PAGE_SIZE
+from ratoon.store.memory.process import PageBuffer, find_mapping, read_into, write_pages
 
 RAM = 4096
 LENGTH = RAM * PAGE_SIZE

@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from memory_helpers import RAM, chains, flatten, ram_of, write_chain
 from ratoon import files
 from ratoon.errors import Corrupt
-from ratoon.memory import reflink as reflink_module
-from ratoon.memory.chain import Link
-from ratoon.memory.image import ImageStore
-from ratoon.memory.page import PAGE_SIZE
-from ratoon.memory.pageset import DATA_OFFSET
-from ratoon.memory.reflink import can_reflink
+from ratoon.store.memory import reflink as reflink_module
+from ratoon.store.memory.chain import Link
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.memory.page import PAGE_SIZE
+from ratoon.store.memory.pageset import DATA_OFFSET
+from ratoon.store.memory.reflink import can_reflink
 
 CHAIN = [{1: 1, 2: 2, 3: 3, 9: 4, 10: 5}, {2: 0, 3: 6, 5: 7, 6: 0, 7: 8}]
 #: Bytes in a page, for short.

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memory_helpers import RAM, Layer, layers, page, u64, write_layer
-from ratoon.memory import digests, writing
-from ratoon.memory.digests import Piece, changed_pieces, hash_pages, zero_array
-from ratoon.memory.page import PAGE_SIZE
-from ratoon.memory.pageset import read_index
-from ratoon.memory.writing import writing_page_set
+from ratoon.store.memory import digests, writing
+from ratoon.store.memory.digests import Piece, changed_pieces, hash_pages, zero_array
+from ratoon.store.memory.page import PAGE_SIZE
+from ratoon.store.memory.pageset import read_index
+from ratoon.store.memory.writing import writing_page_set
 
 shared_directory = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 

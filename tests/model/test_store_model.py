@@ -20,16 +20,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from ratoon.check.check import check_store
-from ratoon.check.scrub import Slice
 from ratoon.errors import AlreadyExists, HasDependents, NotFound
-from ratoon.memory.image import ImageStore
-from ratoon.pack.pack import pack
-from ratoon.pack.unpack import unpack
-from ratoon.snapshot.compact import compact
-from ratoon.snapshot.compress import Form, rewrite_layers
-from ratoon.snapshot.links import read_links
-from ratoon.snapshot.store import Store
+from ratoon.store.check.check import check_store
+from ratoon.store.check.scrub import Slice
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.pack.pack import pack
+from ratoon.store.pack.unpack import unpack
+from ratoon.store.snapshot.compact import compact
+from ratoon.store.snapshot.compress import Form, rewrite_layers
+from ratoon.store.snapshot.links import read_links
+from ratoon.store.snapshot.store import Store
 from small_snapshots import RAM, Layer, publish, ram_of
 
 TAGS = ("a", "b", "c", "d", "e")

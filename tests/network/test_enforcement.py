@@ -36,9 +36,9 @@ from network_lab import (
     tables,
     uplinks,
 )
-from ratoon.network.namespaces import Namespaces
-from ratoon.network.netns import entered
-from ratoon.network.policy import NONE, OUTBOUND, NetworkPolicy
+from ratoon.machine.network.namespaces import Namespaces
+from ratoon.machine.network.netns import entered
+from ratoon.machine.network.policy import NONE, OUTBOUND, NetworkPolicy
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces")
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratoon.network import fitness
-from ratoon.network.fitness import firewall_trouble, first_resolver, resolver_trouble
+from ratoon.machine.network import fitness
+from ratoon.machine.network.fitness import firewall_trouble, first_resolver, resolver_trouble
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ import pytest
 
 from network_lab import FOR_EVER, WORLD, Lab, Service, ip, opened_lab, reaches, tables, uplinks
 from ratoon.errors import HostError
-from ratoon.network import namespaces as module
-from ratoon.network import uplink
-from ratoon.network.namespaces import Namespace, Namespaces
-from ratoon.network.netns import entered
-from ratoon.network.policy import NONE, OUTBOUND, NetworkPolicy
+from ratoon.machine.network import namespaces as module
+from ratoon.machine.network import uplink
+from ratoon.machine.network.namespaces import Namespace, Namespaces
+from ratoon.machine.network.netns import entered
+from ratoon.machine.network.policy import NONE, OUTBOUND, NetworkPolicy
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces")
 
@@ -128,10 +128,10 @@ async def test_engines_do_not_get_in_each_others_way() -> None:
 
 OWNER = """
 import asyncio, os, signal
-from ratoon.network.namespaces import Namespace, Namespaces
-from ratoon.network.netns import entered
-from ratoon.network.policy import NONE, NetworkPolicy
-from ratoon.network import uplink
+from ratoon.machine.network.namespaces import Namespace, Namespaces
+from ratoon.machine.network.netns import entered
+from ratoon.machine.network.policy import NONE, NetworkPolicy
+from ratoon.machine.network import uplink
 
 async def main():
     async with Namespaces() as namespaces:

@@ -14,8 +14,8 @@ import pytest
 
 from ratoon.api.answers import PublishedPort
 from ratoon.errors import Conflict, GuestError, InvalidInput, MachineDied, NotFound
-from ratoon.network import ports as module
-from ratoon.network.ports import HeldPort, Ports
+from ratoon.machine.network import ports as module
+from ratoon.machine.network.ports import HeldPort, Ports
 
 FOR_EVER = 60
 #: Pieces under way to the guest, as its credit limits them.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
-from ratoon.network import rules
-from ratoon.network.policy import NEVER, NONE, OUTBOUND, NetworkPolicy
+from ratoon.machine.network import rules
+from ratoon.machine.network.policy import NEVER, NONE, OUTBOUND, NetworkPolicy
 
 ADDRESS = IPv4Address("10.213.0.6")
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratoon.errors import HostError
-from ratoon.network.uplink import POOLS, UPLINKS, choose_pool
+from ratoon.machine.network.uplink import POOLS, UPLINKS, choose_pool
 
 BLOCKS = st.one_of(
     st.builds(

@@ -29,10 +29,10 @@ from pack_helpers import (
     write_pack,
     zstd,
 )
-from ratoon.disk.qcow2 import disk_root
-from ratoon.pack.pack import pack
-from ratoon.pack.packfile import MAX_CONTENTS, MAX_MANIFEST, tar_header
-from ratoon.snapshot.store import Store
+from ratoon.store.disk.qcow2 import disk_root
+from ratoon.store.pack.pack import pack
+from ratoon.store.pack.packfile import MAX_CONTENTS, MAX_MANIFEST, tar_header
+from ratoon.store.snapshot.store import Store
 from ratoon.units import MIB
 from small_snapshots import digest
 
@@ -197,8 +197,8 @@ _UNPACK = """
 import resource, sys
 from pathlib import Path
 from ratoon.errors import RatoonError
-from ratoon.snapshot.store import Store
-from ratoon.pack.unpack import unpack
+from ratoon.store.snapshot.store import Store
+from ratoon.store.pack.unpack import unpack
 store = Store.open(Path(sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF)
 try:

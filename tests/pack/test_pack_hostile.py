@@ -24,10 +24,10 @@ from pack_helpers import (
     zstd,
 )
 from ratoon.errors import ChainMismatch, Corrupt, Incompatible, InvalidInput, RatoonError
-from ratoon.pack.pack import pack
-from ratoon.pack.packfile import tar_header
-from ratoon.pack.unpack import unpack
-from ratoon.snapshot.store import Store
+from ratoon.store.pack.pack import pack
+from ratoon.store.pack.packfile import tar_header
+from ratoon.store.pack.unpack import unpack
+from ratoon.store.snapshot.store import Store
 from ratoon.units import MIB
 from small_snapshots import digest
 

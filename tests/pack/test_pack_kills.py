@@ -12,22 +12,22 @@ from pathlib import Path
 import pytest
 
 from pack_helpers import content_of, publish_chain
-from ratoon.pack.pack import pack
-from ratoon.pack.unpack import unpack
-from ratoon.snapshot.snapshot import Snapshot
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.verify import verify_disks
+from ratoon.store.pack.pack import pack
+from ratoon.store.pack.unpack import unpack
+from ratoon.store.snapshot.snapshot import Snapshot
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.verify import verify_disks
 from small_snapshots import publish
 
 PRELUDE = """
     import ctypes, os, signal, sys
     from pathlib import Path
     from ratoon import files
-    from ratoon.pack import memory_check, packfile, unpack as module
-    from ratoon.snapshot import staging
-    from ratoon.pack.pack import pack
-    from ratoon.snapshot.store import Store
-    from ratoon.pack.unpack import unpack
+    from ratoon.store.pack import memory_check, packfile, unpack as module
+    from ratoon.store.snapshot import staging
+    from ratoon.store.pack.pack import pack
+    from ratoon.store.snapshot.store import Store
+    from ratoon.store.pack.unpack import unpack
     def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
     def after(call, number=1):
         def counted(*arguments, **names):

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from pack_helpers import content_of, members_of, publish_chain, state_of, zstd
-from ratoon.disk.qcow2 import disk_root, file_digest
 from ratoon.errors import (
     AlreadyExists,
     Corrupt,
@@ -21,13 +20,14 @@ from ratoon.errors import (
     NotFound,
 )
 from ratoon.files import Stamp
-from ratoon.pack.pack import pack
-from ratoon.pack.packfile import Contents, PackedFile, PackWriter, file_names, tar_header
-from ratoon.pack.unpack import unpack
-from ratoon.snapshot.manifest import FileRef
-from ratoon.snapshot.snapshot import Snapshot
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.verify import read_stamps, verify_disks
+from ratoon.store.disk.qcow2 import disk_root, file_digest
+from ratoon.store.pack.pack import pack
+from ratoon.store.pack.packfile import Contents, PackedFile, PackWriter, file_names, tar_header
+from ratoon.store.pack.unpack import unpack
+from ratoon.store.snapshot.manifest import FileRef
+from ratoon.store.snapshot.snapshot import Snapshot
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.verify import read_stamps, verify_disks
 from small_snapshots import flip, publish
 
 
@@ -92,7 +92,7 @@ def test_what_was_unpacked_is_private_read_only_and_known_to_be_verified(
         str(path.relative_to(snapshot.path)): Stamp.of(path, with_ctime=False)
         for path in map(snapshot.disk_path, range(3))
     }
-    monkeypatch.setattr("ratoon.disk.qcow2.file_digest", None)  # nothing is read again
+    monkeypatch.setattr("ratoon.store.disk.qcow2.file_digest", None)  # nothing is read again
     verify_disks(snapshot)
 
 
@@ -302,7 +302,7 @@ def test_force_where_directories_cannot_change_places_changes_nothing(
     def refuse(*_: object) -> None:
         raise HostError("the file system cannot")
 
-    monkeypatch.setattr("ratoon.snapshot.staging.exchange", refuse)
+    monkeypatch.setattr("ratoon.store.snapshot.staging.exchange", refuse)
     with pytest.raises(HostError):
         unpack(other, packed, force=True)
     assert other.get("L2") == old

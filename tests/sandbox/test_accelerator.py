@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from ratoon.engine.sandbox import accelerator
+from ratoon.engine.sandbox.accelerator import Probe, choose_accelerator
 from ratoon.errors import BootTimeout, MachineDied
-from ratoon.guest.build import Guest
-from ratoon.sandbox import accelerator
-from ratoon.sandbox.accelerator import Probe, choose_accelerator
-from ratoon.vmm.driver import Boot, Launch
+from ratoon.machine.guest.build import Guest
+from ratoon.machine.vmm.driver import Boot, Launch
 
 GUEST = Guest(Path("/guest/vmlinuz"), "0a" * 32, Path("/guest/initramfs"), "0b" * 32)
 WORKS = Probe(accelerator="kvm", reason="it booted the guest's kernel")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from ratoon.engine.sandbox import boot as boot_module
+from ratoon.engine.sandbox.boot import boot
 from ratoon.errors import BootTimeout, GuestError, MachineDied
-from ratoon.guest.agent import wire
-from ratoon.sandbox import boot as boot_module
-from ratoon.sandbox.boot import boot
-from ratoon.vmm import command
-from ratoon.vmm.driver import Hardware, Launch
+from ratoon.machine.guest.agent import wire
+from ratoon.machine.vmm import command
+from ratoon.machine.vmm.driver import Hardware, Launch
 
 Script = Callable[["Machine", asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

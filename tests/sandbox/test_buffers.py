@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ratoon.sandbox.capture import Buffers
+from ratoon.engine.sandbox.capture import Buffers
 
 
 def test_one_that_has_grown_is_lent_again() -> None:

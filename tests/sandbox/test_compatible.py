@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from ratoon.engine.sandbox import fork
+from ratoon.engine.sandbox.fork import check_compatible
 from ratoon.errors import Incompatible
-from ratoon.guest.agent import wire
-from ratoon.sandbox import fork
-from ratoon.sandbox.fork import check_compatible
-from ratoon.snapshot.snapshot import Snapshot
-from ratoon.vmm import command
-from ratoon.vmm.driver import Accelerator
+from ratoon.machine.guest.agent import wire
+from ratoon.machine.vmm import command
+from ratoon.machine.vmm.driver import Accelerator
+from ratoon.store.snapshot.snapshot import Snapshot
 from small_snapshots import make_chain
 
 TCG: frozenset[Accelerator] = frozenset(("tcg",))

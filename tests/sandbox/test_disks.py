@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from ratoon.disk.flatten import merge
-from ratoon.memory.cache import DISK
-from ratoon.sandbox.disks import FEW, MANY, Disks
-from ratoon.snapshot.snapshot import Snapshot
-from ratoon.snapshot.store import Store
+from ratoon.engine.sandbox.disks import FEW, MANY, Disks
+from ratoon.store.disk.flatten import merge
+from ratoon.store.memory.cache import DISK
+from ratoon.store.snapshot.snapshot import Snapshot
+from ratoon.store.snapshot.store import Store
 from small_snapshots import publish, write_snapshot
 
 DESCRIPTORS = Path("/proc/self/fd")
@@ -151,7 +151,7 @@ async def test_what_is_made_while_its_sandbox_leaves_it_goes_too(
         waited.append(may_end.wait(30))
         merge(*arguments)
 
-    monkeypatch.setattr("ratoon.snapshot.flat_disks.merge", slowly)
+    monkeypatch.setattr("ratoon.store.snapshot.flat_disks.merge", slowly)
     disks.hold(own, burst=True).close()
     assert await asyncio.to_thread(begun.wait, 30)
     await disks.remove(*own.manifest.disk_roots)

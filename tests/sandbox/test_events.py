@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ratoon.sandbox.events import Events, Listener
+from ratoon.engine.sandbox.events import Events, Listener
 
 
 async def heard(events: Events, listener: Listener) -> list[str | None]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from ratoon.engine.sandbox.heads import ATTEMPTS, Heads, MappedMemory
 from ratoon.errors import HostError
-from ratoon.memory.image import ImageStore
-from ratoon.memory.page import PAGE_SIZE
-from ratoon.sandbox.heads import ATTEMPTS, Heads, MappedMemory
-from ratoon.snapshot.snapshot import Snapshot
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.memory.page import PAGE_SIZE
+from ratoon.store.snapshot.snapshot import Snapshot
 from small_snapshots import RAM, make_chain, ram_of
 
 CHAIN = [{1: 1, 2: 2, 9: 3}, {2: 0, 5: 4}]

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 
 from memory_helpers import last_data_byte
+from ratoon.engine.sandbox import heads as heads_module
+from ratoon.engine.sandbox.heads import Heads, MappedMemory, Patch, write_patch
 from ratoon.errors import ChainMismatch, Corrupt, NotFound
-from ratoon.memory.digests import memory_root, zero_array
-from ratoon.memory.image import ImageStore
-from ratoon.memory.page import PAGE_SIZE
-from ratoon.sandbox import heads as heads_module
-from ratoon.sandbox.heads import Heads, MappedMemory, Patch, write_patch
-from ratoon.snapshot.snapshot import Snapshot
+from ratoon.store.memory.digests import memory_root, zero_array
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.memory.page import PAGE_SIZE
+from ratoon.store.snapshot.snapshot import Snapshot
 from small_snapshots import RAM, make_chain, ram_of, with_root
 
 CHAIN = [{1: 1, 2: 2, 9: 3}, {2: 0, 5: 4}, {60: 5}]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from ratoon.memory.image import ImageStore
-from ratoon.sandbox.disks import MANY, Disks
-from ratoon.sandbox.heads import Heads
-from ratoon.sandbox.leaving import Leaving
-from ratoon.sandbox.making import Making
-from ratoon.snapshot.snapshot import Snapshot, link_snapshot
-from ratoon.snapshot.store import Store
+from ratoon.engine.sandbox.disks import MANY, Disks
+from ratoon.engine.sandbox.heads import Heads
+from ratoon.engine.sandbox.leaving import Leaving
+from ratoon.engine.sandbox.making import Making
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.snapshot.snapshot import Snapshot, link_snapshot
+from ratoon.store.snapshot.store import Store
 from small_snapshots import publish, write_snapshot
 
 

@@ -8,9 +8,9 @@ from typing import cast
 
 import pytest
 
+from ratoon.engine.sandbox.deaths import blamed
 from ratoon.errors import GuestError, GuestFileNotFound, MachineDied
-from ratoon.sandbox.deaths import blamed
-from ratoon.vmm.driver import Machine
+from ratoon.machine.vmm.driver import Machine
 
 
 class Dead:

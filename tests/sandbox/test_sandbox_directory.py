@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.errors import Corrupt
-from ratoon.sandbox.directory import SandboxDirectory
-from ratoon.snapshot.snapshot import Snapshot
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.verify import check_sizes
+from ratoon.store.snapshot.snapshot import Snapshot
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.verify import check_sizes
 from small_snapshots import publish, write_snapshot
 
 

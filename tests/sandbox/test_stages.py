@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ratoon.sandbox.stages import Stages
+from ratoon.engine.sandbox.stages import Stages
 
 
 def test_stages_in_the_order_they_ran() -> None:

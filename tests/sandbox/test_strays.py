@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ratoon.sandbox.sweep import kill_strays
+from ratoon.engine.sandbox.sweep import kill_strays
 
 #: Like a machine: it holds a lock on its disk, and memory that takes a while to be freed.
 MACHINE = """

@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from ratoon.host.cgroups import Cgroups
-from ratoon.host.hierarchies import hierarchies
-from ratoon.host.limits import Limits
-from ratoon.sandbox.directory import SandboxDirectory
-from ratoon.sandbox.sweep import sweep
-from ratoon.snapshot.store import Store
+from ratoon.engine.sandbox.directory import SandboxDirectory
+from ratoon.engine.sandbox.sweep import sweep
+from ratoon.machine.host.cgroups import Cgroups
+from ratoon.machine.host.hierarchies import hierarchies
+from ratoon.machine.host.limits import Limits
+from ratoon.store.snapshot.store import Store
 
 
 def test_groups_of_the_dead_are_swept_with_what_is_left_in_them(tmp_path: Path) -> None:

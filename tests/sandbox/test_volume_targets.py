@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from ratoon.sandbox.options import Volume
+from ratoon.engine.sandbox.options import Volume
 
 
 @pytest.mark.parametrize("target", ["/", "/dev", "/proc", "/proc/sys/kernel", "/sys", "/sys/fs"])

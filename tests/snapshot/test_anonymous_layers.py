@@ -16,19 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ratoon.check.check import check_store
-from ratoon.check.findings import Kind
-from ratoon.check.scrub import Slice
-from ratoon.disk.qcow2 import disk_root
 from ratoon.errors import ChainMismatch, Corrupt, RatoonError
-from ratoon.memory.image import ImageStore
-from ratoon.pack.pack import pack
-from ratoon.pack.unpack import unpack
-from ratoon.snapshot.compact import anonymous_layers, compact, publish_condensed
-from ratoon.snapshot.diff import diff
-from ratoon.snapshot.lineage import lineage
-from ratoon.snapshot.links import read_links
-from ratoon.snapshot.manifest import (
+from ratoon.store.check.check import check_store
+from ratoon.store.check.findings import Kind
+from ratoon.store.check.scrub import Slice
+from ratoon.store.disk.qcow2 import disk_root
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.pack.pack import pack
+from ratoon.store.pack.unpack import unpack
+from ratoon.store.snapshot.compact import anonymous_layers, compact, publish_condensed
+from ratoon.store.snapshot.diff import diff
+from ratoon.store.snapshot.lineage import lineage
+from ratoon.store.snapshot.links import read_links
+from ratoon.store.snapshot.manifest import (
     FileRef,
     GuestInfo,
     LayerRef,
@@ -38,11 +38,11 @@ from ratoon.snapshot.manifest import (
     decode,
     encode,
 )
-from ratoon.snapshot.snapshot import Snapshot, load_snapshot
-from ratoon.snapshot.staging import Staging
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.usage import usage
-from ratoon.snapshot.verify import verify_disks
+from ratoon.store.snapshot.snapshot import Snapshot, load_snapshot
+from ratoon.store.snapshot.staging import Staging
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.usage import usage
+from ratoon.store.snapshot.verify import verify_disks
 from small_snapshots import MACHINE, RAM, Layer, contents, digest, page, write_snapshot
 
 # Manifests ------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ratoon.errors import HasDependents, InFlight, InvalidInput, NotFound
-from ratoon.snapshot.snapshot import Snapshot, load_snapshot, read_vmstate
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.verify import check_sizes, verify_disks
+from ratoon.store.snapshot.snapshot import Snapshot, load_snapshot, read_vmstate
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.verify import check_sizes, verify_disks
 from small_snapshots import flip, publish, write_snapshot
 
 

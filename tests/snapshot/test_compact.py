@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 
 from memory_helpers import last_data_byte
-from ratoon.disk import flatten as flatten_module
-from ratoon.disk.qcow2 import check_header
 from ratoon.errors import AlreadyExists, Corrupt, HostError, InFlight, InvalidInput, NotFound
-from ratoon.memory import merge as merge_module
-from ratoon.memory.chain import resolve
-from ratoon.memory.image import ImageStore
-from ratoon.snapshot import compact as compact_module
-from ratoon.snapshot.compact import compact
-from ratoon.snapshot.links import ram_pages, read_links
-from ratoon.snapshot.snapshot import Snapshot, read_vmstate
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.verify import check_sizes, verify_disks
+from ratoon.store.disk import flatten as flatten_module
+from ratoon.store.disk.qcow2 import check_header
+from ratoon.store.memory import merge as merge_module
+from ratoon.store.memory.chain import resolve
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.snapshot import compact as compact_module
+from ratoon.store.snapshot.compact import compact
+from ratoon.store.snapshot.links import ram_pages, read_links
+from ratoon.store.snapshot.snapshot import Snapshot, read_vmstate
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.verify import check_sizes, verify_disks
 from small_snapshots import make_layer, poke, publish
 
 

@@ -14,22 +14,22 @@ import pytest
 from memory_helpers import last_data_byte
 from ratoon import files
 from ratoon.api.upkeep import CompressedLayer
-from ratoon.check.check import check_store
-from ratoon.check.repair import plan_repairs, repair_store
-from ratoon.check.scrub import EVERYTHING, Slice
 from ratoon.errors import Corrupt, HostError, InFlight, NotFound
-from ratoon.memory.compressed import is_compressed
-from ratoon.memory.image import ImageStore
-from ratoon.pack.pack import pack
-from ratoon.pack.unpack import unpack
-from ratoon.snapshot.compact import compact
-from ratoon.snapshot.compress import rewrite_layers
-from ratoon.snapshot.diff import _changed_pages
-from ratoon.snapshot.links import read_links
-from ratoon.snapshot.snapshot import Snapshot, link_snapshot, load_snapshot
-from ratoon.snapshot.staging import exchange
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.usage import usage
+from ratoon.store.check.check import check_store
+from ratoon.store.check.repair import plan_repairs, repair_store
+from ratoon.store.check.scrub import EVERYTHING, Slice
+from ratoon.store.memory.compressed import is_compressed
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.pack.pack import pack
+from ratoon.store.pack.unpack import unpack
+from ratoon.store.snapshot.compact import compact
+from ratoon.store.snapshot.compress import rewrite_layers
+from ratoon.store.snapshot.diff import _changed_pages
+from ratoon.store.snapshot.links import read_links
+from ratoon.store.snapshot.snapshot import Snapshot, link_snapshot, load_snapshot
+from ratoon.store.snapshot.staging import exchange
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.usage import usage
 from small_snapshots import RAM, contents, make_image, poke, publish
 
 #: Pages that compress well, in several frames.
@@ -177,7 +177,7 @@ def test_a_run_that_was_cut_short_is_finished_by_the_next(
             raise OSError(5, "no more")
         exchange(first, second)
 
-    monkeypatch.setattr("ratoon.snapshot.compress.exchange", interrupted)
+    monkeypatch.setattr("ratoon.store.snapshot.compress.exchange", interrupted)
     with pytest.raises(OSError, match="no more"):
         rewrite_layers(store, "compressed")
     monkeypatch.undo()
@@ -207,7 +207,7 @@ def test_links_that_are_made_meanwhile_are_replaced_too(
             os.link(store.snapshots / "base" / "memory.bin", late / "memory.bin")
         exchange(first, second)
 
-    monkeypatch.setattr("ratoon.snapshot.compress.exchange", while_another_links)
+    monkeypatch.setattr("ratoon.store.snapshot.compress.exchange", while_another_links)
     (base, *_) = rewrite_layers(store, "compressed", ["base"])
     assert base.names == 6
     assert is_compressed(late / "memory.bin", label="L")
@@ -223,7 +223,7 @@ def test_nothing_comes_to_be_where_somebody_deletes(
             store.delete("b")
         exchange(first, second)
 
-    monkeypatch.setattr("ratoon.snapshot.compress.exchange", while_another_deletes)
+    monkeypatch.setattr("ratoon.store.snapshot.compress.exchange", while_another_deletes)
     rewrite_layers(store, "compressed")
     assert {path.name for path in store.snapshots.iterdir()} == {"base", "a", "a1"}
     assert_sound(store)
@@ -310,7 +310,7 @@ def test_a_file_system_without_exchanges_is_named(
     def refuse(first: Path, second: Path) -> None:
         raise HostError("no such thing")
 
-    monkeypatch.setattr("ratoon.snapshot.compress.exchange", refuse)
+    monkeypatch.setattr("ratoon.store.snapshot.compress.exchange", refuse)
     with pytest.raises(HostError, match="exchange names"):
         rewrite_layers(store, "compressed")
     assert layers(store)["base"] == {False}

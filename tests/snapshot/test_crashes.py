@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from ratoon.errors import InFlight
-from ratoon.snapshot.snapshot import Snapshot
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.verify import verify_disks
+from ratoon.store.snapshot.snapshot import Snapshot
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.verify import verify_disks
 from small_snapshots import publish
 
 
@@ -34,8 +34,8 @@ def start(store: Store, script: str) -> subprocess.Popen[str]:
         from pathlib import Path
         from small_snapshots import publish, write_snapshot
         from ratoon import files
-        from ratoon.snapshot import staging as staging_module
-        from ratoon.snapshot.store import Store
+        from ratoon.store.snapshot import staging as staging_module
+        from ratoon.store.snapshot.store import Store
         store = Store.open(Path({str(store.home)!r}))
         def child(s): return write_snapshot(store, s, parent=store.get("base"))
         def die(*_): os.kill(os.getpid(), signal.SIGKILL)

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from ext4_for_snapshots import as_layer, file_system
-from ratoon.disk import flatten as flatten_module
-from ratoon.disk.qcow2 import file_digest
-from ratoon.disk.tree import ChangedFile, FileChanges
 from ratoon.errors import Corrupt, HostError, Incompatible, NotFound
-from ratoon.snapshot import diff as diff_module
-from ratoon.snapshot.diff import Difference, diff
-from ratoon.snapshot.store import Store
+from ratoon.store.disk import flatten as flatten_module
+from ratoon.store.disk.qcow2 import file_digest
+from ratoon.store.disk.tree import ChangedFile, FileChanges
+from ratoon.store.snapshot import diff as diff_module
+from ratoon.store.snapshot.diff import Difference, diff
+from ratoon.store.snapshot.store import Store
 from small_snapshots import empty_overlay, make_layer, poke, publish, qemu_io, write_snapshot
 
 DISK = 16 << 20

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ratoon.disk.flatten import flatten_raw, merge
 from ratoon.errors import Corrupt, NotFound
 from ratoon.files import locked
-from ratoon.memory.cache import OpenImage
-from ratoon.snapshot import flat_disks as flat_disks_module
-from ratoon.snapshot.flat_disks import FlatDisks
-from ratoon.snapshot.snapshot import Snapshot
-from ratoon.snapshot.store import Store
+from ratoon.store.disk.flatten import flatten_raw, merge
+from ratoon.store.memory.cache import OpenImage
+from ratoon.store.snapshot import flat_disks as flat_disks_module
+from ratoon.store.snapshot.flat_disks import FlatDisks
+from ratoon.store.snapshot.snapshot import Snapshot
+from ratoon.store.snapshot.store import Store
 from small_snapshots import make_image, make_layer, publish
 
 #: The disk's layers, base first: what each writes, takes back, and hides.

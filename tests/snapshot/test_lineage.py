@@ -9,8 +9,8 @@ import pytest
 from ratoon.api.snapshots import LineageNode
 from ratoon.cli.chains import draw
 from ratoon.cli.showing import printable
-from ratoon.snapshot.lineage import lineage
-from ratoon.snapshot.store import Store
+from ratoon.store.snapshot.lineage import lineage
+from ratoon.store.snapshot.store import Store
 from small_snapshots import flip, publish
 
 

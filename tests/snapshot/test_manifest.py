@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ratoon.errors import ChainMismatch, Corrupt, Incompatible, InvalidInput, RatoonError
-from ratoon.snapshot.manifest import Manifest, check_tag, decode, encode
-from ratoon.snapshot.store import Store
+from ratoon.store.snapshot.manifest import Manifest, check_tag, decode, encode
+from ratoon.store.snapshot.store import Store
 from small_snapshots import digest, publish
 
 

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratoon.errors import HasDependents, InvalidInput, NotFound
-from ratoon.memory.image import ImageStore
-from ratoon.snapshot.compress import rewrite_layers
-from ratoon.snapshot.inventory import take_inventory
-from ratoon.snapshot.retention import Inventory, Member, Plan, Rules, make_plan
-from ratoon.snapshot.snapshot import Snapshot, link_snapshot
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.usage import usage
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.snapshot.compress import rewrite_layers
+from ratoon.store.snapshot.inventory import take_inventory
+from ratoon.store.snapshot.retention import Inventory, Member, Plan, Rules, make_plan
+from ratoon.store.snapshot.snapshot import Snapshot, link_snapshot
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.usage import usage
 from small_snapshots import make_image, publish, write_snapshot
 
 NOW = 1_800_000_000.0

@@ -20,10 +20,10 @@ from ratoon.errors import (
     InFlight,
     NotFound,
 )
-from ratoon.snapshot.manifest import Manifest
-from ratoon.snapshot.snapshot import Snapshot, load_snapshot, read_vmstate
-from ratoon.snapshot.store import BrokenSnapshot, Store
-from ratoon.snapshot.verify import verify_disks
+from ratoon.store.snapshot.manifest import Manifest
+from ratoon.store.snapshot.snapshot import Snapshot, load_snapshot, read_vmstate
+from ratoon.store.snapshot.store import BrokenSnapshot, Store
+from ratoon.store.snapshot.verify import verify_disks
 from small_snapshots import flip, publish, write_snapshot
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ratoon.errors import Corrupt, Incompatible
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.store_format import FORMAT
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.store_format import FORMAT
 from small_snapshots import publish
 
 

@@ -13,14 +13,14 @@ import pytest
 from ratoon.bench.loop_mounts import mounted, used_bytes, what_is_missing
 from ratoon.errors import InvalidInput, NotFound
 from ratoon.files import copy_sparse
-from ratoon.snapshot.extents import shared_extents
-from ratoon.snapshot.inventory import take_inventory
-from ratoon.snapshot.retention import Rules, make_plan
-from ratoon.snapshot.snapshot import link_snapshot
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.usage import Usage, _sweep, snapshot_usage, usage
+from ratoon.machine.volumes import named
+from ratoon.store.snapshot.extents import shared_extents
+from ratoon.store.snapshot.inventory import take_inventory
+from ratoon.store.snapshot.retention import Rules, make_plan
+from ratoon.store.snapshot.snapshot import link_snapshot
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.usage import Usage, _sweep, snapshot_usage, usage
 from ratoon.units import MIB
-from ratoon.volumes import named
 from small_snapshots import make_image, publish
 
 

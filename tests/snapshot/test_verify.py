@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ratoon.disk import qcow2
 from ratoon.errors import Corrupt, RatoonError
-from ratoon.snapshot.snapshot import Snapshot, link_snapshot, load_snapshot, read_vmstate
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.verify import read_stamps, verify_disks
+from ratoon.store.disk import qcow2
+from ratoon.store.snapshot.snapshot import Snapshot, link_snapshot, load_snapshot, read_vmstate
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.verify import read_stamps, verify_disks
 from small_snapshots import flip, publish, size, touch
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ratoon.sources.resolve import resolve, root_disk
+from ratoon.engine.sources.resolve import resolve, root_disk
 from ratoon.units import MIB
 
 DISK = 64 * MIB

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ratoon.engine.sources.debian import Debian
+from ratoon.engine.sources.resolve import resolve
 from ratoon.errors import InvalidInput, NotFound
-from ratoon.sources.debian import Debian
-from ratoon.sources.resolve import resolve
 
 pytest_plugins = ["image_fixtures"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ratoon.engine.sources.host_files import take
 from ratoon.errors import InvalidInput
-from ratoon.sources.host_files import take
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 from disk_looks import DISK, Look
 
 from oci_images import Entry, Layout, device, directory, entry, file, hard_link, layer, symlink
+from ratoon.engine.sources.resolve import resolve, root_disk
 from ratoon.errors import Corrupt, HostError, InvalidInput, RatoonError
-from ratoon.sources.resolve import resolve, root_disk
 from ratoon.units import MIB
 
 pytest_plugins = ["image_fixtures"]
@@ -139,7 +139,7 @@ def test_while_it_is_unpacked_a_layer_has_no_devices_no_setuid_and_no_host(
     cache: Path, tmp_path: Path
 ) -> None:
     """Seen from within: what unpacks is replaced by a program that looks around."""
-    from ratoon.sources.disk import fill_disk
+    from ratoon.engine.sources.disk import fill_disk
 
     room = tmp_path / "room"
     room.mkdir()
@@ -235,7 +235,7 @@ def test_too_many_files_do_not_fit_either(cache: Path, tmp_path: Path) -> None:
 
 
 def test_a_host_without_room_is_not_taken_for_a_small_disk() -> None:
-    from ratoon.sources import disk
+    from ratoon.engine.sources import disk
 
     assert disk._has_room(Path("/tmp"))
     assert not disk._has_room(Path("/sys"))

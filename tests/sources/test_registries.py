@@ -11,11 +11,11 @@ import pytest
 from disk_looks import DISK, Look
 
 from oci_images import Layout, file, layer
+from ratoon.engine.sources import blobs
+from ratoon.engine.sources.registry import RegistryName
+from ratoon.engine.sources.resolve import resolve, root_disk
 from ratoon.errors import Corrupt, HostError, InvalidInput, NotFound, RegistryError
-from ratoon.snapshot.image_config import ImageConfig
-from ratoon.sources import blobs
-from ratoon.sources.registry import RegistryName
-from ratoon.sources.resolve import resolve, root_disk
+from ratoon.store.snapshot.image_config import ImageConfig
 from registry_server import PASSWORD, USER, Registry, serving
 
 pytest_plugins = ["image_fixtures"]

@@ -19,12 +19,12 @@ import pytest
 from disk_looks import DISK, Look
 
 from oci_images import Layout, directory, file, hard_link, layer, symlink
+from ratoon.engine.sources.image import Image
+from ratoon.engine.sources.oci import OciImage
+from ratoon.engine.sources.resolve import resolve, root_disk
+from ratoon.engine.sources.trees import Tree
 from ratoon.errors import Conflict, Corrupt, HostError, InvalidInput, NotFound
-from ratoon.snapshot.image_config import ImageConfig
-from ratoon.sources.image import Image
-from ratoon.sources.oci import OciImage
-from ratoon.sources.resolve import resolve, root_disk
-from ratoon.sources.trees import Tree
+from ratoon.store.snapshot.image_config import ImageConfig
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -14,7 +14,7 @@ from disk_looks import loop_devices_of
 SCRIPT = """
 import sys
 from pathlib import Path
-from ratoon.sources.disk import fill_disk
+from ratoon.engine.sources.disk import fill_disk
 room = Path(sys.argv[1])
 fill_disk(room, 64 << 20, "x", ["sh", "-c", "touch root/x started; exec sleep 10000", str(room)])
 """

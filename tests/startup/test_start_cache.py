@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.startup import key
+from ratoon.engine.startup.cache import Damaged, Entry, StartCache, tag_of
+from ratoon.engine.startup.key import Booted
+from ratoon.engine.startup.prune import prune
 from ratoon.errors import Conflict, InvalidInput, NotFound
-from ratoon.guest.agent import wire
-from ratoon.sandbox.engine import Engine
-from ratoon.startup import key
-from ratoon.startup.cache import Damaged, Entry, StartCache, tag_of
-from ratoon.startup.key import Booted
-from ratoon.startup.prune import prune
-from ratoon.vmm import command
+from ratoon.machine.guest.agent import wire
+from ratoon.machine.vmm import command
 from small_snapshots import publish
 
 IMAGE = "blake3:1"

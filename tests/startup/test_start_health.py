@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ratoon.engine.startup.health import Output, Program, Wait, status_of
+from ratoon.engine.startup.spec import CommandHealth, HttpHealth, LogHealth
 from ratoon.errors import NotHealthy
-from ratoon.guest.agent import wire
-from ratoon.guest.commands import Ended
-from ratoon.startup.health import Output, Program, Wait, status_of
-from ratoon.startup.spec import CommandHealth, HttpHealth, LogHealth
+from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.commands import Ended
 
 PROGRAM = Program(["server"], {}, None, None)
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratoon.guest.agent import wire
-from ratoon.startup import key
-from ratoon.startup.key import Booted, Difference, Started, differences, unfit
-from ratoon.vmm import command
+from ratoon.engine.startup import key
+from ratoon.engine.startup.key import Booted, Difference, Started, differences, unfit
+from ratoon.machine.guest.agent import wire
+from ratoon.machine.vmm import command
 
 TEXT = st.text(max_size=8)
 NUMBERS = st.integers(1, 1 << 40)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ratoon.startup.content import describe_content
+from ratoon.engine.startup.content import describe_content
 
 
 @pytest.fixture

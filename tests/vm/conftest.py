@@ -15,9 +15,9 @@ import pytest
 from vm_helpers import control_groups_of, forget, open_files, processes_of, tags
 
 from ratoon import paths
-from ratoon.memory.compressed import is_compressed
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.store.memory.compressed import is_compressed
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,9 +11,9 @@ from vm_helpers import processes_of
 
 from ratoon import paths
 from ratoon.daemon.settings import Settings
-from ratoon.sandbox.engine import Engine
-from ratoon.snapshot.snapshot import link_snapshot
-from ratoon.snapshot.store import Store
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.store.snapshot.snapshot import link_snapshot
+from ratoon.store.snapshot.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from ratoon.daemon.context import Daemon
 from ratoon.daemon.serve import Server
 from ratoon.daemon.settings import Settings
 from ratoon.daemon.sockets import tcp_socket, unix_socket
-from ratoon.sandbox.engine import Engine
+from ratoon.engine.sandbox.engine import Engine
 
 
 @dataclass(frozen=True)

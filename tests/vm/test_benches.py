@@ -15,11 +15,11 @@ from ratoon.bench.samples import Samples, write_rows
 from ratoon.bench.served import served
 from ratoon.bench.textbook import Textbook
 from ratoon.bench.virsh import Domain, Virsh
+from ratoon.engine.sandbox.engine import DISK_BYTES, Engine
+from ratoon.engine.sources.resolve import resolve, root_disk
 from ratoon.errors import AlreadyExists, NotFound, RatoonError
-from ratoon.memory.image import ImageStore
-from ratoon.sandbox.engine import DISK_BYTES, Engine
-from ratoon.snapshot.links import ram_pages, read_links
-from ratoon.sources.resolve import resolve, root_disk
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.snapshot.links import ram_pages, read_links
 
 
 def workshop(engine: Engine, room: Path, *, skip_build: bool = False) -> Workshop:

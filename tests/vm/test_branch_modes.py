@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from vm_helpers import CHECK, FOR_EVER, WRITE, assert_whole, leaves_nothing, no_space, sh, until
 
+from ratoon.engine.sandbox import branch, layer
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import AlreadyExists, Conflict, HostError, InFlight, InvalidInput, NotFound
-from ratoon.memory.writing import writing_page_set
-from ratoon.sandbox import branch, layer
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.snapshot import compact
-from ratoon.snapshot.diff import diff
+from ratoon.store.memory.writing import writing_page_set
+from ratoon.store.snapshot import compact
+from ratoon.store.snapshot.diff import diff
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from itertools import count
 import pytest
 from vm_helpers import forget, link, ram_pages, sh
 
+from ratoon.engine.sandbox import heads
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import AlreadyExists, HasDependents, InvalidInput, NotFound
-from ratoon.memory.image import ImageStore
-from ratoon.sandbox import heads
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.store.memory.image import ImageStore
 
 CHAIN = ("L1", "L2", "L3")
 

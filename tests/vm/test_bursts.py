@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from vm_helpers import leaves_nothing, sh
 
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import InvalidInput, MachineError
-from ratoon.memory import image as image_module
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.vmm.driver import Launch
-from ratoon.vmm.qemu import QemuMachine
+from ratoon.machine.vmm.driver import Launch
+from ratoon.machine.vmm.qemu import QemuMachine
+from ratoon.store.memory import image as image_module
 
 
 def mapped_inodes(pid: int, directory: Path) -> set[int]:

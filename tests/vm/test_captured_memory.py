@@ -14,9 +14,9 @@ import pytest
 from vm_helpers import ram_pages, sh
 from whole_ram import PAGE, before_resume, branch_and_look, differing, read_ram, reconstruct
 
-from ratoon.memory.dirty import dirty_pages
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.store.memory.dirty import dirty_pages
 from ratoon.units import MIB
 
 WORKLOAD = """python3 -c '

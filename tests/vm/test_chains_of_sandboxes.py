@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from vm_helpers import CHECK, WRITE, sh
 
-from ratoon.check.check import check_store
-from ratoon.check.scrub import Slice
-from ratoon.pack.pack import pack
-from ratoon.pack.unpack import unpack
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.snapshot.diff import diff
-from ratoon.snapshot.lineage import lineage
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.store.check.check import check_store
+from ratoon.store.check.scrub import Slice
+from ratoon.store.pack.pack import pack
+from ratoon.store.pack.unpack import unpack
+from ratoon.store.snapshot.diff import diff
+from ratoon.store.snapshot.lineage import lineage
 
 #: The names under which it left files, in the order in which it did.
 NAMES = ("first", "stood-by", "forked", "head")

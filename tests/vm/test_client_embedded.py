@@ -12,8 +12,8 @@ from vm_helpers import FOR_EVER, processes_of, until
 
 from both_libraries import Libraries
 from ratoon import paths
+from ratoon.engine.sandbox.engine import Engine
 from ratoon.errors import Unreachable
-from ratoon.sandbox.engine import Engine
 
 
 @pytest.mark.parametrize("kind", ["asyncio", "threads"])

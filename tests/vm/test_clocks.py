@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import pytest
 from vm_helpers import FOR_EVER
 
-from ratoon.guest.evaluation import evaluate
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.vmm.qemu import QemuMachine
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.machine.guest.evaluation import evaluate
+from ratoon.machine.vmm.qemu import QemuMachine
 
 #: Seconds: the time was right when it was sent, and is set when that has arrived.
 ROUNDING = 0.05

@@ -8,12 +8,12 @@ from functools import partial
 import pytest
 from vm_helpers import leaves_nothing, sh
 
+from ratoon.engine.sandbox import base, boot
+from ratoon.engine.sandbox.engine import Engine
 from ratoon.errors import BootTimeout, MachineDied
-from ratoon.guest.build import Guest
-from ratoon.sandbox import base, boot
-from ratoon.sandbox.engine import Engine
+from ratoon.machine.guest.build import Guest
+from ratoon.machine.vmm.driver import Accelerator, Boot
 from ratoon.units import MIB
-from ratoon.vmm.driver import Accelerator, Boot
 
 
 def boot_with(monkeypatch: pytest.MonkeyPatch, words: str, console: str = "console=ttyS0") -> None:

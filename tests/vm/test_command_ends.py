@@ -9,8 +9,8 @@ from contextlib import suppress
 import pytest
 from vm_helpers import FOR_EVER, sh, until_gone
 
-from ratoon.guest.commands import ExecResult
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.machine.guest.commands import ExecResult
 from ratoon.units import MIB
 
 

@@ -10,7 +10,7 @@ from hashlib import sha256
 import pytest
 from vm_helpers import sh
 
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.units import MIB
 
 

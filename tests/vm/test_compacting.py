@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 import pytest
 from vm_helpers import link, ram_pages, sh, tags
 
+from ratoon.engine.sandbox.engine import Engine
 from ratoon.errors import HasDependents
-from ratoon.sandbox.engine import Engine
-from ratoon.snapshot.diff import diff
-from ratoon.snapshot.links import read_links
-from ratoon.snapshot.usage import usage
+from ratoon.store.snapshot.diff import diff
+from ratoon.store.snapshot.links import read_links
+from ratoon.store.snapshot.usage import usage
 
 CHAIN = ("c1", "c2", "c3")
 

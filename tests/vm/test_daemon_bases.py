@@ -9,8 +9,8 @@ from served_daemon import serving
 
 from ratoon.artifacts import run
 from ratoon.daemon.settings import Settings
-from ratoon.guest.build import build_guest
-from ratoon.sandbox.engine import Engine
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.machine.guest.build import build_guest
 
 
 async def test_a_kernel_and_a_disk_become_a_base(engine: Engine, tmp_path: Path) -> None:

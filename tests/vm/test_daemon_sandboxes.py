@@ -18,10 +18,10 @@ from served_daemon import Served, serving
 from vm_helpers import FOR_EVER, until
 
 from ratoon.daemon.settings import Settings
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.layer import publish_layer
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import HostError, RatoonError
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.layer import publish_layer
-from ratoon.sandbox.sandbox import Sandbox
 
 pytest_plugins = ["daemon_plugin"]
 
@@ -147,7 +147,7 @@ async def test_a_live_branch_takes_a_slot_until_it_is_written(
         assert may_write.wait(FOR_EVER)
         return publish_layer(*arguments, **options)
 
-    monkeypatch.setattr("ratoon.sandbox.branch.publish_layer", held_back)
+    monkeypatch.setattr("ratoon.engine.sandbox.branch.publish_layer", held_back)
     try:
         body = {"mode": "live", "wait": False, "tag": "live"}
         answer = await forked.api.post(f"/v1/sandboxes/{shared_sandbox}/branch", json=body)
@@ -180,7 +180,7 @@ async def test_a_live_branch_that_fails_is_told_of_until_it_is_deleted(
     def failing(*arguments: Any, **options: Any) -> Any:
         raise HostError("no room for it")
 
-    monkeypatch.setattr("ratoon.sandbox.branch.publish_layer", failing)
+    monkeypatch.setattr("ratoon.engine.sandbox.branch.publish_layer", failing)
     path, body = f"/v1/sandboxes/{sandbox}/branch", {"mode": "live", "wait": False, "tag": "live"}
     assert (await forked.api.post(path, json=body)).status_code == 202
     await forked.engine.settle()

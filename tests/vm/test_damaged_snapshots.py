@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from vm_helpers import leaves_nothing, link, ram_pages, sh
 
+from ratoon.engine.sandbox.engine import Engine
 from ratoon.errors import Corrupt, Incompatible
-from ratoon.memory.chain import owners
-from ratoon.sandbox.engine import Engine
-from ratoon.snapshot.links import read_links
-from ratoon.snapshot.snapshot import Snapshot
-from ratoon.vmm.qemu import QemuMachine
+from ratoon.machine.vmm.qemu import QemuMachine
+from ratoon.store.memory.chain import owners
+from ratoon.store.snapshot.links import read_links
+from ratoon.store.snapshot.snapshot import Snapshot
 
 LAYER_NAMES = {"": "L2", "ancestry/0/": "base", "ancestry/1/": "L1"}
 CHECK = "cd /; sha256sum --quiet -c /root/sums"

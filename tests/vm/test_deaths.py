@@ -10,9 +10,9 @@ import time
 import pytest
 from vm_helpers import FOR_EVER, leaves_nothing, sh
 
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import Conflict, MachineDied, NotFound
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
 
 
 async def test_death_during_a_command(engine: Engine, sandbox: Sandbox) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ratoon import paths
 from ratoon.cli.guest_checks import guest_checks
 from ratoon.cli.outbound import reach_of_host
-from ratoon.host.checks import Check
+from ratoon.machine.host.checks import Check
 
 
 async def test_a_guest_is_booted_forked_and_asked() -> None:

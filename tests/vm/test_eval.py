@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 import pytest
 from vm_helpers import FOR_EVER, sh
 
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import NoPython
-from ratoon.guest.evaluation import evaluate
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.machine.guest.evaluation import evaluate
 
 
 async def value(sandbox: Sandbox, code: str) -> str | None:

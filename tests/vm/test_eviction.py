@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from vm_helpers import sh
 
-from ratoon.disk.qcow2 import OverlayTemplates
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import HostError
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.vmm.driver import Launch
-from ratoon.vmm.qemu import QemuMachine
+from ratoon.machine.vmm.driver import Launch
+from ratoon.machine.vmm.qemu import QemuMachine
+from ratoon.store.disk.qcow2 import OverlayTemplates
 
 #: Something that takes memory, and its checksum.
 NOTE = "head -c 4194304 /dev/urandom >/dev/shm/note; cd /; sha256sum dev/shm/note >/dev/shm/sum"

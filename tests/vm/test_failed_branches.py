@@ -11,13 +11,13 @@ import pytest
 from vm_helpers import CHECK, FOR_EVER, WRITE, assert_whole, leaves_nothing, no_space, sh
 
 from ratoon import files
+from ratoon.engine.sandbox import branch, capture, layer
+from ratoon.engine.sandbox.directory import SandboxDirectory
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import AlreadyExists, HostError, InFlight, MachineError
-from ratoon.sandbox import branch, capture, layer
-from ratoon.sandbox.directory import SandboxDirectory
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.snapshot.staging import Staging
-from ratoon.vmm.qemu import QemuMachine
+from ratoon.machine.vmm.qemu import QemuMachine
+from ratoon.store.snapshot.staging import Staging
 
 
 @pytest.fixture

@@ -24,14 +24,14 @@ from vm_helpers import (
 )
 
 from ratoon import paths
+from ratoon.engine.sandbox import capture, heads, layer, standby, start
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import HostError, MachineDied, RatoonError
-from ratoon.guest.channel import Channel
-from ratoon.memory import writing
-from ratoon.sandbox import capture, heads, layer, standby, start
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.snapshot.staging import Staging
-from ratoon.vmm.qemu import QemuMachine
+from ratoon.machine.guest.channel import Channel
+from ratoon.machine.vmm.qemu import QemuMachine
+from ratoon.store.memory import writing
+from ratoon.store.snapshot.staging import Staging
 
 
 @pytest.fixture

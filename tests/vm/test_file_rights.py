@@ -9,8 +9,8 @@ from typing import Any
 import file_rights
 from vm_helpers import FOR_EVER
 
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.options import SandboxOptions, Volume
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.options import SandboxOptions, Volume
 
 VOLUMES = Path(__file__).parents[2] / "docs/volumes.md"
 ALL = "root owner member nobody"

@@ -17,6 +17,8 @@ from vm_helpers import FOR_EVER, sh
 from ratoon.client.address import Known, local
 from ratoon.client.aio.connection import AsyncConnection
 from ratoon.client.aio.files import AsyncFiles
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import (
     GuestAccessDenied,
     GuestError,
@@ -27,9 +29,7 @@ from ratoon.errors import (
     GuestNoSpace,
     GuestNotADirectory,
 )
-from ratoon.guest.agent.packing import Packer
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.machine.guest.agent.packing import Packer
 from ratoon.units import MIB
 
 pytest_plugins = ["daemon_plugin"]

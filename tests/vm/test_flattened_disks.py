@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from vm_helpers import CHECK, WRITE, assert_whole, leaves_nothing, no_space, sh
 
-from ratoon.check.check import check_store
-from ratoon.check.findings import Kind
-from ratoon.check.scrub import Slice
+from ratoon.engine.sandbox import layer
+from ratoon.engine.sandbox.directory import SandboxDirectory
+from ratoon.engine.sandbox.disks import MANY
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import HostError, NotFound
-from ratoon.sandbox import layer
-from ratoon.sandbox.directory import SandboxDirectory
-from ratoon.sandbox.disks import MANY
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.store.check.check import check_store
+from ratoon.store.check.findings import Kind
+from ratoon.store.check.scrub import Slice
 
 #: So deep that its first fork has the disk flattened.
 HEAD = f"link{MANY}"

@@ -17,14 +17,14 @@ from vm_helpers import (
     sh,
 )
 
+from ratoon.engine.sandbox import layer
+from ratoon.engine.sandbox.directory import SandboxDirectory
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.options import SandboxOptions
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import Conflict, HostError, RatoonError
-from ratoon.sandbox import layer
-from ratoon.sandbox.directory import SandboxDirectory
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.options import SandboxOptions
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.vmm.driver import Launch
-from ratoon.vmm.qemu import QemuMachine
+from ratoon.machine.vmm.driver import Launch
+from ratoon.machine.vmm.qemu import QemuMachine
 
 #: A large file in memory and one on the disk, and one that is told by its name.
 OWN = f"touch /root/{{0}}; {WRITE}"

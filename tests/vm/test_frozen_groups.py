@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 import pytest
 from vm_helpers import sh
 
+from ratoon.engine.sandbox import capture
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import GuestFileNotFound
-from ratoon.guest.channel import Channel
-from ratoon.sandbox import capture
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.machine.guest.channel import Channel
 
 #: Counts, for each host name, how often it has looked at it, in memory that it shares with a file.
 LOOP = r"""

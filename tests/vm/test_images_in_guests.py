@@ -17,13 +17,13 @@ from vm_helpers import forget
 import small_images
 from oci_images import Layout, directory, entry, file, hard_link, layer, symlink
 from ratoon import paths
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import InvalidInput, NoPython
-from ratoon.guest import commands
-from ratoon.guest.agent import wire
-from ratoon.guest.defaults import set_defaults
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.snapshot.image_config import ImageConfig
+from ratoon.machine.guest import commands
+from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.defaults import set_defaults
+from ratoon.store.snapshot.image_config import ImageConfig
 from ratoon.units import MIB
 from registry_server import Registry, program, serving
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from vm_helpers import FOR_EVER, WRITE, assert_whole, leaves_nothing, sh, tags
 
+from ratoon.engine.sandbox import branch, capture, layer
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import MachineError
-from ratoon.sandbox import branch, capture, layer
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.vmm.qemu import QemuMachine
+from ratoon.machine.vmm.qemu import QemuMachine
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from blake3 import blake3
 from vm_helpers import sh
 
 from ratoon.bench.loop_mounts import KINDS, mounted, used_bytes, what_is_missing
-from ratoon.pack.pack import pack
-from ratoon.pack.unpack import unpack
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.snapshot.diff import diff
-from ratoon.snapshot.snapshot import Snapshot
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.store.pack.pack import pack
+from ratoon.store.pack.unpack import unpack
+from ratoon.store.snapshot.diff import diff
+from ratoon.store.snapshot.snapshot import Snapshot
 from ratoon.units import GIB
 
 READ = "cat /root/sentinel /dev/shm/sentinel"

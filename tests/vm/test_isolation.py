@@ -10,8 +10,8 @@ import pytest
 from blake3 import blake3
 from vm_helpers import forget, ram_pages, sh
 
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 
 READ = "cat /root/note /dev/shm/note"
 #: Many megabytes of new memory, disk blocks and metadata, all the way down.

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from vm_helpers import CHECK, WRITE, Counter, leaves_nothing, no_space, sh, until
 
+from ratoon.engine.sandbox import layer
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.options import SandboxOptions
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import Conflict
-from ratoon.memory.writing import writing_page_set
-from ratoon.sandbox import layer
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.options import SandboxOptions
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.store.memory.writing import writing_page_set
 
 
 async def forked(engine: Engine, **options: Any) -> Sandbox:

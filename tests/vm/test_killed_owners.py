@@ -13,19 +13,19 @@ import pytest
 from vm_helpers import is_running, leaves_nothing, sh, tags, until
 
 from ratoon import paths
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 
 OWNER = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from ratoon.memory import cache
-from ratoon.sandbox import capture, layer, start
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.directory import SandboxDirectory
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.snapshot.staging import Staging
-from ratoon.vmm.qemu import QemuMachine
+from ratoon.store.memory import cache
+from ratoon.engine.sandbox import capture, layer, start
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.directory import SandboxDirectory
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.store.snapshot.staging import Staging
+from ratoon.machine.vmm.qemu import QemuMachine
 
 def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -126,7 +126,7 @@ async def test_killed_in_a_fork_or_at_its_end(
 
 
 async def test_killed_while_booting(engine: Engine, sandbox: Sandbox) -> None:
-    death = "from ratoon.sandbox import boot; boot.Channel.connect = die;"
+    death = "from ratoon.engine.sandbox import boot; boot.Channel.connect = die;"
     death += "await engine.from_image('debian', 'half', ram_bytes=192 << 20)"
     await assert_gone(await run_owner(engine.store.home, death))
     assert "half" not in tags(engine)

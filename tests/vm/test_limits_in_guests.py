@@ -13,8 +13,8 @@ import pytest
 from vm_helpers import FOR_EVER, sh
 
 import ratoon
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 
 #: What the control groups need; it is the standard library's alone.
 MODULES = (
@@ -31,8 +31,8 @@ import json, os, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 sys.path.insert(0, "/tmp/library")
-from ratoon.host.cgroups import Cgroups, remove
-from ratoon.host.hierarchies import hierarchies
+from ratoon.machine.host.cgroups import Cgroups, remove
+from ratoon.machine.host.hierarchies import hierarchies
 
 beside = sys.argv[1] == "beside"
 if beside:  # of process 1, not of this one

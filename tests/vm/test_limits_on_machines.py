@@ -7,12 +7,12 @@ import asyncio
 import pytest
 from vm_helpers import FOR_EVER, leaves_nothing, sh, until
 
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.options import SandboxOptions
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import MachineDied, OutOfDisk, Overloaded
-from ratoon.host import cgroups
-from ratoon.host.limits import Limits
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.options import SandboxOptions
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.machine.host import cgroups
+from ratoon.machine.host.limits import Limits
 from ratoon.units import MIB
 
 

@@ -12,9 +12,9 @@ from vm_helpers import FOR_EVER, forget, sh
 import small_images
 from oci_images import Entry, Layout, directory, file, layer, symlink
 from ratoon import paths
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.snapshot.diff import diff
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.store.snapshot.diff import diff
 from ratoon.units import MIB
 
 #: Seconds that all of ASK may take under emulation. One question to a nameserver takes 5 or more.

@@ -33,12 +33,12 @@ from network_lab import (
     tables,
     uplinks,
 )
-from ratoon.network.netns import entered
-from ratoon.network.policy import NetworkPolicy
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.options import SandboxOptions
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.vmm import qemu
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.options import SandboxOptions
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.machine.network.netns import entered
+from ratoon.machine.network.policy import NetworkPolicy
+from ratoon.machine.vmm import qemu
 
 AT_HOME = [Service(address, 80) for address in (HOST, HOST6, LOOPBACK)] + [
     Service(address, 53, "udp") for address in (HOST, HOST6, LOOPBACK)
@@ -285,9 +285,9 @@ async def test_names_are_not_resolved_where_it_may_not(
 OWNER = """
 import asyncio, signal, sys
 from pathlib import Path
-from ratoon.network.policy import OUTBOUND
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.options import SandboxOptions
+from ratoon.machine.network.policy import OUTBOUND
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.options import SandboxOptions
 
 async def main():
     async with Engine.open(Path(sys.argv[1])) as engine:

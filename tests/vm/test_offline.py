@@ -9,10 +9,10 @@ import pytest
 from vm_helpers import FOR_EVER, forget, sh
 
 from network_lab import OTHER, WORLD, Lab, Service, opened_lab
-from ratoon.network.policy import NetworkPolicy
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.options import SandboxOptions
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.options import SandboxOptions
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.machine.network.policy import NetworkPolicy
 
 #: Seconds that anything which goes out may take to fail, under emulation. Until QEMU's silence was
 #: not waited for any more, a look-up took 20, a connection minutes.

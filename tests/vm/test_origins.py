@@ -13,14 +13,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from vm_helpers import CHECK, WRITE, assert_whole, no_space, processes_of, sh, until
 
-from ratoon.check.check import check_store
-from ratoon.check.scrub import Slice
+from ratoon.engine.sandbox import condense, directory, layer
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.options import SandboxOptions
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import Conflict, HostError
-from ratoon.sandbox import condense, directory, layer
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.options import SandboxOptions
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.snapshot.usage import usage
+from ratoon.store.check.check import check_store
+from ratoon.store.check.scrub import Slice
+from ratoon.store.snapshot.usage import usage
 from ratoon.units import MIB
 
 Way = Callable[[Engine, Sandbox], Awaitable[None]]

@@ -10,9 +10,9 @@ import pytest
 from vm_helpers import link, processes_of, sh
 
 from ratoon import paths
-from ratoon.pack.pack import pack
-from ratoon.pack.unpack import unpack
-from ratoon.sandbox.engine import Engine
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.store.pack.pack import pack
+from ratoon.store.pack.unpack import unpack
 
 LEAVE = "head -c 1000000 /dev/urandom | tee /dev/shm/{0} >/root/{0}"
 CHECKSUMS = "sync; echo 3 >/proc/sys/vm/drop_caches; cd /; sha256sum dev/shm/P* root/P*"

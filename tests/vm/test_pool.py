@@ -11,9 +11,9 @@ import pytest
 from vm_helpers import leaves_nothing, sh
 
 from ratoon.api.answers import PoolInfo
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import InvalidInput, RatoonError
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
 
 
 @pytest.fixture

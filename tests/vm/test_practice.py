@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from vm_helpers import FOR_EVER, sh
 
-from ratoon.guest.agent import wire
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.machine.guest.agent import wire
 
 HOOK = """
 mkdir -p /etc/ratoon/rebirth.d /etc/ssh

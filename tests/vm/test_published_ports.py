@@ -9,8 +9,8 @@ import pytest
 from vm_helpers import FOR_EVER, sh
 
 from ratoon.api.answers import PublishedPort
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 
 #: HTTP for /name and /content; of what is posted it says how much it was.
 SERVER = """

@@ -20,11 +20,11 @@ import pytest
 from vm_helpers import control_groups_of, leaves_nothing, open_files, processes_of, sh, tags
 
 from ratoon import paths
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.options import SandboxOptions
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import Conflict, GuestError, MachineError, NotFound, RatoonError
-from ratoon.host.limits import Limits
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.options import SandboxOptions
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.machine.host.limits import Limits
 
 WORKERS = 3
 #: What is done in one life, at most.

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from vm_helpers import leaves_nothing, no_space, sh, until
 
+from ratoon.engine.sandbox import condense, layer
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.options import SandboxOptions
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import HostError
-from ratoon.sandbox import condense, layer
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.options import SandboxOptions
-from ratoon.sandbox.sandbox import Sandbox
 
 #: What is done in one series, before its last reset.
 ACTIONS = 8

@@ -7,10 +7,10 @@ import asyncio
 import pytest
 from vm_helpers import CLOCK_TOLERANCE, assert_in_the_present, sh
 
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import GuestTimeout
-from ratoon.guest.channel import Channel
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.machine.guest.channel import Channel
 
 IDENTITY = """
 cat /proc/sys/kernel/random/uuid /etc/machine-id /run/ratoon/instance-id

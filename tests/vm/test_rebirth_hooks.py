@@ -8,10 +8,10 @@ import time
 import pytest
 from vm_helpers import FOR_EVER, leaves_nothing, sh
 
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import GuestError
-from ratoon.guest.evaluation import evaluate
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.machine.guest.evaluation import evaluate
 
 #: A process that leaves a line as often as it can, hooks that look at it, and a host key. Of
 #: `ssh-keygen` there is what matters here: it writes a key where it is told to.

@@ -23,12 +23,12 @@ from vm_helpers import (
 )
 
 from ratoon import paths
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.incarnation import Incarnation
+from ratoon.engine.sandbox.options import SandboxOptions
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import Conflict, MachineDied
-from ratoon.host.usage import usage
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.incarnation import Incarnation
-from ratoon.sandbox.options import SandboxOptions
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.machine.host.usage import usage
 from ratoon.units import MIB
 
 NAMES = "hostname; cat /etc/machine-id /run/ratoon/instance-id"

@@ -9,12 +9,12 @@ from hashlib import sha256
 import pytest
 from vm_helpers import FOR_EVER, sh, until_gone
 
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import GuestError, InvalidInput
-from ratoon.guest import commands
-from ratoon.guest.agent import wire
-from ratoon.guest.commands import Command, Ended
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.machine.guest import commands
+from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.commands import Command, Ended
 from ratoon.units import MIB
 
 SIZE = (24, 80)

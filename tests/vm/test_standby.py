@@ -19,12 +19,12 @@ from vm_helpers import (
 )
 
 from ratoon import paths
+from ratoon.engine.sandbox import condense
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import Conflict, HasDependents
-from ratoon.guest import commands
-from ratoon.guest.agent import wire
-from ratoon.sandbox import condense
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.machine.guest import commands
+from ratoon.machine.guest.agent import wire
 
 NAMES = "hostname; cat /etc/machine-id /run/ratoon/instance-id /proc/sys/kernel/random/boot_id"
 

@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 from vm_helpers import FOR_EVER, leaves_nothing, tags
 
+from ratoon.engine.sandbox.accelerator import choose_accelerator
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.options import SandboxOptions, Volume
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.engine.sources.resolve import resolve
+from ratoon.engine.startup.key import Started, booted
+from ratoon.engine.startup.prune import prune
+from ratoon.engine.startup.runner import Run, Runner
+from ratoon.engine.startup.spec import CommandHealth, HttpHealth, LogHealth, RunSpec
 from ratoon.errors import InvalidInput, NotHealthy
-from ratoon.guest import commands
-from ratoon.guest.agent import wire
-from ratoon.guest.build import build_guest
-from ratoon.sandbox.accelerator import choose_accelerator
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.options import SandboxOptions, Volume
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.sources.resolve import resolve
-from ratoon.startup.key import Started, booted
-from ratoon.startup.prune import prune
-from ratoon.startup.runner import Run, Runner
-from ratoon.startup.spec import CommandHealth, HttpHealth, LogHealth, RunSpec
-from ratoon.volumes.named import directory
+from ratoon.machine.guest import commands
+from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.build import build_guest
+from ratoon.machine.volumes.named import directory
 
 #: Answers each request with the value of $WHO, and counts them.
 SERVER = """

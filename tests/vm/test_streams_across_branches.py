@@ -10,10 +10,10 @@ from hashlib import sha256
 import pytest
 from vm_helpers import sh
 
-from ratoon.guest import commands
-from ratoon.guest.commands import ExecResult
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.machine.guest import commands
+from ratoon.machine.guest.commands import ExecResult
 from ratoon.units import MIB
 
 TAGS = ("early", "later", "last")

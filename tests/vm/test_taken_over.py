@@ -13,18 +13,18 @@ import textwrap
 import pytest
 from vm_helpers import CHECK, COUNT, WRITE, Counter, assert_whole, processes_of, sh, tags
 
-from ratoon.sandbox.engine import Engine
+from ratoon.engine.sandbox.engine import Engine
 
 OWNER = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from ratoon.sandbox import branch, heads, layer, standby, start
-from ratoon.sandbox.directory import SandboxDirectory
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.incarnation import Incarnation
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.snapshot.staging import Staging
-from ratoon.vmm.qemu import QemuMachine
+from ratoon.engine.sandbox import branch, heads, layer, standby, start
+from ratoon.engine.sandbox.directory import SandboxDirectory
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.incarnation import Incarnation
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.store.snapshot.staging import Staging
+from ratoon.machine.vmm.qemu import QemuMachine
 
 def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -7,12 +7,12 @@ from functools import partial
 
 from vm_helpers import sh, tags
 
-from ratoon.memory.compressed import is_compressed
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.prune import prune
-from ratoon.snapshot.compress import Form, rewrite_layers
-from ratoon.snapshot.retention import Rules
-from ratoon.snapshot.usage import usage
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.prune import prune
+from ratoon.store.memory.compressed import is_compressed
+from ratoon.store.snapshot.compress import Form, rewrite_layers
+from ratoon.store.snapshot.retention import Rules
+from ratoon.store.snapshot.usage import usage
 from ratoon.units import MIB
 
 LEAVE = "head -c 4000000 /dev/urandom | base64 >/dev/shm/left; sha256sum </dev/shm/left"

@@ -16,14 +16,14 @@ from vm_helpers import FOR_EVER, no_space, sh, until
 from volume_writer import Writer, volumes
 
 from ratoon.api.answers import Event
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.incarnation import SYNC_SECONDS
+from ratoon.engine.sandbox.mounts import Mounts
+from ratoon.engine.sandbox.options import SandboxOptions, Volume
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import GuestTimeout
-from ratoon.guest.channel import Channel
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.incarnation import SYNC_SECONDS
-from ratoon.sandbox.mounts import Mounts
-from ratoon.sandbox.options import SandboxOptions, Volume
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.volumes.export import Export
+from ratoon.machine.guest.channel import Channel
+from ratoon.machine.volumes.export import Export
 
 #: Holds a file open that it has written to.
 HOLD = """

@@ -16,8 +16,8 @@ from vm_helpers import FOR_EVER, until
 from volume_writer import WRITER, Host, Writer
 
 from ratoon.client.aio.client import AsyncClient
-from ratoon.guest.commands import processes
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.machine.guest.commands import processes
 
 pytest_plugins = ["daemon_plugin"]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from vm_helpers import FOR_EVER, sh, until
 
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.options import SandboxOptions, Volume
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import Conflict, InvalidInput, NotFound
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.options import SandboxOptions, Volume
-from ratoon.sandbox.sandbox import Sandbox
 from ratoon.units import MIB
 
 
@@ -267,8 +267,8 @@ async def test_a_named_volume_outlives_its_sandboxes(engine: Engine) -> None:
 OWNER = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.options import SandboxOptions, Volume
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.options import SandboxOptions, Volume
 
 async def main():
     home, shared, script = sys.argv[1:]

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ratoon.host.hierarchies import hierarchies
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.snapshot.snapshot import Snapshot
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.machine.host.hierarchies import hierarchies
+from ratoon.store.snapshot.snapshot import Snapshot
 
 #: Seconds after which something has hung; nothing here takes nearly that long.
 FOR_EVER = 120

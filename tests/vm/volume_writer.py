@@ -6,8 +6,8 @@ from pathlib import Path
 
 from vm_helpers import sh
 
-from ratoon.sandbox.options import SandboxOptions, Volume
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.options import SandboxOptions, Volume
+from ratoon.engine.sandbox.sandbox import Sandbox
 
 #: Writes lines to a file that it holds open, and the count of them to one that it has mapped;
 #: what it has written is noted where no volume is. Nothing is closed, nothing is synced.

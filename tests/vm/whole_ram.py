@@ -1,7 +1,7 @@
 """All of a machine's RAM, and what a snapshot's layers give, by a path of its own.
 
 The machine's RAM is read through /proc/PID/mem, and the layers by the format's description alone:
-a reader that shares nothing with `ratoon.memory`.
+a reader that shares nothing with `ratoon.store.memory`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from blake3 import blake3
 from numpy.typing import NDArray
 from vm_helpers import ram_pages
 
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.snapshot.snapshot import Snapshot
-from ratoon.vmm.qemu import QemuMachine
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.machine.vmm.qemu import QemuMachine
+from ratoon.store.snapshot.snapshot import Snapshot
 
 PAGE = 4096
 Ram = NDArray[np.uint8]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ratoon.disk.qcow2 import OverlayTemplates
 from ratoon.errors import MachineDied, MachineError
-from ratoon.vmm.driver import Hardware, Launch
-from ratoon.vmm.process import MachineProcess, started_at
-from ratoon.vmm.qemu import QemuMachine
+from ratoon.machine.vmm.driver import Hardware, Launch
+from ratoon.machine.vmm.process import MachineProcess, started_at
+from ratoon.machine.vmm.qemu import QemuMachine
+from ratoon.store.disk.qcow2 import OverlayTemplates
 
 RAM = 16 * 1024 * 1024
 DISK = 1024 * 1024
@@ -24,7 +24,7 @@ OWNER = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from test_attach import launch_in
-from ratoon.vmm.qemu import QemuMachine
+from ratoon.machine.vmm.qemu import QemuMachine
 
 async def main():
     machine = await QemuMachine.start(launch_in(Path(sys.argv[1]), survives=sys.argv[2] == "yes"))

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ratoon.vmm import command
-from ratoon.vmm.driver import Boot, Hardware, Launch
+from ratoon.machine.vmm import command
+from ratoon.machine.vmm.driver import Boot, Hardware, Launch
 
 LAUNCH = Launch(
     name="sb-1",

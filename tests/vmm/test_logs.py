@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ratoon.vmm import command, logs
-from ratoon.vmm.logs import bound_logs, log_tail
+from ratoon.machine.vmm import command, logs
+from ratoon.machine.vmm.logs import bound_logs, log_tail
 
 
 def test_the_end_of_the_logs_console_first(tmp_path: Path) -> None:

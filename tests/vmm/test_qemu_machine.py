@@ -21,13 +21,13 @@ from typing import Any
 import pytest
 from qemu.qmp import QMPClient, Runstate
 
-from ratoon.disk.qcow2 import OverlayTemplates, check_header
 from ratoon.errors import HostError, MachineDied, MachineError
-from ratoon.network.netns import new_namespace
-from ratoon.vmm import command, logs, process, qemu
-from ratoon.vmm.command import BINARY
-from ratoon.vmm.driver import Boot, Hardware, Launch
-from ratoon.vmm.qemu import QemuMachine, qemu_version
+from ratoon.machine.network.netns import new_namespace
+from ratoon.machine.vmm import command, logs, process, qemu
+from ratoon.machine.vmm.command import BINARY
+from ratoon.machine.vmm.driver import Boot, Hardware, Launch
+from ratoon.machine.vmm.qemu import QemuMachine, qemu_version
+from ratoon.store.disk.qcow2 import OverlayTemplates, check_header
 
 RAM = 16 * 1024 * 1024
 DISK = 1024 * 1024
@@ -298,8 +298,8 @@ async def test_the_owner_dies_and_so_does_its_machine(launch: Launch, place: Pat
     script = """
 import asyncio, json, sys
 from pathlib import Path
-from ratoon.vmm.driver import Hardware, Launch
-from ratoon.vmm.qemu import QemuMachine
+from ratoon.machine.vmm.driver import Hardware, Launch
+from ratoon.machine.vmm.qemu import QemuMachine
 
 async def main():
     place = Path(sys.argv[1])

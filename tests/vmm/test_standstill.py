@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ratoon.errors import OutOfDisk
-from ratoon.vmm.standstill import Standstill
+from ratoon.machine.vmm.standstill import Standstill
 
 STOP = {"event": "STOP"}
 RESUME = {"event": "RESUME"}

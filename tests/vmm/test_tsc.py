@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ratoon.vmm.tsc import TOLERANCE, host_tsc_khz, same_rate
+from ratoon.machine.vmm.tsc import TOLERANCE, host_tsc_khz, same_rate
 
 
 def test_it_is_measured_the_same_twice() -> None:

@@ -6,11 +6,11 @@ import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ratoon.volumes.callers import Caller, prepare_thread
-from ratoon.volumes.export import Export
-from ratoon.volumes.nfs import ONCE, PROGRAM, VERSION, Nfs
-from ratoon.volumes.rpc import Dispatcher, Records
-from ratoon.volumes.xdr import Reader, Writer
+from ratoon.machine.volumes.callers import Caller, prepare_thread
+from ratoon.machine.volumes.export import Export
+from ratoon.machine.volumes.nfs import ONCE, PROGRAM, VERSION, Nfs
+from ratoon.machine.volumes.rpc import Dispatcher, Records
+from ratoon.machine.volumes.xdr import Reader, Writer
 
 KEY = b"k" * 32
 PROCEDURES = (

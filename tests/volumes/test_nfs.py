@@ -29,12 +29,12 @@ from nfs_client import (
 )
 
 from ratoon.errors import Conflict, InvalidInput, NotFound
-from ratoon.volumes.callers import Caller
-from ratoon.volumes.export import Export
-from ratoon.volumes.handles import MAC_BYTES, key_of
-from ratoon.volumes.holds import hold
-from ratoon.volumes.rpc import MAX_RECORD, Records
-from ratoon.volumes.xdr import Garbage, Writer
+from ratoon.machine.volumes.callers import Caller
+from ratoon.machine.volumes.export import Export
+from ratoon.machine.volumes.handles import MAC_BYTES, key_of
+from ratoon.machine.volumes.holds import hold
+from ratoon.machine.volumes.rpc import MAX_RECORD, Records
+from ratoon.machine.volumes.xdr import Garbage, Writer
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from nfs_client import KEY, OK, Guest, answered
 
-from ratoon.guest.agent import relay, wire
-from ratoon.volumes.export import Export
-from ratoon.volumes.relay import VolumeServer
-from ratoon.volumes.xdr import Writer
+from ratoon.machine.guest.agent import relay, wire
+from ratoon.machine.volumes.export import Export
+from ratoon.machine.volumes.relay import VolumeServer
+from ratoon.machine.volumes.xdr import Writer
 
 PACKAGE = Path(wire.__file__).parent.parent
 #: Runs the relay on a port and a listener that it inherits.

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from nfs_client import ACCES, BADHANDLE, KEY, NOTHING, OK, PERM, ROFS, Guest, tree
 
-from ratoon.volumes import callers
-from ratoon.volumes.callers import Caller
-from ratoon.volumes.export import Export
-from ratoon.volumes.xdr import Writer
+from ratoon.machine.volumes import callers
+from ratoon.machine.volumes.callers import Caller
+from ratoon.machine.volumes.export import Export
+from ratoon.machine.volumes.xdr import Writer
 
 TEAM = 5001
 ROOT, OWNER = Caller(0, 0), Caller(1001, 1001, (TEAM,))
@@ -373,7 +373,9 @@ def test_an_id_that_is_none_is_nobodys(guest: Guest, export: Export, caller: Cal
 
 
 def test_who_cannot_act_for_others_has_no_volumes(tmp_path: Path) -> None:
-    script = "import sys; from pathlib import Path; from ratoon.volumes.export import Export\n"
+    script = (
+        "import sys; from pathlib import Path; from ratoon.machine.volumes.export import Export\n"
+    )
     script += "Export(Path(sys.argv[1]), bytes(32), read_only=True)"
     for lost in "-setuid", "-setgid":
         command = ["setpriv", "--bounding-set", lost, sys.executable, "-c", script, str(tmp_path)]

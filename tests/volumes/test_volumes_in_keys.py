@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ratoon.sandbox.options import SandboxOptions, Volume
-from ratoon.snapshot.image_config import ImageConfig
-from ratoon.sources.image import Image
-from ratoon.startup.key import Booted, Started, differences, only_content_differs, started
-from ratoon.startup.spec import CommandHealth, RunSpec
+from ratoon.engine.sandbox.options import SandboxOptions, Volume
+from ratoon.engine.sources.image import Image
+from ratoon.engine.startup.key import Booted, Started, differences, only_content_differs, started
+from ratoon.engine.startup.spec import CommandHealth, RunSpec
+from ratoon.store.snapshot.image_config import ImageConfig
 
 
 def document(*volumes: Volume, content: str = "1 names, 00") -> Started:

@@ -19,11 +19,11 @@ from ratoon.bench.machine import describe_machine
 from ratoon.bench.plots import Plot
 from ratoon.bench.samples import Samples, read_rows, write_rows
 from ratoon.bench.tables import Table, Target
+from ratoon.engine.sandbox.accelerator import choose_accelerator
+from ratoon.engine.sandbox.engine import RAM_BYTES, Built, Engine
+from ratoon.engine.sandbox.stages import Stages
 from ratoon.errors import AlreadyExists, CommandFailed, NotFound
-from ratoon.guest.build import build_guest
-from ratoon.sandbox.accelerator import choose_accelerator
-from ratoon.sandbox.engine import RAM_BYTES, Built, Engine
-from ratoon.sandbox.stages import Stages
+from ratoon.machine.guest.build import build_guest
 from ratoon.units import MIB
 
 #: The benches, each a module here, and what it measures.

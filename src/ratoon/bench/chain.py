@@ -20,9 +20,9 @@ from ratoon.bench.served import Api, served
 from ratoon.bench.steps import link_command, passed, probe_command
 from ratoon.bench.tables import Table, Target, spread
 from ratoon.bench.textbook import Textbook, hashing_speed
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import RatoonError
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.snapshot.links import ram_pages, read_links
+from ratoon.store.snapshot.links import ram_pages, read_links
 from ratoon.units import MIB
 
 #: Depths that are forked, of the one chain.

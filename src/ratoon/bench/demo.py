@@ -25,9 +25,9 @@ from rich.table import Table
 from ratoon.bench.bench import build_diff
 from ratoon.bench.machine import describe_machine
 from ratoon.bench.steps import HEADS, LARGE_HEADS, Head, link_command, probe
+from ratoon.engine.sandbox.engine import Built, Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import RatoonError
-from ratoon.sandbox.engine import Built, Engine
-from ratoon.sandbox.sandbox import Sandbox
 from ratoon.units import MIB
 
 ROUNDS = 10

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import RatoonError
-from ratoon.sandbox.sandbox import Sandbox
 
 #: A page: what the interpreter itself needs for more would count as dirtied as well.
 _CHUNK = 4 << 10

@@ -29,15 +29,15 @@ from ratoon.bench.loop_mounts import KINDS, mounted, used_bytes
 from ratoon.bench.plots import Plot, Series
 from ratoon.bench.samples import Samples, milliseconds
 from ratoon.bench.tables import Table, Target, spread
-from ratoon.memory.chain import Link, overlay
-from ratoon.memory.digests import hash_pages, memory_root, zero_array
-from ratoon.memory.image import ImageStore
-from ratoon.memory.page import PAGE_SIZE
-from ratoon.memory.ranges import run_bounds
-from ratoon.memory.writing import write_page_set
-from ratoon.sandbox.engine import RAM_BYTES, Engine
-from ratoon.snapshot.compress import Form, rewrite_layers
-from ratoon.snapshot.links import ram_pages, read_links
+from ratoon.engine.sandbox.engine import RAM_BYTES, Engine
+from ratoon.store.memory.chain import Link, overlay
+from ratoon.store.memory.digests import hash_pages, memory_root, zero_array
+from ratoon.store.memory.image import ImageStore
+from ratoon.store.memory.page import PAGE_SIZE
+from ratoon.store.memory.ranges import run_bounds
+from ratoon.store.memory.writing import write_page_set
+from ratoon.store.snapshot.compress import Form, rewrite_layers
+from ratoon.store.snapshot.links import ram_pages, read_links
 from ratoon.units import MIB
 
 DISK_BYTES = 8 << 30

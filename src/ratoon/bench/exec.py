@@ -12,9 +12,9 @@ from ratoon.bench.plots import Plot, Series
 from ratoon.bench.samples import Samples, percentile
 from ratoon.bench.served import served
 from ratoon.bench.tables import Table, Target, spread
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import RatoonError
-from ratoon.guest import commands
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.machine.guest import commands
 from ratoon.units import MIB
 
 STREAM_MIB = 32

@@ -24,13 +24,13 @@ from ratoon.bench.plots import Plot, Series
 from ratoon.bench.samples import Samples, forget_files, percentile, read_bytes
 from ratoon.bench.tables import Table, Target, spread
 from ratoon.bench.textbook import data_of, images_from
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.fork import CONCURRENT_STARTS
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import HostError, RatoonError
 from ratoon.files import clone_range
-from ratoon.host.usage import usage
-from ratoon.memory.cache import OpenImage
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.fork import CONCURRENT_STARTS
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.machine.host.usage import usage
+from ratoon.store.memory.cache import OpenImage
 from ratoon.units import MIB
 
 SIZES = (1, 10, 25, 50, 100)

@@ -7,8 +7,8 @@ import platform
 import subprocess
 from pathlib import Path
 
+from ratoon.machine.vmm.qemu import qemu_version
 from ratoon.version import __version__
-from ratoon.vmm.qemu import qemu_version
 
 
 def describe_machine() -> dict[str, str]:

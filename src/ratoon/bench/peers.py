@@ -21,16 +21,16 @@ from typing import Any
 
 from qemu.qmp import QMPClient, QMPError
 
-from ratoon.disk.qcow2 import OverlayTemplates
+from ratoon.engine.sandbox.boot import boot_from
+from ratoon.engine.sandbox.engine import DISK_BYTES
 from ratoon.errors import MachineDied, RatoonError
-from ratoon.guest import commands
-from ratoon.guest.build import build_guest
-from ratoon.guest.channel import Channel
-from ratoon.guest.practice import practise
-from ratoon.sandbox.boot import boot_from
-from ratoon.sandbox.engine import DISK_BYTES
-from ratoon.vmm import command
-from ratoon.vmm.driver import Accelerator, Boot, Hardware, Launch
+from ratoon.machine.guest import commands
+from ratoon.machine.guest.build import build_guest
+from ratoon.machine.guest.channel import Channel
+from ratoon.machine.guest.practice import practise
+from ratoon.machine.vmm import command
+from ratoon.machine.vmm.driver import Accelerator, Boot, Hardware, Launch
+from ratoon.store.disk.qcow2 import OverlayTemplates
 
 #: Seconds that a guest may take to boot, or to come back, and that a save may take.
 TIMEOUT = 180.0

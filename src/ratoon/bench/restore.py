@@ -24,10 +24,10 @@ from ratoon.bench.plots import Plot, Series
 from ratoon.bench.samples import Samples, forget_files, milliseconds
 from ratoon.bench.tables import Table, Target, spread
 from ratoon.bench.virsh import Domain, Virsh
-from ratoon.guest.build import build_guest
-from ratoon.sandbox.accelerator import choose_accelerator
-from ratoon.sandbox.engine import DISK_BYTES
-from ratoon.sources.resolve import resolve, root_disk
+from ratoon.engine.sandbox.accelerator import choose_accelerator
+from ratoon.engine.sandbox.engine import DISK_BYTES
+from ratoon.engine.sources.resolve import resolve, root_disk
+from ratoon.machine.guest.build import build_guest
 from ratoon.units import MIB
 
 #: Of a guest of 512 MiB, of which little is in use.

@@ -18,8 +18,8 @@ from ratoon.daemon.app import create_app
 from ratoon.daemon.serve import Server
 from ratoon.daemon.settings import Settings
 from ratoon.daemon.sockets import unix_socket
+from ratoon.engine.sandbox.engine import Engine
 from ratoon.errors import RatoonError
-from ratoon.sandbox.engine import Engine
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import RatoonError
-from ratoon.sandbox.sandbox import Sandbox
 
 DEEPEST = 32
 

@@ -21,13 +21,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from ratoon.bench.samples import milliseconds
+from ratoon.engine.sandbox.engine import Engine
 from ratoon.errors import Corrupt
-from ratoon.memory.cache import OpenImage
-from ratoon.memory.chain import Link
-from ratoon.memory.page import PAGE_SIZE
-from ratoon.memory.pageset import read_pages
-from ratoon.memory.ranges import run_bounds
-from ratoon.sandbox.engine import Engine
+from ratoon.store.memory.cache import OpenImage
+from ratoon.store.memory.chain import Link
+from ratoon.store.memory.page import PAGE_SIZE
+from ratoon.store.memory.pageset import read_pages
+from ratoon.store.memory.ranges import run_bounds
 
 #: What is read and hashed at a time; it stays in the processor's cache.
 _CHUNK = 1 << 20

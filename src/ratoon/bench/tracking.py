@@ -18,11 +18,11 @@ from ratoon.bench.plots import Plot, Series
 from ratoon.bench.restore import Guest
 from ratoon.bench.samples import Samples
 from ratoon.bench.tables import Table, Target, spread
+from ratoon.engine.sandbox.accelerator import choose_accelerator
+from ratoon.engine.sandbox.engine import DISK_BYTES, RAM_BYTES
+from ratoon.engine.sources.resolve import resolve, root_disk
 from ratoon.errors import RatoonError
-from ratoon.guest.build import build_guest
-from ratoon.sandbox.accelerator import choose_accelerator
-from ratoon.sandbox.engine import DISK_BYTES, RAM_BYTES
-from ratoon.sources.resolve import resolve, root_disk
+from ratoon.machine.guest.build import build_guest
 
 MIB_WRITTEN = 128
 PASSES = ("first", "second")

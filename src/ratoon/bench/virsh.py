@@ -18,9 +18,9 @@ from xml.sax.saxutils import escape, quoteattr
 
 from ratoon.bench.peers import TIMEOUT, Guest
 from ratoon.errors import RatoonError
-from ratoon.guest.channel import Channel
-from ratoon.vmm import command
-from ratoon.vmm.driver import Launch
+from ratoon.machine.guest.channel import Channel
+from ratoon.machine.vmm import command
+from ratoon.machine.vmm.driver import Launch
 
 _CONFIG = """\
 user = "root"

@@ -15,11 +15,11 @@ from ratoon.api.snapshots import LineageNode
 from ratoon.cli.app import Json, app, print_json, say
 from ratoon.cli.screen import answers, columns, show
 from ratoon.cli.showing import printable
-from ratoon.disk.tree import FileChanges
-from ratoon.snapshot.diff import Difference, diff
-from ratoon.snapshot.lineage import lineage
-from ratoon.snapshot.store import Store
-from ratoon.snapshot.usage import StoreUsage, Usage, snapshot_usage, usage
+from ratoon.store.disk.tree import FileChanges
+from ratoon.store.snapshot.diff import Difference, diff
+from ratoon.store.snapshot.lineage import lineage
+from ratoon.store.snapshot.store import Store
+from ratoon.store.snapshot.usage import StoreUsage, Usage, snapshot_usage, usage
 from ratoon.units import MIB, format_mib
 
 

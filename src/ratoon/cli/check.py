@@ -13,16 +13,16 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ratoon import paths
-from ratoon.check.check import check_store
-from ratoon.check.findings import Finding, Report, Severity
-from ratoon.check.repair import Outcome, Repair, plan_repairs, repair_store
-from ratoon.check.scrub import EVERYTHING, Slice
 from ratoon.cli.app import Json, app, print_json
 from ratoon.cli.screen import answers, notes
+from ratoon.engine.sandbox.sweep import sweep
 from ratoon.errors import InvalidInput
-from ratoon.sandbox.sweep import sweep
-from ratoon.snapshot.progress import ByteProgress
-from ratoon.snapshot.store import Store
+from ratoon.store.check.check import check_store
+from ratoon.store.check.findings import Finding, Report, Severity
+from ratoon.store.check.repair import Outcome, Repair, plan_repairs, repair_store
+from ratoon.store.check.scrub import EVERYTHING, Slice
+from ratoon.store.snapshot.progress import ByteProgress
+from ratoon.store.snapshot.store import Store
 from ratoon.units import format_mib
 
 #: Findings about one file that are shown one by one.

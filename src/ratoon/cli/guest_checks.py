@@ -13,16 +13,16 @@ from pathlib import Path
 from ratoon import paths
 from ratoon.artifacts import Progress
 from ratoon.cli.outbound import judge, reach_of, reach_of_host
+from ratoon.engine.sandbox.accelerator import KVM_DEVICE, Probe, choose_accelerator
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.options import SandboxOptions
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import HostError, RatoonError
-from ratoon.guest.build import build_guest
-from ratoon.host.checks import Check, check_clock
-from ratoon.network.policy import OUTBOUND
-from ratoon.sandbox.accelerator import KVM_DEVICE, Probe, choose_accelerator
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.options import SandboxOptions
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.machine.guest.build import build_guest
+from ratoon.machine.host.checks import Check, check_clock
+from ratoon.machine.network.policy import OUTBOUND
+from ratoon.machine.vmm.tsc import host_tsc_khz
 from ratoon.units import MIB
-from ratoon.vmm.tsc import host_tsc_khz
 
 TAG = "doctor"
 RAM_BYTES = 256 * MIB

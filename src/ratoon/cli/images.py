@@ -33,8 +33,8 @@ async def _images_of_daemon(client: AsyncClient) -> list[dict[str, Any]]:
 
 def _images_of_store() -> list[dict[str, Any]]:
     from ratoon import paths
-    from ratoon.snapshot.snapshot import Snapshot
-    from ratoon.snapshot.store import Store
+    from ratoon.store.snapshot.snapshot import Snapshot
+    from ratoon.store.snapshot.store import Store
 
     entries: list[dict[str, Any]] = []
     for entry in Store.open(paths.home()).list():
@@ -106,8 +106,8 @@ def snapshot_info(
 
 def _detail_of_store(tag: str) -> dict[str, Any]:
     from ratoon import paths
-    from ratoon.snapshot.store import Store
-    from ratoon.snapshot.usage import snapshot_usage
+    from ratoon.store.snapshot.store import Store
+    from ratoon.store.snapshot.usage import snapshot_usage
 
     store = Store.open(paths.home())
     detail = asdict(store.info(tag))

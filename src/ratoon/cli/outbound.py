@@ -8,9 +8,9 @@ import sys
 
 from pydantic import BaseModel, ValidationError
 
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import RatoonError
-from ratoon.host.checks import Check
-from ratoon.sandbox.sandbox import Sandbox
+from ratoon.machine.host.checks import Check
 
 #: A file of some 150 KiB, on the server that the guest is built from. It takes packets of full size
 #: to come; those are the ones that get lost where an MTU is wrong.

@@ -14,10 +14,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from ratoon import paths
 from ratoon.cli.app import Json, app, print_json
 from ratoon.cli.screen import answers, notes
-from ratoon.pack.pack import pack
-from ratoon.pack.unpack import unpack
-from ratoon.snapshot.progress import ByteProgress
-from ratoon.snapshot.store import Store
+from ratoon.store.pack.pack import pack
+from ratoon.store.pack.unpack import unpack
+from ratoon.store.snapshot.progress import ByteProgress
+from ratoon.store.snapshot.store import Store
 from ratoon.units import format_mib
 
 WARNING = (

@@ -192,7 +192,7 @@ async def _with_progress(
 
 
 async def _require_free(client: AsyncClient, tag: str) -> None:
-    from ratoon.snapshot.manifest import check_tag
+    from ratoon.store.snapshot.manifest import check_tag
 
     check_tag(tag)
     try:

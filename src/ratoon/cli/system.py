@@ -19,17 +19,17 @@ from ratoon.artifacts import run as run_program
 from ratoon.cli.app import Json, app, print_json, run, say
 from ratoon.cli.guest_checks import accelerator_at_a_glance, guest_checks
 from ratoon.cli.screen import answers
-from ratoon.host import checks
-from ratoon.host.admission import Cost, Reserve
-from ratoon.host.cgroups import Cgroups
-from ratoon.host.checks import Check
-from ratoon.host.figures import meminfo, read_figures
-from ratoon.host.hierarchies import hierarchies
-from ratoon.memory.dirty import scan_supported
-from ratoon.memory.reflink import can_reflink
-from ratoon.network import fitness
-from ratoon.vmm import command
-from ratoon.vmm.qemu import qemu_version
+from ratoon.machine.host import checks
+from ratoon.machine.host.admission import Cost, Reserve
+from ratoon.machine.host.cgroups import Cgroups
+from ratoon.machine.host.checks import Check
+from ratoon.machine.host.figures import meminfo, read_figures
+from ratoon.machine.host.hierarchies import hierarchies
+from ratoon.machine.network import fitness
+from ratoon.machine.vmm import command
+from ratoon.machine.vmm.qemu import qemu_version
+from ratoon.store.memory.dirty import scan_supported
+from ratoon.store.memory.reflink import can_reflink
 
 COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
 #: Columns of the state and the name.

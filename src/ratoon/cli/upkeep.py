@@ -136,8 +136,8 @@ def compress(
     use can be compressed, and others use them meanwhile. What hardly gets smaller stays plain.
     """
     from ratoon import paths
-    from ratoon.snapshot.compress import rewrite_layers
-    from ratoon.snapshot.store import Store
+    from ratoon.store.snapshot.compress import rewrite_layers
+    from ratoon.store.snapshot.store import Store
 
     began = time.monotonic()
     done = rewrite_layers(

@@ -62,7 +62,7 @@ class Embedded:
         from ratoon.daemon.app import create_app
         from ratoon.daemon.serve import Server
         from ratoon.daemon.sockets import unix_socket
-        from ratoon.sandbox.engine import Engine
+        from ratoon.engine.sandbox.engine import Engine
 
         async with Engine.open(self._home) as engine:
             runtime = paths.runtime(engine.store.home)

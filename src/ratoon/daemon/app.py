@@ -31,7 +31,7 @@ from ratoon.daemon.context import Daemon
 from ratoon.daemon.limits import Limits
 from ratoon.daemon.logs import AuditLog, Watch
 from ratoon.daemon.settings import Settings
-from ratoon.sandbox.engine import Engine
+from ratoon.engine.sandbox.engine import Engine
 from ratoon.version import __version__
 
 _SUBJECTS = (

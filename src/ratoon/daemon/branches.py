@@ -15,9 +15,9 @@ from ratoon.daemon.context import Daemon, TheDaemon
 from ratoon.daemon.forkd import BranchRequest, mode_of
 from ratoon.daemon.models.snapshots import Mode
 from ratoon.daemon.problems import error_responses
+from ratoon.engine.sandbox.branch import Branched
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import InvalidInput
-from ratoon.sandbox.branch import Branched
-from ratoon.sandbox.sandbox import Sandbox
 
 router = APIRouter(tags=["branches"])
 

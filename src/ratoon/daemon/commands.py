@@ -15,7 +15,7 @@ from ratoon.daemon.models.commands import (
 )
 from ratoon.daemon.problems import error_responses
 from ratoon.daemon.requests import while_connected
-from ratoon.guest import commands, evaluation
+from ratoon.machine.guest import commands, evaluation
 
 router = APIRouter(tags=["commands"])
 

@@ -12,9 +12,9 @@ from ratoon.daemon.limits import Slots
 from ratoon.daemon.metrics import Metrics
 from ratoon.daemon.settings import Settings
 from ratoon.daemon.workspace import Workspaces
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.startup.runner import Runner
 from ratoon.errors import RatoonError
-from ratoon.sandbox.engine import Engine
-from ratoon.startup.runner import Runner
 
 
 class Daemon:

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Response
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.problems import error_responses
 from ratoon.daemon.responses import Pieces
-from ratoon.sandbox.events import Listener
+from ratoon.engine.sandbox.events import Listener
 
 router = APIRouter(tags=["events"])
 

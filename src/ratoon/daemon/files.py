@@ -19,7 +19,7 @@ from ratoon.daemon.models.files import Extracted, FileInfo
 from ratoon.daemon.problems import error_responses
 from ratoon.daemon.requests import draining, raw_parameter, while_connected
 from ratoon.daemon.responses import AsciiJson, Pieces
-from ratoon.guest.files import GuestFiles
+from ratoon.machine.guest.files import GuestFiles
 
 router = APIRouter(tags=["files"])
 

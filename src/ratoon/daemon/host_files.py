@@ -7,8 +7,8 @@ from pathlib import Path
 from starlette.requests import HTTPConnection
 
 from ratoon.daemon.context import Daemon
+from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.errors import InvalidInput
-from ratoon.sandbox.options import SandboxOptions
 
 
 def image_roots(daemon: Daemon, connection: HTTPConnection) -> tuple[Path, ...] | None:

@@ -11,7 +11,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from ratoon.sandbox.engine import Engine
+from ratoon.engine.sandbox.engine import Engine
 
 #: Seconds: from a stage of a fork to a request that waited for a base to boot.
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

@@ -22,8 +22,8 @@ from ratoon.daemon.problems import error_responses
 from ratoon.daemon.requests import draining
 from ratoon.daemon.responses import Pieces
 from ratoon.daemon.snapshots import check_exists, summarise
-from ratoon.pack.pack import pack
-from ratoon.pack.unpack import unpack
+from ratoon.store.pack.pack import pack
+from ratoon.store.pack.unpack import unpack
 
 router = APIRouter(tags=["packs"])
 

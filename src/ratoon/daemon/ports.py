@@ -11,9 +11,9 @@ from ratoon.api.answers import PublishedPort
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.models.sandboxes import PublishRequest
 from ratoon.daemon.problems import error_responses
+from ratoon.engine.sandbox.engine import Engine
 from ratoon.errors import Conflict, NotFound
-from ratoon.network.ports import ADDRESS, HeldPort
-from ratoon.sandbox.engine import Engine
+from ratoon.machine.network.ports import ADDRESS, HeldPort
 
 router = APIRouter(tags=["ports"])
 

@@ -17,11 +17,11 @@ from ratoon.daemon.problems import error_responses
 from ratoon.daemon.requests import while_connected
 from ratoon.daemon.sandboxes import options_of, summarise
 from ratoon.daemon.snapshots import telling
+from ratoon.engine.startup.cache import Damaged, Entry, StartCache, tag_of
+from ratoon.engine.startup.key import differences, unfit
+from ratoon.engine.startup.prune import prune
+from ratoon.engine.startup.spec import RunSpec
 from ratoon.errors import NotFound, RatoonError
-from ratoon.startup.cache import Damaged, Entry, StartCache, tag_of
-from ratoon.startup.key import differences, unfit
-from ratoon.startup.prune import prune
-from ratoon.startup.spec import RunSpec
 from ratoon.units import MIB
 
 router = APIRouter(tags=["runs"])

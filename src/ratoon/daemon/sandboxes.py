@@ -25,12 +25,12 @@ from ratoon.daemon.models.sandboxes import (
 from ratoon.daemon.problems import error_answer, error_responses
 from ratoon.daemon.requests import Flag, while_connected
 from ratoon.daemon.workspace import MARK
+from ratoon.engine.sandbox.options import SandboxOptions, Volume
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.stages import Stages
 from ratoon.errors import GuestError, InvalidInput, RatoonError
-from ratoon.host.limits import Limits
-from ratoon.network.policy import NetworkPolicy
-from ratoon.sandbox.options import SandboxOptions, Volume
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.sandbox.stages import Stages
+from ratoon.machine.host.limits import Limits
+from ratoon.machine.network.policy import NetworkPolicy
 from ratoon.units import MIB
 from ratoon.validation import first_error
 

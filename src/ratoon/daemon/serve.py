@@ -25,9 +25,9 @@ from ratoon.daemon.app import create_app
 from ratoon.daemon.conversation import HUNG_UP
 from ratoon.daemon.settings import Settings
 from ratoon.daemon.sockets import tcp_socket, unix_socket
+from ratoon.engine.sandbox.engine import Engine
 from ratoon.errors import Conflict
-from ratoon.sandbox.engine import Engine
-from ratoon.snapshot.store import Store
+from ratoon.store.snapshot.store import Store
 from ratoon.syscalls import peer_credentials
 
 log = logging.getLogger(__name__)

@@ -19,13 +19,13 @@ from ratoon.daemon.host_files import image_roots
 from ratoon.daemon.models.snapshots import CompactRequest
 from ratoon.daemon.problems import error_response, error_responses
 from ratoon.daemon.requests import Flag, while_connected
+from ratoon.engine.sandbox.base import Built
+from ratoon.engine.sandbox.branch import Branched, Writing
 from ratoon.errors import InvalidInput, NotFound
-from ratoon.network.policy import NetworkPolicy
-from ratoon.sandbox.base import Built
-from ratoon.sandbox.branch import Branched, Writing
-from ratoon.snapshot.manifest import check_tag
-from ratoon.snapshot.snapshot import Snapshot
-from ratoon.snapshot.store import BrokenSnapshot
+from ratoon.machine.network.policy import NetworkPolicy
+from ratoon.store.snapshot.manifest import check_tag
+from ratoon.store.snapshot.snapshot import Snapshot
+from ratoon.store.snapshot.store import BrokenSnapshot
 from ratoon.units import MIB
 
 router = APIRouter(tags=["snapshots"])

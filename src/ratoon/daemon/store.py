@@ -11,17 +11,17 @@ from fastapi import APIRouter, Response
 from ratoon.api.answers import PoolInfo
 from ratoon.api.snapshots import Differences, LineageNode
 from ratoon.api.store import CheckReport, DiskUsage, Finding, StoreUsage
-from ratoon.check.check import check_store
-from ratoon.check.scrub import EVERYTHING, Slice
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.models.store import CheckRequest, PoolRequest
 from ratoon.daemon.problems import error_responses
 from ratoon.daemon.responses import AsciiJson
 from ratoon.daemon.snapshots import check_exists
 from ratoon.errors import InvalidInput
-from ratoon.snapshot.diff import Difference, diff
-from ratoon.snapshot.lineage import lineage
-from ratoon.snapshot.usage import Usage, snapshot_usage, usage
+from ratoon.store.check.check import check_store
+from ratoon.store.check.scrub import EVERYTHING, Slice
+from ratoon.store.snapshot.diff import Difference, diff
+from ratoon.store.snapshot.lineage import lineage
+from ratoon.store.snapshot.usage import Usage, snapshot_usage, usage
 
 router = APIRouter(tags=["store"])
 

@@ -15,12 +15,12 @@ from ratoon.daemon.conversation import Conversation, conversation
 from ratoon.daemon.models.commands import EvalOpening, ExecOpening, ExecSaying
 from ratoon.daemon.requests import raw_parameter
 from ratoon.errors import InvalidInput
-from ratoon.guest import commands
-from ratoon.guest.agent import wire
-from ratoon.guest.channel import GuestStream
-from ratoon.guest.commands import Command
-from ratoon.guest.evaluation import evaluate
-from ratoon.guest.files import GuestFiles
+from ratoon.machine.guest import commands
+from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.channel import GuestStream
+from ratoon.machine.guest.commands import Command
+from ratoon.machine.guest.evaluation import evaluate
+from ratoon.machine.guest.files import GuestFiles
 
 router = APIRouter()
 

@@ -14,8 +14,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from ratoon.api.http_only import Health, Version
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.problems import error_response, error_responses
+from ratoon.machine.vmm.command import BINARY
 from ratoon.version import __version__
-from ratoon.vmm.command import BINARY
 
 router = APIRouter(tags=["system"])
 

@@ -12,9 +12,9 @@ from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.models.upkeep import CompressRequest, PruneRequest
 from ratoon.daemon.problems import error_responses
 from ratoon.daemon.snapshots import check_exists
-from ratoon.sandbox.prune import prune
-from ratoon.snapshot.compress import rewrite_layers
-from ratoon.snapshot.retention import Rules
+from ratoon.engine.sandbox.prune import prune
+from ratoon.store.snapshot.compress import rewrite_layers
+from ratoon.store.snapshot.retention import Rules
 
 router = APIRouter(tags=["store"])
 

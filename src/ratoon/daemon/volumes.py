@@ -11,8 +11,8 @@ from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.models.store import CreateVolume
 from ratoon.daemon.problems import error_responses
 from ratoon.errors import InvalidInput
-from ratoon.volumes import named
-from ratoon.volumes.holds import only_ours
+from ratoon.machine.volumes import named
+from ratoon.machine.volumes.holds import only_ours
 
 router = APIRouter(tags=["volumes"])
 

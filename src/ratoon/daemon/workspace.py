@@ -20,12 +20,12 @@ from pydantic import ValidationError
 from ratoon.api.http_only import WorkspaceInfo, WorkspaceStatus
 from ratoon.daemon.limits import Slots
 from ratoon.documents import Document
+from ratoon.engine.sandbox.branch import Mode
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.options import SandboxOptions
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import AlreadyExists, Corrupt, InvalidInput, NotFound
-from ratoon.sandbox.branch import Mode
-from ratoon.sandbox.engine import Engine
-from ratoon.sandbox.options import SandboxOptions
-from ratoon.sandbox.sandbox import Sandbox
-from ratoon.snapshot.manifest import check_tag
+from ratoon.store.snapshot.manifest import check_tag
 
 #: In the metadata of a workspace's sandbox, and of no fork of that.
 MARK = "ratoon.workspace"

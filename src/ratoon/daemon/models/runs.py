@@ -8,9 +8,9 @@ from pydantic import Field
 
 from ratoon.daemon.models.common import Request, Word
 from ratoon.daemon.models.sandboxes import ForkOptions, PublishRequest
-from ratoon.sandbox.base import DISK_BYTES, RAM_BYTES
-from ratoon.sandbox.options import Seconds
-from ratoon.startup.spec import Health
+from ratoon.engine.sandbox.base import DISK_BYTES, RAM_BYTES
+from ratoon.engine.sandbox.options import Seconds
+from ratoon.engine.startup.spec import Health
 from ratoon.units import MIB
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ratoon.daemon.models.common import ErrorAnswer, Many, Metadata, Port, Request
-from ratoon.sandbox.options import Seconds
+from ratoon.engine.sandbox.options import Seconds
 
 
 class PublishRequest(Request):
@@ -19,7 +19,7 @@ class PublishRequest(Request):
 
 
 class LimitsOfSandbox(Request):
-    """What a sandbox may use of its host; null: no limit. See `ratoon.host.limits.Limits`."""
+    """What a sandbox may use of its host; null: no limit."""
 
     memory_mib: Annotated[int, Field(gt=0, le=1 << 24)] | None = None
     cpus: Annotated[float, Field(gt=0, le=1 << 16)] | None = None

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ratoon.daemon.models.common import Request
-from ratoon.sandbox.base import DISK_BYTES, RAM_BYTES
+from ratoon.engine.sandbox.base import DISK_BYTES, RAM_BYTES
 from ratoon.units import MIB
 
 Mode = Literal["full", "diff", "live"]

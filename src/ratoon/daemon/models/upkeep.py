@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ratoon.compression import LEVEL
 from ratoon.daemon.models.common import Request
-from ratoon.memory.compressed import LEVELS
+from ratoon.store.memory.compressed import LEVELS
 
 Amount = Annotated[int, Field(ge=0, lt=1 << 63)]
 Seconds = Annotated[float, Field(ge=0)]

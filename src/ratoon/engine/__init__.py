@@ -1,0 +1,1 @@
+"""What is done: bases, forks, branches, standby and reset of sandboxes, and starts of images."""

@@ -1,0 +1,327 @@
+"""Branching: a running sandbox into a new snapshot; the sandbox goes on.
+
+It stands still while its state is captured and its disk switched to a new overlay. Hashing,
+dropping what did not change, packing and publishing follow once it runs again; a branch may return
+before that (`begin`), and tell later what came of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from ratoon.concurrency import to_the_end
+from ratoon.engine.sandbox.capture import Buffers, Capture, capture, freeze, reserve, thaw
+from ratoon.engine.sandbox.condense import condense
+from ratoon.engine.sandbox.heads import Heads
+from ratoon.engine.sandbox.incarnation import Incarnation
+from ratoon.engine.sandbox.layer import publish_layer
+from ratoon.engine.sandbox.leaving import Leaving
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.stages import Stages
+from ratoon.engine.sandbox.standing import settle, stand_on, stand_on_itself
+from ratoon.engine.sandbox.start import explaining
+from ratoon.errors import MachineError
+from ratoon.store.disk.qcow2 import OverlayTemplates
+from ratoon.store.memory.process import PageBuffer
+from ratoon.store.snapshot.compact import publish_flat
+from ratoon.store.snapshot.manifest import GuestInfo, MachineConfig
+from ratoon.store.snapshot.snapshot import Snapshot, link_snapshot, load_snapshot
+from ratoon.store.snapshot.staging import Staging
+from ratoon.store.snapshot.store import Store
+
+log = logging.getLogger(__name__)
+
+#: What is stored: the difference to what the sandbox stands on, or all of it, of depth 0.
+Mode = Literal["diff", "full"]
+
+
+@dataclass(frozen=True)
+class Branched:
+    """A new snapshot, and how long its making took, by stage and for the guest, in ms.
+
+    `difference_bytes`: what the memory takes that the sandbox's parent lacked; of a full branch
+    too, which stores more.
+    """
+
+    snapshot: Snapshot
+    stages: dict[str, float]
+    pause_ms: float
+    captured_pages: int
+    difference_bytes: int
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A branch whose sandbox runs again, while the snapshot `tag` is being written."""
+
+    tag: str
+    pause_ms: float
+    began_at_unix: float
+    done: asyncio.Task[Branched]
+
+    @property
+    def status(self) -> Literal["writing", "ready", "failed"]:
+        if not self.done.done():
+            return "writing"
+        return "failed" if self.done.cancelled() or self.done.exception() else "ready"
+
+    @property
+    def reason(self) -> str:
+        """Why it failed."""
+        return "it was interrupted" if self.done.cancelled() else str(self.done.exception())
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    """What a branch has when the sandbox runs again."""
+
+    captured: Capture
+    overlay: Path
+    pause_ms: float
+    warning: str | None
+
+
+#: What all snapshots above a base have in common.
+Base = tuple[MachineConfig, GuestInfo]
+#: Writes what is frozen as a snapshot; that, and what the difference in memory takes; blocks.
+Publish = Callable[[_Frozen, Stages], tuple[Snapshot, int]]
+#: Has a sandbox, with this incarnation, stand on what was published.
+StandOn = Callable[[Sandbox, Incarnation, Snapshot], None]
+
+
+class Brancher:
+    """Makes snapshots of running sandboxes."""
+
+    def __init__(
+        self,
+        store: Store,
+        heads: Heads,
+        leaving: Leaving,
+        templates: OverlayTemplates,
+        buffers: Buffers,
+    ) -> None:
+        self._store = store
+        self._heads = heads
+        self._leaving = leaving
+        self._templates = templates
+        self._buffers = buffers
+
+    async def branch(
+        self,
+        sandbox: Sandbox,
+        tag: str,
+        *,
+        mode: Mode = "diff",
+        base: Base | None = None,
+        resumed: asyncio.Future[float] | None = None,
+    ) -> Branched:
+        """Publish the sandbox's present state as snapshot `tag`; the sandbox goes on.
+
+        Of a sandbox without a parent this makes a base, of which its own boot alone knows what it
+        is. `resumed` gets the pause in ms as soon as the sandbox runs again. If it fails, the
+        sandbox goes on as before and the store is as it was. AlreadyExists, InFlight; InvalidInput
+        for a bad tag; Conflict in standby; HostError. Once it has begun it is not interrupted: if
+        the caller is cancelled, there may be a snapshot afterwards.
+        """
+        machine, guest = base or _base_of(sandbox)
+        write = self._write_full if mode == "full" and sandbox.parent else self._write_diff
+        with explaining(f"snapshot {tag} was not written"), self._store.stage(tag) as staging:
+            publish = partial(write, sandbox, staging, machine, guest)
+            async with sandbox.changing:
+                run, disk_bytes = sandbox.incarnation, machine.disk_bytes
+                branched = await to_the_end(
+                    self._branch(sandbox, run, staging, disk_bytes, publish, stand_on, resumed)
+                )
+        snapshot = branched.snapshot
+        sandbox.branch_count += 1
+        sandbox.last_branch_memory = snapshot.memory_path(snapshot.depth)
+        sandbox.persist()
+        sandbox.events.tell("branched", sandbox=sandbox.id, snapshot=tag)
+        return branched
+
+    async def begin(self, sandbox: Sandbox, tag: str, *, mode: Mode) -> Writing:
+        """As `branch`, but returns as soon as the sandbox runs again."""
+        resumed: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        began = time.time()
+        done = asyncio.create_task(self.branch(sandbox, tag, mode=mode, resumed=resumed))
+        try:
+            await asyncio.wait((done, resumed), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            done.cancel()
+            await asyncio.wait((done,))
+            raise
+        if not resumed.done():  # it failed before
+            await done
+        return Writing(tag, resumed.result(), began, done)
+
+    async def take_aside(self, sandbox: Sandbox, directory: Path) -> Snapshot:
+        """Link what the sandbox is at present as the new `directory`, for forks of it.
+
+        One that runs goes on, and stands on what was taken; one in standby is that already.
+        """
+        with explaining(f"sandbox {sandbox.id} was not forked"):
+            async with sandbox.changing:
+                if sandbox.state != "standby":
+                    await to_the_end(self._branch_to_itself(sandbox, sandbox.incarnation))
+                assert sandbox.parent is not None
+                return link_snapshot(sandbox.parent, directory)
+
+    async def _branch_to_itself(self, sandbox: Sandbox, run: Incarnation) -> None:
+        """Have the sandbox stand on its present state, which is published to nobody else."""
+        machine, guest = _base_of(sandbox)
+        await sandbox.spare.settle()  # it opens files by their names, which change
+        settle(sandbox)
+        before = sandbox.standing
+        with sandbox.directory.stage() as staging:
+            publish = partial(self._write_diff, sandbox, staging, machine, guest, anonymous=True)
+            disk_bytes = machine.disk_bytes
+            await self._branch(sandbox, run, staging, disk_bytes, publish, _stand_on_itself)
+        await condense(sandbox)
+        await self._leaving.leave(*before, keep=sandbox.standing)
+
+    async def _branch(
+        self,
+        sandbox: Sandbox,
+        run: Incarnation,
+        staging: Staging,
+        disk_bytes: int,
+        publish: Publish,
+        stand_on: StandOn,
+        resumed: asyncio.Future[float] | None = None,
+    ) -> Branched:
+        if run.frozen:  # an undo that failed: what is below the overlay is in no layer
+            await run.undo_branch()
+        stages, left = Stages(), sandbox.standing
+        with self._buffers.borrow() as buffer:
+            try:
+                frozen = await self._freeze_state(sandbox, run, buffer, disk_bytes, stages)
+                if resumed:
+                    resumed.set_result(frozen.pause_ms)
+                snapshot, difference = await asyncio.to_thread(publish, frozen, stages)
+            except BaseException:
+                if staging.published:  # too late: others may have come to rely on it
+                    stand_on(sandbox, run, load_snapshot(staging.target))
+                    await self._leave(left, sandbox)
+                elif run.frozen:
+                    with suppress(MachineError):  # tried again by the next branch
+                        await run.undo_branch()
+                raise
+            pages = len(frozen.captured.numbers)
+        stand_on(sandbox, run, snapshot)
+        sandbox.persist()
+        await self._leave(left, sandbox)
+        return Branched(snapshot, dict(stages.ms), frozen.pause_ms, pages, difference)
+
+    async def _leave(self, left: tuple[Snapshot, ...], sandbox: Sandbox) -> None:
+        """Remove what was made of what it stood on, and of that alone."""
+        if sandbox.parent is sandbox.origin:
+            await sandbox.spare.drop()  # it is of another origin, and may be having an image made
+        await self._leaving.leave(*left, keep=sandbox.standing)
+
+    async def _freeze_state(
+        self,
+        sandbox: Sandbox,
+        run: Incarnation,
+        buffer: PageBuffer,
+        disk_bytes: int,
+        stages: Stages,
+    ) -> _Frozen:
+        """Take what makes the snapshot out of the sandbox, and let it run on with a new overlay.
+
+        `run.frozen` is the old one then, also if it fails after the switch.
+        """
+        overlay = sandbox.directory.next_overlay()
+        try:
+            with stages("prepare"):
+                self._templates.create(overlay, disk_bytes)
+                await run.machine.add_overlay(overlay)
+                await reserve(run, buffer)
+            with stages("quiesce"):
+                still = await freeze(run)
+            began = time.perf_counter()
+            try:
+                with stages("pause"):
+                    await run.machine.pause()
+                captured = await capture(run, buffer, stages)
+                with stages("disk"):
+                    await run.machine.switch_overlay()
+                run.frozen, run.overlay = run.overlay, overlay
+            finally:
+                with stages("resume"):
+                    await run.machine.resume()
+                pause_ms = round((time.perf_counter() - began) * 1e3, 3)
+                with stages("thaw"):
+                    await thaw(sandbox.id, run)
+        except BaseException:
+            if run.overlay != overlay:
+                with suppress(MachineError):
+                    await run.machine.drop_overlay()
+                overlay.unlink(missing_ok=True)
+            raise
+        assert run.frozen
+        return _Frozen(captured, run.frozen, pause_ms, still.warning)
+
+    def _write_diff(
+        self,
+        sandbox: Sandbox,
+        staging: Staging,
+        machine: MachineConfig,
+        guest: GuestInfo,
+        frozen: _Frozen,
+        stages: Stages,
+        *,
+        anonymous: bool = False,
+    ) -> tuple[Snapshot, int]:
+        snapshot = publish_layer(
+            staging,
+            self._heads,
+            sandbox.parent,
+            frozen.captured,
+            frozen.overlay,
+            machine,
+            guest,
+            stages,
+            warning=frozen.warning,
+            network=sandbox.network,
+            branched_from=sandbox.id,
+            anonymous=anonymous,
+        )
+        return snapshot, snapshot.manifest.layers[-1].memory.size
+
+    def _write_full(
+        self,
+        sandbox: Sandbox,
+        staging: Staging,
+        machine: MachineConfig,
+        guest: GuestInfo,
+        frozen: _Frozen,
+        stages: Stages,
+    ) -> tuple[Snapshot, int]:
+        """All that the guest has, as one layer: first the difference, then what it lies on."""
+        with self._store.scratch() as room:
+            unfinished = room / "unfinished"
+            unfinished.mkdir(mode=0o700)
+            aside = Staging(unfinished, sandbox.id, room / "diff")
+            diff, size = self._write_diff(
+                sandbox, aside, machine, guest, frozen, stages, anonymous=True
+            )
+            with stages("flatten"):
+                return publish_flat(diff, staging, sandbox.id, diff.manifest.stages), size
+
+
+def _base_of(sandbox: Sandbox) -> Base:
+    assert sandbox.parent is not None, "only a base's own boot has no parent"
+    return sandbox.parent.manifest.machine, sandbox.parent.manifest.guest
+
+
+def _stand_on_itself(sandbox: Sandbox, run: Incarnation, snapshot: Snapshot) -> None:
+    run.frozen = None
+    stand_on_itself(sandbox, snapshot)

@@ -1,0 +1,205 @@
+"""Forking: a snapshot into a running sandbox whose agent has answered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+
+from ratoon.concurrency import to_the_end
+from ratoon.engine.sandbox.confinement import loosen
+from ratoon.engine.sandbox.directory import SandboxDirectory
+from ratoon.engine.sandbox.mounts import Mounts
+from ratoon.engine.sandbox.options import SandboxOptions
+from ratoon.engine.sandbox.pool import Pool, Reserved
+from ratoon.engine.sandbox.sandbox import Sandbox, new_machine_id
+from ratoon.engine.sandbox.stages import Stages
+from ratoon.engine.sandbox.start import Starter, explaining
+from ratoon.errors import Incompatible, MachineDied
+from ratoon.machine.guest.agent import wire
+from ratoon.machine.network.policy import NetworkPolicy
+from ratoon.machine.vmm import command
+from ratoon.machine.vmm.driver import Accelerator
+from ratoon.machine.vmm.qemu import qemu_version
+from ratoon.machine.vmm.tsc import host_tsc_khz, same_rate
+from ratoon.store.snapshot.snapshot import Snapshot
+from ratoon.store.snapshot.store import Store
+
+log = logging.getLogger(__name__)
+
+#: Starts under way at a time. More of them only make each other wait.
+CONCURRENT_STARTS = 2 * (os.cpu_count() or 1)
+
+
+class Forker:
+    """Starts sandboxes from snapshots."""
+
+    def __init__(
+        self,
+        store: Store,
+        starter: Starter,
+        pool: Pool,
+        runtime: Path,
+        accelerators: frozenset[Accelerator],
+    ) -> None:
+        self._store = store
+        self._starter = starter
+        self._pool = pool
+        self._runtime = runtime
+        self._accelerators = accelerators
+        self._starts = asyncio.Semaphore(CONCURRENT_STARTS)
+
+    async def fork(
+        self, source: Snapshot, options: SandboxOptions, *, burst: bool = False
+    ) -> Sandbox:
+        """A sandbox forked from `source`, whose agent has answered; `burst`: one of many.
+
+        Corrupt naming the snapshot and the file or page that is damaged; NotFound if it was deleted
+        meanwhile; Incompatible with this host's QEMU; MachineDied; HostError if a file cannot be
+        made: the disk is full. A fork that fails leaves nothing behind.
+        """
+        default = NetworkPolicy.parse(source.manifest.network)
+        options = options.model_copy(update={"network": options.network or default})
+        async with self._starts:
+            stages = Stages()
+            with explaining(f"snapshot {source.manifest.tag} was not forked"):
+                while options.network == default and (waiting := await self._pool.take(source)):
+                    try:
+                        with stages("limit"):
+                            await self._limit(waiting, options)
+                        return await self._wake(waiting, options, stages)
+                    except MachineDied:  # as it waited, most likely
+                        log.warning("a machine of the pool had died: %s", waiting.directory.id)
+                reserved = await self._reserve(source, options, stages, burst=burst)
+                return await self._wake(reserved, options, stages)
+
+    async def reserve(self, source: Snapshot) -> Reserved:
+        """The first half of a fork: a machine that waits. Errors: as `fork`."""
+        options = SandboxOptions(network=NetworkPolicy.parse(source.manifest.network))
+        async with self._starts:
+            with explaining(f"snapshot {source.manifest.tag} was not forked"):
+                return await self._reserve(source, options, Stages(), burst=True)
+
+    async def _limit(self, reserved: Reserved, options: SandboxOptions) -> None:
+        try:
+            await self._starter.limit(reserved.directory, reserved.prepared, options.limits)
+        except BaseException:
+            await reserved.discard()
+            raise
+
+    async def _reserve(
+        self, source: Snapshot, options: SandboxOptions, stages: Stages, *, burst: bool
+    ) -> Reserved:
+        with stages("resolve"):
+            check_compatible(source, self._accelerators)
+            directory = SandboxDirectory.create(
+                self._store.sandboxes, self._store.lock, self._runtime
+            )
+        try:
+            with source.noticing_deletion():
+                verified = await self._starter.verify(source, stages, burst=burst)
+            with closing(verified.disk):
+                twin = directory.twin_of(source)
+                async with _standing(directory, source) as stands:
+                    prepared = await self._starter.prepare(
+                        directory,
+                        twin,
+                        verified,
+                        options,
+                        stages,
+                        stands=stands,
+                        published=source,
+                        burst=burst,
+                    )
+        except BaseException:
+            await loosen(directory.path)
+            directory.remove()
+            raise
+        return Reserved(directory, twin, prepared)
+
+    async def _wake(self, reserved: Reserved, options: SandboxOptions, stages: Stages) -> Sandbox:
+        directory = reserved.directory
+        machine_id = new_machine_id()
+        try:
+            mounts = await asyncio.to_thread(
+                Mounts.hold, self._store.home, directory.id, options.volumes
+            )
+        except BaseException:
+            await reserved.discard()
+            raise
+        try:
+            incarnation = await self._starter.wake(
+                directory.id, machine_id, reserved.prepared, stages, mounts
+            )
+        except BaseException:
+            mounts.let_go()
+            await loosen(directory.path)
+            directory.remove()
+            raise
+        sandbox = Sandbox(directory, incarnation, reserved.twin, machine_id, options)
+        sandbox.mounts = mounts
+        sandbox.stages, sandbox.fork_ms = dict(stages.ms), stages.total_ms
+        return sandbox
+
+
+@asynccontextmanager
+async def _standing(
+    directory: SandboxDirectory, source: Snapshot
+) -> AsyncIterator[Callable[[], Awaitable[object]]]:
+    """Have the sandbox stand on `source`, and give what waits for that; it ends with the block.
+
+    Each layer is a directory and two links: of a deep chain they are made while QEMU starts.
+    Errors: as `SandboxDirectory.stand_on`.
+    """
+    linking = asyncio.create_task(asyncio.to_thread(directory.stand_on, source))
+
+    async def stands() -> None:
+        await asyncio.wait((linking,))
+        linking.result()
+
+    try:
+        yield stands
+    finally:
+        with suppress(Exception):  # raised by `stands`, unless something else was before
+            await to_the_end(linking)
+
+
+def check_compatible(snapshot: Snapshot, accelerators: frozenset[Accelerator]) -> None:
+    """Incompatible unless this host can load the snapshot's device state; names both sides."""
+    config = snapshot.manifest.machine
+    for what, theirs, ours, fits in (
+        ("QEMU", config.qemu_version, qemu_version(), _same_series(config.qemu_version)),
+        (
+            "accelerator",
+            config.accelerator,
+            " or ".join(sorted(accelerators)),
+            config.accelerator in accelerators,
+        ),
+        (
+            "agent protocol",
+            snapshot.manifest.guest.agent_version,
+            wire.VERSION,
+            snapshot.manifest.guest.agent_version == wire.VERSION,
+        ),
+        ("machine", config.machine, command.MACHINE, config.machine == command.MACHINE),
+        ("devices", config.devices, command.DEVICES, config.devices == command.DEVICES),
+        (
+            "TSC rate (kHz)",
+            config.tsc_khz,
+            host_tsc_khz(),
+            same_rate(config.tsc_khz, host_tsc_khz()),
+        ),
+    ):
+        if not fits:
+            raise Incompatible(
+                f"snapshot {snapshot.manifest.tag} was made with {what} {theirs}, this host has "
+                f"{ours}; its device state cannot be loaded here: build it anew"
+            )
+
+
+def _same_series(version: str) -> bool:
+    """microvm is not a versioned machine type: states fit within a major.minor alone."""
+    return version.split(".")[:2] == qemu_version().split(".")[:2]

@@ -1,0 +1,101 @@
+"""Writing what was captured as a snapshot: hashed, without what did not change, and published."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from pathlib import Path
+
+from blake3 import blake3
+
+from ratoon.engine.sandbox.capture import Capture
+from ratoon.engine.sandbox.heads import Heads
+from ratoon.engine.sandbox.stages import Stages
+from ratoon.machine.network.policy import NetworkPolicy
+from ratoon.store.disk.qcow2 import disk_root, file_digest
+from ratoon.store.memory.chain import overlay
+from ratoon.store.memory.digests import changed_pieces, memory_root, zero_array
+from ratoon.store.memory.page import PAGE_SIZE
+from ratoon.store.memory.writing import writing_page_set
+from ratoon.store.snapshot.manifest import (
+    FileRef,
+    GuestInfo,
+    LayerRef,
+    MachineConfig,
+    Manifest,
+    MemoryFile,
+)
+from ratoon.store.snapshot.snapshot import DISK, MEMORY, VMSTATE, Snapshot, packed_vmstate
+from ratoon.store.snapshot.staging import Staging
+
+
+def publish_layer(
+    staging: Staging,
+    heads: Heads,
+    parent: Snapshot | None,
+    captured: Capture,
+    disk: Path,
+    machine: MachineConfig,
+    guest: GuestInfo,
+    stages: Stages,
+    *,
+    warning: str | None,
+    network: NetworkPolicy,
+    branched_from: str,
+    anonymous: bool = False,
+) -> Snapshot:
+    """Publish what was captured as a diff on `parent`, or a base where there is none; blocks.
+
+    `disk` is the frozen overlay, and gets a second name. `anonymous`: see `LayerRef`. What the
+    parent has in its memory already is dropped.
+    """
+    with stages("pack"):
+        ram_pages = machine.ram_bytes // PAGE_SIZE
+        below = heads.array(parent) if parent else zero_array(ram_pages)
+        changed = changed_pieces(captured.numbers, captured.pages, below)
+        path = staging.path / MEMORY
+        with writing_page_set(path, ram_pages, changed) as index:
+            array = overlay(below, index)
+            root = memory_root(array)
+            state = packed_vmstate(captured.state)
+            (staging.path / VMSTATE).write_bytes(state)
+            os.link(disk, staging.path / DISK)
+            if parent:
+                staging.adopt_ancestry(parent)
+    with stages("digest"):
+        own = LayerRef(
+            tag=staging.tag,
+            id=uuid.uuid4().hex,
+            memory_root=root,
+            memory=MemoryFile(
+                index_digest=index.index_digest,
+                entries=len(index.numbers),
+                stored=index.stored,
+                size=path.stat().st_size,
+            ),
+            disk=FileRef(digest=file_digest(disk), size=disk.stat().st_size),
+            anonymous=anonymous,
+        )
+        layers = (*(parent.manifest.layers if parent else ()), own)
+        vmstate = FileRef(digest=blake3(state).hexdigest(), size=len(state))
+        manifest = Manifest(
+            tag=own.tag,
+            id=own.id,
+            created_at_unix=time.time(),
+            parent=parent.manifest.reference if parent else None,
+            memory_root=root,
+            disk_root=disk_root([layer.disk.digest for layer in layers]),
+            machine=machine,
+            vmstate=vmstate,
+            layers=layers,
+            guest=guest,
+            network=str(network),
+            stages=dict(stages.ms),
+            warning=warning,
+            branched_from=branched_from,
+        )
+    with stages("publish"):
+        snapshot = staging.publish(manifest)
+    heads.remember(root, array)
+    return snapshot

@@ -1,0 +1,393 @@
+"""A sandbox: forked from a snapshot, running or in standby, and what can be done in it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from ratoon.api.answers import PublishedPort
+from ratoon.concurrency import to_the_end
+from ratoon.engine.sandbox.confinement import loosen
+from ratoon.engine.sandbox.deaths import explained
+from ratoon.engine.sandbox.directory import SandboxDirectory
+from ratoon.engine.sandbox.events import Events
+from ratoon.engine.sandbox.heads import MappedMemory
+from ratoon.engine.sandbox.incarnation import Incarnation
+from ratoon.engine.sandbox.mounts import Mounts
+from ratoon.engine.sandbox.options import SandboxOptions
+from ratoon.engine.sandbox.record import Record, forget_record, record_of, write_record
+from ratoon.engine.sandbox.spare import Spare
+from ratoon.errors import Conflict, GuestError, MachineDied
+from ratoon.machine.guest import commands
+from ratoon.machine.guest.channel import Channel, GuestStream
+from ratoon.machine.guest.commands import ExecResult
+from ratoon.machine.guest.evaluation import EvalResult, Listener, evaluate
+from ratoon.machine.guest.files import GuestFiles
+from ratoon.machine.network.policy import NONE, NetworkPolicy
+from ratoon.machine.network.ports import HeldPort, Ports
+from ratoon.machine.vmm.driver import Machine
+from ratoon.store.snapshot.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+State = Literal["running", "standby", "dead", "killed"]
+
+
+def new_machine_id() -> str:
+    """As in /etc/machine-id: machine-id(5)."""
+    return secrets.token_hex(16)
+
+
+async def _nothing(sandbox: Sandbox) -> None:
+    pass
+
+
+class Sandbox:
+    """Comes from `Engine.fork`; leaving its `async with` block kills it.
+
+    Whatever reaches into the guest raises MachineDied, with the end of the machine's log, once its
+    process is gone, and Conflict while it is in standby, unless it wakes when it is used.
+    """
+
+    def __init__(
+        self,
+        directory: SandboxDirectory,
+        incarnation: Incarnation | None,
+        parent: Snapshot | None,
+        machine_id: str,
+        options: SandboxOptions,
+    ) -> None:
+        self._directory = directory
+        self._incarnation = incarnation
+        #: What the sandbox stands on: the snapshot it was forked from, its last branch, or itself
+        #: as it was when it last went to standby; and what a reset goes back to: see `standing`.
+        self.parent = self.origin = parent
+        self.options = options
+        #: The guest's: the same for as long as the sandbox lives.
+        self.machine_id = machine_id
+        #: The stages of the fork, in milliseconds, and all of it until the agent had answered.
+        self.stages: dict[str, float] = {}
+        self.fork_ms = 0.0
+        self.created_at_unix = time.time()
+        #: The published snapshot that it was forked from.
+        self.forked_from = parent.manifest.reference.tag if parent else None
+        #: How many snapshots were made of it, and where the memory of the last one is.
+        self.branch_count = 0
+        self.last_branch_memory: Path | None = None
+        #: Why it is dead, where that was found out by whoever took it over.
+        self.cause_of_death: MachineDied | None = None
+        #: Whether it is written down, so that it can be taken over by another process.
+        self.kept = False
+        #: Held by whoever changes what the sandbox stands on.
+        self.changing = asyncio.Lock()
+        #: It is in standby, or on the way there, for as long as nobody uses it; and how it resumes.
+        self.wakes = False
+        self.wake: Callable[[Sandbox], Awaitable[object]] = _nothing
+        #: Its volumes, which it holds until its end.
+        self.mounts = Mounts.none()
+        #: Why its volumes may lack what its guest had written when it last lost its machine.
+        self.unsynced: str | None = None
+        #: A machine that is being started, or waits, for its next reset.
+        self.spare = Spare(self.id)
+        #: Its files, as its processes see them.
+        self.files = GuestFiles(self)
+        #: Its ports that are published on the host's loopback.
+        self._ports = Ports(self.dial)
+        #: Where it is told what happens to it.
+        self.events = Events()
+        #: Called once it has been killed.
+        self.on_killed: Callable[[Sandbox], Awaitable[object]] = _nothing
+        self._ending: asyncio.Task[None] | None = None
+        self._users = 0
+        self._last_used = time.monotonic()
+
+    @property
+    def id(self) -> str:
+        return self._directory.id
+
+    @property
+    def directory(self) -> SandboxDirectory:
+        return self._directory
+
+    @property
+    def snapshot_tag(self) -> str | None:
+        """The published snapshot that it stands on: its last branch, or what it was forked from."""
+        return self.parent.manifest.reference.tag if self.parent else None
+
+    @property
+    def standing(self) -> tuple[Snapshot, ...]:
+        """What it stands on, and what a reset goes back to."""
+        return tuple(each for each in (self.parent, self.origin) if each)
+
+    @property
+    def network(self) -> NetworkPolicy:
+        """What its guest may reach."""
+        return self.options.network or NONE
+
+    @property
+    def state(self) -> State:
+        if self._ending:
+            return "killed"
+        if self.cause_of_death or (self._incarnation and self._incarnation.machine.has_died):
+            return "dead"
+        return "running" if self._incarnation else "standby"
+
+    # The machine, while there is one --------------------------------------------------------------
+
+    @property
+    def incarnation(self) -> Incarnation:
+        """Its present run. Conflict: it is in standby, or killed. MachineDied: found dead."""
+        if self._ending:
+            raise Conflict(f"sandbox {self.id} was killed")
+        if self.cause_of_death:
+            raise self.cause_of_death
+        if self._incarnation is None:
+            raise Conflict(f"sandbox {self.id} is in standby; resume it first")
+        return self._incarnation
+
+    @property
+    def machine(self) -> Machine:
+        return self.incarnation.machine
+
+    @property
+    def channel(self) -> Channel:
+        return self.incarnation.channel
+
+    @property
+    def memory(self) -> MappedMemory:
+        return self.incarnation.memory
+
+    @property
+    def pid(self) -> int:
+        return self.machine.pid
+
+    def become(self, incarnation: Incarnation | None) -> Incarnation | None:
+        """Go on as `incarnation`, or in standby; the one before, to be ended.
+
+        OSError: that cannot be written down, as it must be beforehand; nothing has changed.
+        """
+        if self.kept:
+            self._write_down(incarnation)
+        before, self._incarnation = self._incarnation, incarnation
+        self.unsynced = None
+        self.wakes = self.wakes and incarnation is None
+        self._last_used = time.monotonic()
+        self.events.tell(
+            "standby" if incarnation is None else "reset" if before else "resumed", sandbox=self.id
+        )
+        return before
+
+    async def retire(self, run: Incarnation, *, now: bool = False) -> None:
+        """End a machine of it; where its volumes could not be synced before, that is told."""
+        self._tell_unsynced(await run.end(now=now))
+
+    def _tell_unsynced(self, problem: str | None) -> None:
+        self.unsynced = problem
+        if self.unsynced:
+            log.warning("sandbox %s: its volumes may lack data: %s", self.id, self.unsynced)
+            self.events.tell("unsynced", sandbox=self.id, reason=self.unsynced)
+
+    def keep(self) -> None:
+        """Have it outlive this process. OSError: that cannot be written down."""
+        self._write_down(self._incarnation)
+        self.kept = True
+
+    def persist(self) -> None:
+        """Write down what has changed, if it is to outlive this process."""
+        if self.kept:
+            try:
+                self._write_down(self._incarnation)
+            except OSError as error:  # whoever takes it over finds out what matters
+                log.warning("sandbox %s was not written down: %s", self.id, error)
+
+    def _write_down(self, run: Incarnation | None) -> None:
+        with suppress(ProcessLookupError):  # it is dead: the record before says enough
+            write_record(
+                self._directory.path,
+                Record(
+                    id=self.id,
+                    created_at_unix=self.created_at_unix,
+                    machine_id=self.machine_id,
+                    options=self.options,
+                    run=record_of(run, self.parent, self._directory.path) if run else None,
+                    wakes=self.wakes and run is None,
+                    forked_from=self.forked_from,
+                    branch_count=self.branch_count,
+                    last_branch_memory=self.last_branch_memory,
+                    ports=self.ports,
+                ),
+            )
+
+    # Use ------------------------------------------------------------------------------------------
+
+    @property
+    def idle_seconds(self) -> float:
+        """For how long nobody has used it; 0 while somebody does."""
+        return 0.0 if self._users else time.monotonic() - self._last_used
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it runs though nobody has used it for as long as its options say."""
+        limit = self.options.idle_seconds
+        return limit is not None and self.idle_seconds >= limit and self.state == "running"
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """It is not idle in the block; nor is it woken."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self._last_used = time.monotonic()
+
+    @asynccontextmanager
+    async def awake(self) -> AsyncIterator[None]:
+        """It is not idle in the block, and was woken before, if it wakes."""
+        with self.using():
+            if self.wakes:
+                await self.wake(self)
+            yield
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[Channel]:
+        """The channel to its agent; while it is used the sandbox is not idle.
+
+        Where the agent cannot be reached because the machine is gone, or the guest stands still,
+        the error says that.
+        """
+        async with self.awake():
+            incarnation = self.incarnation
+            try:
+                async with explained(self.id, incarnation.machine):
+                    yield incarnation.channel
+            except (GuestError, MachineDied):
+                if self._ending or self._incarnation is incarnation:
+                    raise
+                what = "was reset" if self._incarnation else "went to standby"
+                raise Conflict(f"sandbox {self.id} {what} while it was being used") from None
+
+    async def request(self, op: str, *, timeout: float, **fields: Any) -> dict[str, Any]:
+        """See `guest.channel.Agent`; a sandbox is one."""
+        async with self.in_use() as channel:
+            return await channel.request(op, timeout=timeout, **fields)
+
+    @asynccontextmanager
+    async def open(self, op: str, **fields: Any) -> AsyncIterator[GuestStream]:
+        """See `guest.channel.Agent`; a sandbox is one."""
+        async with self.in_use() as channel, channel.open(op, **fields) as stream:
+            yield stream
+
+    async def exec(
+        self,
+        argv: list[str],
+        *,
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+    ) -> ExecResult:
+        """Run `argv` in the sandbox and wait for it; see `ExecResult` for how it may end.
+
+        `timeout` is in seconds; a command that takes longer is killed with its process group.
+        Commands that are watched as they run, lists of processes and the like: `guest.commands`,
+        to which a sandbox is an agent.
+        """
+        return await commands.exec(
+            self,
+            argv,
+            env=env,
+            cwd=cwd,
+            user=user,
+            stdin=stdin,
+            timeout=timeout,
+        )
+
+    async def eval(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        on_stdout: Listener | None = None,
+        on_stderr: Listener | None = None,
+    ) -> EvalResult:
+        """Run Python `code` in the sandbox's interpreter, which keeps its state; see `evaluate`."""
+        return await evaluate(self, code, timeout=timeout, on_stdout=on_stdout, on_stderr=on_stderr)
+
+    def dial(self, port: int) -> AbstractAsyncContextManager[GuestStream]:
+        """A TCP connection to `port` of the guest's own loopback; nothing is published."""
+        return commands.dial(self, port)
+
+    @property
+    def ports(self) -> tuple[PublishedPort, ...]:
+        """Its ports that are published on the host's loopback."""
+        return self._ports.published
+
+    def publish(self, guest_port: int | HeldPort, host_port: int = 0) -> PublishedPort:
+        """Have a port of the host's loopback lead to one in the guest; see `Ports.publish`."""
+        port = self._ports.publish(guest_port, host_port)
+        self.persist()
+        return port
+
+    async def unpublish(self, host_port: int) -> None:
+        """Close a published port and its connections. NotFound."""
+        await self._ports.unpublish(host_port)
+        self.persist()
+
+    # The end --------------------------------------------------------------------------------------
+
+    async def kill(self, *, now: bool = False) -> None:
+        """End the sandbox and remove all it had; safe to repeat.
+
+        Its volumes are synced before, unless `now`; `unsynced` says what went wrong with that.
+        Once begun it is not interrupted: a cancellation takes effect at its end.
+        """
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end(now=now))
+        await to_the_end(self._ending)
+
+    async def _end(self, *, now: bool) -> None:
+        self.kept = False
+        forget_record(self._directory.path)  # whoever comes upon the rest removes it
+        await self._ports.close()
+        if ended := self._incarnation:
+            await self.retire(ended, now=now)
+        async with self.changing:  # a branch that has begun publishes, or fails, at once
+            if self._incarnation and self._incarnation is not ended:  # of a reset, or a resume
+                await self.retire(self._incarnation, now=now)
+            await self.spare.drop()
+            await loosen(self._directory.path)
+            await asyncio.to_thread(self._directory.remove)  # a deep chain has many links
+        self.mounts.let_go()
+        await self.on_killed(self)
+        self.events.tell("killed", sandbox=self.id)
+
+    async def let_go(self) -> None:
+        """Leave it as it is, for another process to take over; this one does no more with it."""
+        async with self.changing:
+            await self._ports.close()
+            await self.spare.drop()
+            if self._incarnation:
+                self._tell_unsynced(await self._incarnation.sync())
+                await self._incarnation.let_go()
+            self.mounts.let_go()
+            self._directory.let_go()
+
+    async def __aenter__(self) -> Sandbox:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.kill()

@@ -1,0 +1,249 @@
+"""Standby, resume and reset: a sandbox without a machine, and with another one.
+
+In standby a sandbox is a snapshot of its own: its directory holds its memory, device state and
+disk, and no process is left. A resume starts a machine on that. A reset starts one on the sandbox's
+origin, whatever it stood on in between, and ends the machine that it replaces; one that was started
+for that beforehand, a spare, needs no more than its device state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import closing, suppress
+
+from ratoon.concurrency import to_the_end
+from ratoon.engine.sandbox.capture import Buffers, capture, freeze, reserve, thaw
+from ratoon.engine.sandbox.condense import condense
+from ratoon.engine.sandbox.confinement import loosen
+from ratoon.engine.sandbox.heads import Heads
+from ratoon.engine.sandbox.incarnation import Incarnation
+from ratoon.engine.sandbox.layer import publish_layer
+from ratoon.engine.sandbox.leaving import Leaving
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.stages import Stages
+from ratoon.engine.sandbox.standing import go_back, origin_of, settle, stand_on_itself
+from ratoon.engine.sandbox.start import Prepared, Starter, explaining
+from ratoon.errors import Conflict, HostError, MachineDied, MachineError
+from ratoon.store.snapshot.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+
+class Lifecycle:
+    """Takes machines away from sandboxes, and gives them new ones."""
+
+    def __init__(self, heads: Heads, leaving: Leaving, starter: Starter, buffers: Buffers) -> None:
+        self._heads = heads
+        self._leaving = leaving
+        self._starter = starter
+        self._buffers = buffers
+
+    async def suspend(self, sandbox: Sandbox) -> Stages:
+        """Write the sandbox's state to its directory, and end its machine.
+
+        Conflict: it is in standby already. If it fails, the sandbox goes on running. Once begun it
+        is not interrupted.
+        """
+        stages = Stages()
+        with explaining(f"sandbox {sandbox.id} did not go to standby"):
+            async with sandbox.changing:
+                await to_the_end(self._suspend(sandbox, stages))
+        return stages
+
+    async def doze(self, sandbox: Sandbox) -> None:
+        """As `suspend`, if it is idle still; whoever uses it from now on has it resumed."""
+        async with sandbox.changing:
+            if not sandbox.is_idle:
+                return
+            sandbox.wakes = True
+            try:
+                with sandbox.using():  # if it fails, it is tried again when it has idled once more
+                    await to_the_end(self._suspend(sandbox, Stages()))
+            finally:
+                sandbox.wakes = sandbox.state == "standby"
+
+    async def _suspend(self, sandbox: Sandbox, stages: Stages) -> None:
+        run = sandbox.incarnation
+        with stages("prepare"):
+            settle(sandbox)
+        parent = sandbox.parent
+        assert parent is not None, "only a base's own boot has no parent"
+        manifest = parent.manifest
+        with self._buffers.borrow() as buffer, sandbox.directory.stage() as staging:
+            with stages("prepare"):
+                if run.frozen:  # an undo that failed: what is below the overlay is in no layer
+                    await run.undo_branch()
+                await reserve(run, buffer)
+            try:
+                with stages("quiesce"):
+                    still = await freeze(run)
+                with stages("pause"):
+                    await run.machine.pause()
+                captured = await capture(run, buffer, stages)
+                snapshot = await asyncio.to_thread(
+                    publish_layer,
+                    staging,
+                    self._heads,
+                    parent,
+                    captured,
+                    run.overlay,
+                    manifest.machine,
+                    manifest.guest,
+                    stages,
+                    warning=still.warning,
+                    network=sandbox.network,
+                    branched_from=sandbox.id,
+                    anonymous=True,
+                )
+                sandbox.become(None)
+                try:
+                    stand_on_itself(sandbox, snapshot)
+                except OSError:
+                    sandbox.become(run)
+                    raise
+            except BaseException:
+                with suppress(MachineError):
+                    await run.machine.resume()
+                await thaw(sandbox.id, run)
+                raise
+            with stages("end"):
+                await sandbox.retire(run)
+                await sandbox.spare.drop()
+                await loosen(sandbox.directory.path)
+                sandbox.directory.forget_overlays()
+            with stages("condense"):
+                await condense(sandbox)
+                await self._leaving.leave(parent, keep=sandbox.standing)
+
+    async def resume(self, sandbox: Sandbox) -> Stages:
+        """Go on where `suspend` left off. Conflict: it is running.
+
+        Incompatible, Corrupt, MachineDied …: it stays in standby, and nothing is lost.
+        """
+        stages = Stages()
+        async with sandbox.changing:
+            if sandbox.state != "standby":
+                raise Conflict(f"sandbox {sandbox.id} is {sandbox.state}, not in standby")
+            await self._resume(sandbox, stages)
+        return stages
+
+    async def wake(self, sandbox: Sandbox) -> None:
+        """Resume a sandbox that dozes, or is about to."""
+        async with sandbox.changing:
+            if sandbox.wakes and sandbox.state == "standby":
+                await self._resume(sandbox, Stages())
+
+    async def _resume(self, sandbox: Sandbox, stages: Stages) -> None:
+        assert sandbox.parent is not None
+        try:
+            await self._start(sandbox, sandbox.parent, stages, None)
+        except BaseException:
+            await loosen(sandbox.directory.path)
+            raise
+
+    async def reset(self, sandbox: Sandbox) -> Stages:
+        """Take the sandbox back to its origin: its last branch, or what it was forked from.
+
+        Its id, machine-id and options stay; what it did since is gone, and its memory is given
+        back. It goes on running as it is until the new machine has answered, and if that fails;
+        with volumes to write to it stands still as the new one begins to run, which has the same.
+        Conflict: there is no such state any more; see `origin_of`.
+        """
+        stages = Stages()
+        async with sandbox.changing:
+            before, left, origin = sandbox.incarnation, sandbox.parent, origin_of(sandbox)
+            assert left is not None
+            after = await self._start(sandbox, origin, stages, before)
+            with stages("end"):  # too late to cancel it
+                await to_the_end(self._end(sandbox, before, after, left))
+        return stages
+
+    async def _end(
+        self, sandbox: Sandbox, before: Incarnation, after: Incarnation, left: Snapshot
+    ) -> None:
+        """Give back what a sandbox had before its reset."""
+        try:
+            await sandbox.retire(before)
+        finally:
+            go_back(sandbox)
+            sandbox.persist()
+            sandbox.directory.forget_overlays(after.overlay)
+            self._stock(sandbox)
+            await self._leaving.leave(left, keep=sandbox.standing)
+
+    async def restock(self, sandbox: Sandbox) -> None:
+        """Have the spare machine of a sandbox, if it is to have one, fit its origin."""
+        if sandbox.options.spare:
+            async with sandbox.changing:
+                await sandbox.spare.drop()
+                self._stock(sandbox)
+
+    def _stock(self, sandbox: Sandbox) -> None:
+        if sandbox.options.spare and sandbox.state == "running" and sandbox.origin:
+            sandbox.spare.stock(self._prepare(sandbox, sandbox.origin, Stages()))
+
+    async def _start(
+        self, sandbox: Sandbox, source: Snapshot, stages: Stages, before: Incarnation | None
+    ) -> Incarnation:
+        """Have the sandbox go on with a new machine, on `source`, in the place of `before` if any.
+
+        If this fails, nothing has changed.
+        """
+        try:
+            run = await self._wake_spare(sandbox, source, stages, before)
+            if run is None:
+                prepared = await self._prepare(sandbox, source, stages)
+                run = await self._wake(sandbox, prepared, stages, before)
+            left, sandbox.parent = sandbox.parent, source
+            try:
+                with explaining(f"sandbox {sandbox.id} was not started"):
+                    sandbox.become(run)
+            except HostError:
+                sandbox.parent = left
+                await run.end()
+                run.overlay.unlink()
+                raise
+        except BaseException:
+            if before and before.still:
+                await thaw(sandbox.id, before)
+            raise
+        return run
+
+    async def _wake(
+        self, sandbox: Sandbox, prepared: Prepared, stages: Stages, before: Incarnation | None
+    ) -> Incarnation:
+        async def hand_over() -> None:
+            if before and before.writes_volumes and not before.still:
+                with stages("quiesce"):
+                    await freeze(before)
+
+        return await self._starter.wake(
+            sandbox.id,
+            sandbox.machine_id,
+            prepared,
+            stages,
+            sandbox.mounts,
+            resume=before is None,
+            hand_over=hand_over,
+        )
+
+    async def _wake_spare(
+        self, sandbox: Sandbox, source: Snapshot, stages: Stages, before: Incarnation | None
+    ) -> Incarnation | None:
+        prepared = await sandbox.spare.take(source.manifest.id)
+        if prepared is None:
+            return None
+        try:
+            return await self._wake(sandbox, prepared, stages, before)
+        except MachineDied:  # as it waited, most likely
+            log.warning("the spare machine of sandbox %s had died", sandbox.id)
+            return None
+
+    async def _prepare(self, sandbox: Sandbox, source: Snapshot, stages: Stages) -> Prepared:
+        with explaining(f"sandbox {sandbox.id} was not started"):
+            verified = await self._starter.verify(source, stages)
+            with closing(verified.disk):
+                return await self._starter.prepare(
+                    sandbox.directory, source, verified, sandbox.options, stages
+                )

@@ -1,0 +1,309 @@
+"""Starting a machine from a snapshot, in two halves.
+
+`Starter.prepare` does all that need not know why: files are verified, QEMU is started on the head's
+memory and waits for its device state. `Starter.wake` loads the state, lets the guest run and makes
+it the individual it shall be. A pool keeps machines between the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ratoon import files
+from ratoon.engine.sandbox.confinement import Confiner
+from ratoon.engine.sandbox.deaths import explained
+from ratoon.engine.sandbox.directory import SandboxDirectory
+from ratoon.engine.sandbox.disks import Disks, HeldDisk
+from ratoon.engine.sandbox.heads import Heads, MappedMemory, Patch, write_patch
+from ratoon.engine.sandbox.incarnation import Incarnation
+from ratoon.engine.sandbox.mounts import Mounts
+from ratoon.engine.sandbox.options import SandboxOptions
+from ratoon.engine.sandbox.stages import Stages
+from ratoon.errors import HostError
+from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.channel import Channel
+from ratoon.machine.host.limits import Limits
+from ratoon.machine.network.namespaces import Namespace
+from ratoon.machine.network.policy import NONE, NetworkPolicy
+from ratoon.machine.vmm.driver import Hardware, Launch, Machine
+from ratoon.machine.vmm.qemu import QemuMachine
+from ratoon.store.disk.qcow2 import OverlayTemplates
+from ratoon.store.snapshot.snapshot import Snapshot, read_vmstate
+from ratoon.store.snapshot.verify import verify_disks
+
+#: Seconds the agent may take for a rebirth; a loaded host under emulation is slow.
+REBIRTH_TIMEOUT = 60.0
+
+
+@dataclass
+class Prepared:
+    """A machine that waits for its device state, with its RAM as it must be."""
+
+    #: The id of the snapshot that it was started on, and whether that has a warning.
+    snapshot_id: str
+    warned: bool
+    machine: Machine
+    state: bytes
+    memory: MappedMemory
+    overlay: Path
+    runtime: Path
+    namespace: Namespace
+
+    async def discard(self) -> None:
+        """End the machine, and remove what it had to itself."""
+        await self.machine.kill()
+        await self.namespace.release()
+        _remove(self.overlay, self.runtime)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What of a snapshot was verified for a start: its device state, and its disk, to be closed."""
+
+    state: bytes
+    disk: HeldDisk
+
+
+async def _stands() -> None:
+    """The twin is there already."""
+
+
+async def _handed_over() -> None:
+    """Nobody else has its volumes."""
+
+
+class Starter:
+    """Starts machines for the directories of sandboxes."""
+
+    def __init__(
+        self,
+        heads: Heads,
+        disks: Disks,
+        templates: OverlayTemplates,
+        confiner: Confiner,
+        *,
+        survives: bool,
+    ) -> None:
+        """`survives`: the machines outlive this process."""
+        self._heads = heads
+        self._disks = disks
+        self._templates = templates
+        self._confiner = confiner
+        self._survives = survives
+
+    async def verify(self, source: Snapshot, stages: Stages, *, burst: bool = False) -> Verified:
+        """The device state and the disk of `source`, checked; `burst`: see `Heads.choose`.
+
+        Corrupt names the file.
+        """
+        with stages("verify"):
+            disk = self._disks.hold(source, burst=burst)
+            try:
+                await asyncio.to_thread(verify_disks, source, disk.covered)
+                return Verified(read_vmstate(source), disk)
+            except BaseException:
+                disk.close()
+                raise
+
+    async def prepare(
+        self,
+        directory: SandboxDirectory,
+        twin: Snapshot,
+        verified: Verified,
+        options: SandboxOptions,
+        stages: Stages,
+        *,
+        stands: Callable[[], Awaitable[object]] = _stands,
+        published: Snapshot | None = None,
+        burst: bool = False,
+    ) -> Prepared:
+        """Start a machine on `twin`, the directory's own links to a snapshot.
+
+        `stands` waits until the twin is there; until then it is not touched. `published`: where an
+        image is made from, if that is not the twin; `burst`: see `Heads.choose`. Corrupt names the
+        page that is damaged. If this fails, the process is gone, and what it had to itself.
+        """
+        assert options.network is not None
+        with stages("image"):
+            image, patch = self._heads.open(twin) if verified.disk.is_whole(twin) else None, None
+            if image is None:
+                await stands()
+                image, patch = await self._heads.choose(twin, published or twin, burst=burst)
+        confine = self._confiner.confine(directory.path, options.network, options.limits)
+        with image, _own_files(directory) as (overlay, runtime):
+            memory = MappedMemory.of_image(image)
+            config = twin.manifest.machine
+            with stages("overlay"):
+                self._templates.create(overlay, config.disk_bytes)
+            async with confine as confined:
+                launch = Launch(
+                    name=directory.id,
+                    hardware=Hardware(config.ram_bytes, config.vcpus, config.accelerator),
+                    # By descriptor: QEMU makes a new file, all zeros, where the name is gone.
+                    memory=Path(f"/proc/self/fd/{image.fd}"),
+                    disks=verified.disk.paths(twin),
+                    overlay=overlay,
+                    log=directory.log,
+                    runtime=runtime,
+                    descriptors=(image.fd, *verified.disk.descriptors),
+                    netns=confined.namespace.fd,
+                    restrict=confined.namespace.restrict,
+                    cgroup=confined.cgroup,
+                    file_limit=confined.file_limit,
+                    survives=self._survives,
+                )
+                machine = await self._start(launch, memory, patch, stages)
+                try:
+                    await stands()
+                except BaseException:
+                    await machine.kill()
+                    raise
+        return Prepared(
+            twin.manifest.id,
+            twin.manifest.warning is not None,
+            machine,
+            verified.state,
+            memory,
+            overlay,
+            runtime,
+            confined.namespace,
+        )
+
+    async def limit(self, directory: SandboxDirectory, prepared: Prepared, limits: Limits) -> None:
+        """Give a machine that was prepared without limits these. HostError."""
+        if limits != Limits():
+            group = await asyncio.to_thread(self._confiner.group, directory.path, limits)
+            await prepared.machine.confine(group, limits.disk_bytes)
+
+    async def wake(
+        self,
+        name: str,
+        machine_id: str,
+        prepared: Prepared,
+        stages: Stages,
+        mounts: Mounts,
+        *,
+        resume: bool = False,
+        hand_over: Callable[[], Awaitable[object]] = _handed_over,
+    ) -> Incarnation:
+        """Let the prepared machine run as the individual `name`, whose agent has then answered.
+
+        `mounts`: its volumes, which are its own once `hand_over` is done; `resume`: it has been
+        that individual before, and only stood by.
+
+        MachineDied, MachineError, GuestError; the process is gone then.
+        """
+        machine, channel, volumes = prepared.machine, None, None
+        try:
+            with stages("load"):
+                async with explained(name, machine):
+                    channel = await Channel.connect(machine.agent_socket, name)
+                await machine.load_state(prepared.state)
+            await hand_over()
+            # What the snapshot's guest had yet to write must not come after what was written since.
+            doubtful = prepared.warned and not resume
+            own = Mounts.none() if doubtful else mounts
+            volumes = own.serve(name, machine, inherits=doubtful)
+            with stages("resume"):
+                await machine.resume()
+            with stages("rebirth"):
+                kind = under(prepared.namespace.policy, wire.RESUME if resume else wire.FORK)
+                inherits = await rebirth(name, machine_id, machine, channel, kind)
+            if volumes or inherits:
+                with stages("volumes"):
+                    if volumes and doubtful:
+                        async with explained(name, machine):
+                            await own.arrange(channel)
+                        await asyncio.to_thread(volumes.close)
+                        volumes = None
+                    volumes = volumes or mounts.serve(name, machine, inherits=True)
+                    async with explained(name, machine):
+                        await mounts.arrange(channel)
+        except BaseException:
+            if channel:
+                channel.close()
+            await prepared.discard()
+            if volumes:
+                await asyncio.to_thread(volumes.close)
+            raise
+        return Incarnation(
+            machine,
+            channel,
+            prepared.memory,
+            prepared.overlay,
+            prepared.runtime,
+            prepared.namespace,
+            volumes,
+        )
+
+    async def _start(
+        self, launch: Launch, memory: MappedMemory, patch: Patch | None, stages: Stages
+    ) -> QemuMachine:
+        """Start the machine and, meanwhile, read and check the pages to be written into it."""
+        if patch is None:
+            with stages("start"):
+                return await QemuMachine.start(launch)
+        reading = asyncio.create_task(asyncio.to_thread(self._heads.read_patch, patch))
+        try:
+            with stages("start"):
+                machine = await QemuMachine.start(launch)
+        except BaseException:
+            with suppress(Exception):
+                await reading
+            raise
+        try:
+            with stages("image"):
+                pages = await reading
+                await asyncio.to_thread(write_patch, machine.pid, memory, pages)
+            return machine
+        except BaseException:
+            await machine.kill()
+            raise
+
+
+@contextmanager
+def _own_files(directory: SandboxDirectory) -> Iterator[tuple[Path, Path]]:
+    """Names for the overlay and the sockets of a machine; what is there goes if the block fails."""
+    overlay, runtime = directory.next_overlay(), directory.next_runtime()
+    try:
+        yield overlay, runtime
+    except BaseException:
+        _remove(overlay, runtime)
+        raise
+
+
+def _remove(overlay: Path, runtime: Path) -> None:
+    overlay.unlink(missing_ok=True)
+    shutil.rmtree(runtime, ignore_errors=True)
+
+
+@contextmanager
+def explaining(what: str) -> Iterator[None]:
+    """Turn the errors of files into HostError: `what` was not done, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise HostError(f"{what}: {files.describe(error)}") from error
+
+
+def under(network: NetworkPolicy, kind: int) -> int:
+    """That kind of rebirth (see wire.FORK) of a guest to which `network` applies."""
+    return kind if network == NONE else kind | wire.ONLINE
+
+
+async def rebirth(
+    name: str, machine_id: str, machine: Machine, channel: Channel, kind: int
+) -> bool:
+    """Begin a fresh session with the agent and make the guest an individual of its own.
+
+    It gets entropy, the time, names, and routes if there is a way out; only then do the sandbox's
+    processes run. `kind`: see `under`. Returns whether it has mounts of volumes from before.
+    """
+    async with explained(name, machine):
+        channel.begin()
+        return await channel.rebirth(name, machine_id, kind, timeout=REBIRTH_TIMEOUT)

@@ -1,0 +1,143 @@
+"""Root file systems as they are: a tarball, or a directory of this host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from blake3 import blake3
+
+from ratoon import files
+from ratoon.artifacts import Progress, build_once
+from ratoon.engine.sources.disk import FILE_SYSTEM, fill_disk
+from ratoon.engine.sources.host_files import held
+from ratoon.engine.sources.image import Image
+from ratoon.engine.sources.layers import write_plain
+from ratoon.engine.sources.mounted import TEXTS
+from ratoon.engine.sources.remembered import recall, remember
+from ratoon.errors import Conflict, HostError, InvalidInput
+from ratoon.store.snapshot.image_config import ImageConfig
+
+#: All that a tarball says, and what would lead elsewhere last of all.
+UNPACK = (
+    *("tar", "--extract", "--file=tar", "--directory=root", "--preserve-permissions"),
+    *("--numeric-owner", "--acls", "--xattrs", "--xattrs-include=*"),
+)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What is called `tar:PATH` or `dir:PATH`; it has no configuration."""
+
+    kind: Literal["tar", "dir"]
+    path: Path
+
+    @classmethod
+    def parse(cls, reference: str) -> Tree | None:
+        """None: the reference is to an image of another kind. InvalidInput: it names no path."""
+        kind, colon, rest = reference.partition(":")
+        if not colon or kind not in ("tar", "dir"):
+            return None
+        if not rest:
+            raise InvalidInput(f"{reference} names no path")
+        return cls("tar" if kind == "tar" else "dir", Path(rest).absolute())
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}:{self.path}"
+
+    def resolve(self, *, refresh: bool, roots: Sequence[Path] | None, progress: Progress) -> Image:
+        """See `resolve.resolve`. Of a directory, names, sizes and times are its identity."""
+        with self._held(roots) as path:
+            if self.kind == "dir":
+                return self._image(_identity(path))
+            stamp = str(files.Stamp.of(path, with_ctime=True))
+            found = None if refresh else recall(self.name, stamp)
+            if found is None:
+                progress(f"reading {self.name}")
+                found = self._image(_digest(path))
+                remember(found, stamp)
+            return found
+
+    def root_disk(
+        self, image: Image, disk_bytes: int, roots: Sequence[Path] | None, progress: Progress
+    ) -> Path:
+        """See `resolve.root_disk`. Conflict: it is not what it was when it was resolved."""
+        inputs = {
+            "format": 2,
+            "tree": image.digest,
+            "disk_bytes": disk_bytes,
+            "file_system": FILE_SYSTEM,
+            "texts": TEXTS,
+        }
+
+        def build(room: Path) -> None:
+            progress(f"copying {self.name}")
+            with self._held(roots) as path:
+                if self.kind == "tar":
+                    with path.open("rb") as source:
+                        write_plain(source, room / "tar", disk_bytes, self.name)
+                    try:
+                        fill_disk(room, disk_bytes, self.name, UNPACK)
+                    except HostError as error:
+                        if "does not look like a tar archive" in str(error):
+                            raise InvalidInput(f"{self.path} is no tar archive") from None
+                        raise
+                    (room / "tar").unlink()
+                    found = _digest(path)
+                else:
+                    copy = ["cp", "-ax", f"{path}/.", "root"]
+                    fill_disk(room, disk_bytes, self.name, copy)
+                    found = _identity(path)
+            if found != image.digest:
+                raise Conflict(f"{self.name} was changed while it was read; try again")
+
+        return build_once("root-images", inputs, build, progress) / "disk.qcow2"
+
+    @contextmanager
+    def _held(self, roots: Sequence[Path] | None) -> Iterator[Path]:
+        with held(self.path, roots, directory=self.kind == "dir") as path:
+            yield path
+
+    def _image(self, digest: str) -> Image:
+        return Image(self.name, digest, ImageConfig())
+
+
+def _digest(path: Path) -> str:
+    return f"blake3:{blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()}"
+
+
+def _identity(root: Path) -> str:
+    """Of all that is below `root`, on its file system: a change of anything changes it."""
+    found = blake3()
+    device = root.stat().st_dev
+    for place, names, others in os.walk(root, onerror=_fail):
+        names[:] = sorted(name for name in names if _device(place, name) == device)
+        for name in ("", *names, *sorted(others)):
+            path = os.path.join(place, name)  # noqa: PTH118  much faster in a large tree
+            status = os.lstat(path)
+            told = (
+                os.path.relpath(path, root),
+                status.st_mode,
+                status.st_uid,
+                status.st_gid,
+                status.st_rdev,
+                status.st_ino,
+                status.st_size,
+                status.st_mtime_ns,
+                status.st_ctime_ns,
+            )
+            found.update(repr(told).encode(errors="surrogateescape"))
+    return f"blake3:{found.hexdigest()}"
+
+
+def _device(place: str, name: str) -> int:
+    return os.lstat(os.path.join(place, name)).st_dev  # noqa: PTH118
+
+
+def _fail(error: OSError) -> None:
+    raise error

@@ -1,0 +1,1 @@
+"""What runs: QEMU, the guest in it, its network and volumes, and what the host grants them."""

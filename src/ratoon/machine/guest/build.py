@@ -1,0 +1,187 @@
+"""The guest's kernel and initramfs, built from Debian packages.
+
+The kernel is Debian's cloud kernel. The initramfs holds the drivers it needs before it can see a
+disk, a static busybox for the first mounts, and a private Python with the agent.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from blake3 import blake3
+
+from ratoon.artifacts import Progress, build_once, run, silent
+from ratoon.machine.guest import packages
+
+KERNEL = "linux-image-cloud-amd64"
+AGENT_SOURCE = Path(__file__).parent / "agent"
+
+#: In loading order. virtio_ring comes before virtio: busybox's insmod resolves nothing.
+MODULES = (
+    "virtio_ring",
+    "virtio",
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_console",
+    "virtio-rng",
+    "failover",
+    "net_failover",
+    "virtio_net",
+)
+#: What the agent loads itself, in this order, once there is a volume to be mounted.
+VOLUME_MODULES = (
+    "sunrpc",
+    "grace",
+    "lockd",
+    "netfs",
+    "fscache",
+    "nfs_acl",
+    "nfs",
+    "nfsv3",
+)
+PYTHON_PACKAGES = (
+    "python3.11-minimal",
+    "libpython3.11-minimal",
+    "libpython3.11-stdlib",
+    "libc6",
+    "libexpat1",
+    "libffi8",
+    "zlib1g",
+    "busybox-static",
+)
+LIBRARIES = ("libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1", "libffi.so.8")
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What every guest boots from; digests are BLAKE3, hex."""
+
+    kernel: Path
+    kernel_digest: str
+    initramfs: Path
+    initramfs_digest: str
+
+
+def build_guest(progress: Progress = silent) -> Guest:
+    """The kernel and initramfs, from the cache or built now."""
+    image = packages.dependency(KERNEL, r"linux-image-\S+")
+    sources = packages.resolve([image, *PYTHON_PACKAGES])
+    tree = packages.unpacked(sources, progress)
+    agent = {
+        file.name: file.read_text() for file in sorted(AGENT_SOURCE.iterdir()) if file.is_file()
+    }
+    inputs = {
+        "format": 1,
+        "packages": [package.file for package in sources],
+        "modules": [MODULES, VOLUME_MODULES],
+        "agent": {name: blake3(text.encode()).hexdigest() for name, text in agent.items()},
+    }
+
+    def build(directory: Path) -> None:
+        (kernel,) = (tree / "boot").glob("vmlinuz-*")
+        shutil.copyfile(kernel, directory / "vmlinuz")
+        root = directory / "root"
+        _lay_out(tree, root)
+        names = b"\0".join(str(p.relative_to(root)).encode() for p in _walk(root))
+        archive = run(
+            ["cpio", "--null", "--create", "--format=newc", "--quiet"], cwd=root, stdin=names
+        )
+        (directory / "initramfs.cpio").write_bytes(archive)
+        shutil.rmtree(root)
+        for name in ("vmlinuz", "initramfs.cpio"):
+            digest = blake3((directory / name).read_bytes()).hexdigest()
+            (directory / f"{name}.b3").write_text(digest)
+
+    directory = build_once("guest", inputs, build, progress)
+    return Guest(
+        directory / "vmlinuz",
+        (directory / "vmlinuz.b3").read_text(),
+        directory / "initramfs.cpio",
+        (directory / "initramfs.cpio.b3").read_text(),
+    )
+
+
+def with_kernel(guest: Guest, kernel: Path) -> Guest:
+    """The same initramfs, with another kernel; what drivers it lacks, the kernel must have."""
+    return replace(guest, kernel=kernel, kernel_digest=blake3(kernel.read_bytes()).hexdigest())
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Everything below `root`, directories before what is in them, in a fixed order."""
+    for path in sorted(root.iterdir()):
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from _walk(path)
+
+
+def _lay_out(tree: Path, root: Path) -> None:
+    """Fill `root` with what the initramfs holds, taken from the unpacked packages in `tree`."""
+    for name in ("bin", "lib64", "modules", "ratoon", "lib/x86_64-linux-gnu"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    shutil.copy2(tree / "bin/busybox", root / "bin/busybox")
+    _copy_modules(tree, root / "modules")
+    _copy_python(tree, root)
+    shutil.copytree(
+        AGENT_SOURCE, root / "ratoon/agent", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    init = root / "ratoon/agent/init.sh"
+    init.chmod(0o755)
+    init.rename(root / "init")
+    _compile(tree, root)
+
+
+def _copy_modules(tree: Path, target: Path) -> None:
+    later = target / "volumes"
+    later.mkdir()
+    for name in MODULES:
+        shutil.copy2(_module(tree, name), target)
+    for name in VOLUME_MODULES:  # they stay in every guest's memory, where most are never loaded
+        (later / name).write_bytes(zlib.compress(_module(tree, name).read_bytes(), 9))
+    (target / "order").write_text("".join(f"{name}.ko\n" for name in MODULES))
+    (later / "order").write_text("".join(f"{name}\n" for name in VOLUME_MODULES))
+
+
+def _module(tree: Path, name: str) -> Path:
+    (module,) = (tree / "lib/modules").rglob(f"{name}.ko")
+    return module
+
+
+def _copy_python(tree: Path, root: Path) -> None:
+    """The interpreter, its libraries, and of the standard library what the agent imports."""
+    (root / "usr/bin").mkdir(parents=True)
+    shutil.copy2(tree / "usr/bin/python3.11", root / "usr/bin")
+    multiarch = "lib/x86_64-linux-gnu"
+    for library in LIBRARIES:
+        found = (tree / multiarch / library, tree / "usr" / multiarch / library)
+        source = next(path for path in found if path.exists())
+        shutil.copy2(source, root / multiarch / library)  # the file, under the name of the link
+    shutil.copy2(tree / multiarch / "ld-linux-x86-64.so.2", root / "lib64")
+    script = (
+        f"import sys; sys.path.insert(0, {str(AGENT_SOURCE.parent)!r}); import agent.__main__;"
+        "print(*(getattr(m, '__file__', None) or '' for m in sys.modules.values()), sep='\\n')"
+    )
+    for file in run([*_python(tree), "-B", "-c", script]).decode().splitlines():
+        if file.startswith(str(tree)):
+            target = root / Path(file).relative_to(tree)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, target)
+
+
+def _compile(tree: Path, root: Path) -> None:
+    """Byte-compile beforehand: under emulation, start-up is slow enough."""
+    options = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
+    strip: list[str | Path] = ["-s", root, "-p", "/"]
+    run([*_python(tree), *options, *strip, root / "usr/lib/python3.11", root / "ratoon"])
+
+
+def _python(tree: Path) -> list[str | Path]:
+    """How to run the guest's interpreter on the host, from the unpacked packages in `tree`."""
+    libraries = tree / "lib/x86_64-linux-gnu"
+    search = f"{libraries}:{tree / 'usr/lib/x86_64-linux-gnu'}"
+    loader: list[str | Path] = [libraries / "ld-linux-x86-64.so.2", "--library-path", search]
+    home = f"PYTHONHOME={tree / 'usr'}"
+    return ["env", home, *loader, tree / "usr/bin/python3.11", "-S"]

@@ -1,0 +1,179 @@
+"""What `ratoon doctor` tells of a host: each check is one line, judged from figures it is given.
+
+A host with a `bad` check runs no sandboxes. With a `warn` it does, but lacks something, and the
+check says what to do about that.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ratoon.errors import RatoonError
+from ratoon.machine.host.admission import Cost, Reserve
+from ratoon.machine.host.cgroups import Cgroup, remove
+from ratoon.machine.host.figures import Figures
+from ratoon.machine.host.limits import LEAST_MEMORY, LEAST_PIDS, Limits
+from ratoon.machine.vmm import command
+from ratoon.units import GIB, format_size
+
+State = Literal["ok", "warn", "bad"]
+
+PROGRAMS = (
+    *(command.BINARY, "qemu-img", "mmdebstrap", "mke2fs", "e2fsck", "cpio"),
+    *("skopeo", "umoci", "tar"),
+    *("apt-get", "dpkg-deb", "setpriv"),
+)
+#: QEMU's first version with `readonly=on,rom=off`: it need not open an image for writing.
+READ_ONLY_IMAGES = (8, 2)
+#: A base takes some hundred MiB, its image and downloads as much again.
+COMFORTABLE_DISK = 5 * GIB
+#: Fewer than this is too few to be what anybody wants.
+COMFORTABLE_FORKS = 16
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was looked at, how that is, what was found, and, unless it is ok, what to do."""
+
+    name: str
+    state: State
+    found: str
+    todo: str = ""
+
+
+def check_user(uid: int) -> Check:
+    if uid == 0:
+        return Check("user", "ok", "root")
+    return Check(
+        "user",
+        "bad",
+        f"not root (user {uid}): QEMU could not open the memory images",
+        "run as root",
+    )
+
+
+def check_programs(which: Callable[[str], str | None] = shutil.which) -> Check:
+    missing = [name for name in PROGRAMS if which(name) is None]
+    if missing:
+        return Check("programs", "bad", f"missing: {', '.join(missing)}", "run `make setup`")
+    return Check("programs", "ok", f"all {len(PROGRAMS)} are there")
+
+
+def check_qemu(ask: Callable[[str], str], version: Callable[[], str]) -> Check:
+    """`ask` gives QEMU's answer to an option with `help`; `version` its version."""
+    try:
+        number = version()
+        machines, networks = ask("-machine").split(), ask("-netdev").split()
+    except RatoonError as error:
+        return Check("QEMU", "bad", str(error), "run `make setup`")
+    for what, there in (("microvm", machines), ("user", networks)):
+        if what not in there:
+            return Check(
+                "QEMU", "bad", f"{number}, built without `{what}`", "use Debian's qemu-system-x86"
+            )
+    if tuple(map(int, number.split(".")[:2])) >= READ_ONLY_IMAGES:
+        return Check("QEMU", "ok", f"{number}, with readonly=on,rom=off for images")
+    return Check("QEMU", "ok", f"{number}; opens images for writing (8.2 and later need not)")
+
+
+def check_directory(name: str, path: Path, reflinks: Callable[[Path], bool] | None = None) -> Check:
+    """A place of ours, or where it would be made. `reflinks`: whether files there share data."""
+    existing = next(each for each in (path, *path.parents) if each.exists())
+    if not os.access(existing, os.W_OK):
+        return Check(name, "bad", f"{path} cannot be written", "choose another: see the README")
+    status = os.statvfs(existing)
+    free = status.f_bavail * status.f_frsize
+    found = f"{path}, {format_size(free)} free"
+    if reflinks is not None:
+        found += ", reflinks" if reflinks(existing) else ", no reflinks: images are copies"
+    if free < COMFORTABLE_DISK:
+        return Check(name, "warn", found, "make room: bases, images and forks grow here")
+    return Check(name, "ok", found)
+
+
+def check_memory(figures: Figures, cost: Cost, reserve: Reserve) -> Check:
+    room = max(figures.memory_bytes - reserve.memory_bytes, 0) // cost.memory_bytes
+    whose = "" if figures.memory_owner == "the host" else f" ({figures.memory_owner})"
+    found = (
+        f"{format_size(figures.memory_bytes)} of {format_size(figures.memory_total)} free{whose}: "
+        f"room for about {room} forks"
+    )
+    if room < COMFORTABLE_FORKS:
+        return Check("memory", "warn", found, "end other programs, or use a larger host")
+    return Check("memory", "ok", found)
+
+
+def check_swap(meminfo: Mapping[str, int]) -> Check:
+    total = meminfo["SwapTotal"]
+    used = total - meminfo["SwapFree"]
+    if not total:
+        return Check("swap", "ok", "none")
+    found = f"{format_size(used)} of {format_size(total)} in use"
+    if used > total // 10:
+        todo = "branches wait for what is swapped out: end other programs, or `swapoff`"
+        return Check("swap", "warn", found, todo)
+    return Check("swap", "ok", found)
+
+
+def check_counts(figures: Figures, cost: Cost) -> Check:
+    files, threads = figures.files // cost.files, figures.threads // cost.threads
+    found = (
+        f"{figures.files} more open files, {figures.threads} more threads: "
+        f"room for {min(files, threads)} forks"
+    )
+    if min(files, threads) >= COMFORTABLE_FORKS:
+        return Check("file limits", "ok", found)
+    which = "`ulimit -n`" if files < threads else "kernel.pid_max, or the pids.max of its group"
+    return Check("file limits", "warn", found, f"raise {which}")
+
+
+def check_dirty_pages(look: Callable[[], bool], ptrace_scope: int) -> Check:
+    """`look` says whether PAGEMAP_SCAN is there; OSError if page tables cannot be read at all."""
+    if ptrace_scope == 3:
+        found = "no process may look into another (kernel.yama.ptrace_scope is 3)"
+        return Check("dirty pages", "bad", found, "set it to 2 or less; that takes a reboot")
+    try:
+        scan = look()
+    except OSError as error:
+        found = f"page tables cannot be read ({error.strerror})"
+        return Check("dirty pages", "bad", found, "use a kernel with CONFIG_PROC_PAGE_MONITOR")
+    how = "listed by PAGEMAP_SCAN" if scan else "read from pagemap; Linux 6.7 and later list them"
+    return Check("dirty pages", "ok", how)
+
+
+def check_limits(create: Callable[[Path, Limits], Cgroup | None], directory: Path) -> Check:
+    """Whether sandboxes can be limited, by doing it, for a sandbox in the empty `directory`."""
+    limits = Limits(memory_bytes=LEAST_MEMORY, cpus=1, pids=LEAST_PIDS)
+    try:
+        cgroup = create(directory, limits)
+    except RatoonError as error:
+        return Check("limits", "warn", str(error), "or run sandboxes without limits")
+    finally:
+        remove(directory)
+    assert cgroup is not None
+    versions = " and ".join(sorted({str(group.version) for group in cgroup.groups}))
+    return Check("limits", "ok", f"memory, cpu, pids, by control groups of version {versions}")
+
+
+def check_network(firewall: str | None, resolver: str | None, nameserver: str) -> Check:
+    """`firewall`, `resolver`: what is wrong with either; see `network.fitness`."""
+    if firewall is not None:
+        todo = "until then sandboxes have no network: the policy `none`"
+        return Check("network", "warn", firewall, todo)
+    if resolver is not None:
+        return Check("network", "warn", resolver)
+    return Check("network", "ok", f"policies can be enforced; nameserver {nameserver}")
+
+
+def check_clock(skew_seconds: float) -> Check:
+    """`skew_seconds`: how much a fork's clock is ahead of the host's."""
+    found = f"guest and host agree within {abs(skew_seconds):.1f} s"
+    if abs(skew_seconds) <= 2:
+        return Check("clock", "ok", found)
+    found = f"the guest's is {skew_seconds:+.1f} s off the host's"
+    return Check("clock", "warn", found, "is the host overloaded? try again")

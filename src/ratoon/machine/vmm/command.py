@@ -1,0 +1,121 @@
+"""QEMU's command line, as a pure function of what the machine is started from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ratoon.machine.vmm.driver import Hardware, Launch
+
+BINARY = "qemu-system-x86_64"
+MACHINE = "microvm"
+#: The nodes of writable overlays are numbered; a machine starts with the first.
+OVERLAY = "overlay"
+FIRST_OVERLAY = f"{OVERLAY}0"
+#: Of the serial device, by number.
+PORTS = ("ratoon.agent", "ratoon.volumes")
+#: In the order the guest sees them. A device state fits only this list.
+DEVICES = ("virtio-blk", "virtio-serial", *PORTS, "virtio-rng", "virtio-net")
+
+
+def cpu_model(hardware: Hardware) -> str:
+    """`max` under TCG, whose default lacks x86-64-v2; `+arat` spares the idle guest its ticks."""
+    return "host" if hardware.accelerator == "kvm" else "max,+arat"
+
+
+def arguments(
+    launch: Launch, *, qmp_fd: int, agent_fd: int, volumes_fd: int | None = None
+) -> list[str]:
+    """The arguments after the program's name; the descriptors are listening unix sockets."""
+    hardware = launch.hardware
+    lines: list[tuple[str, ...]] = [
+        ("-name", launch.name),
+        ("-nodefaults",),
+        ("-no-user-config",),
+        ("-no-reboot",),
+        ("-display", "none"),
+        ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        ("-accel", hardware.accelerator),
+        ("-cpu", cpu_model(hardware)),
+        ("-smp", str(hardware.vcpus)),
+        ("-m", f"{hardware.ram_bytes}B"),
+        # A description of the state in itself would be of use to other QEMU versions only.
+        ("-machine", f"{MACHINE},memory-backend=ram,suppress-vmdesc=on"),
+        ("-object", _memory(launch)),
+        ("-global", "virtio-mmio.force-legacy=false"),
+        ("-global", "migration.send-configuration=off"),
+        ("-chardev", f"socket,id=qmp,fd={qmp_fd},server=on,wait=off"),
+        ("-mon", "chardev=qmp,mode=control"),
+        ("-chardev", f"file,id=console,path={_escape(console_log(launch.log))},append=on"),
+        ("-serial", "chardev:console"),
+        *_disk_nodes(launch),
+        # A full host stops the guest with an error that can be resumed, not a broken file system.
+        ("-device", f"virtio-blk-device,drive={FIRST_OVERLAY},id=disk,werror=stop,rerror=stop"),
+        ("-chardev", f"socket,id=agent,fd={agent_fd},server=on,wait=off"),
+        ("-device", "virtio-serial-device"),
+        ("-device", f"virtserialport,chardev=agent,name={PORTS[0]}"),
+        ("-chardev", _volumes(volumes_fd)),
+        ("-device", f"virtserialport,chardev=volumes,name={PORTS[1]}"),
+        ("-device", "virtio-rng-device"),
+        # No IPv6: no policy has a rule for it.
+        ("-netdev", f"user,id=net,restrict={'on' if launch.restrict else 'off'},ipv6=off"),
+        ("-device", "virtio-net-device,netdev=net"),
+    ]
+    if launch.boot is None:
+        lines.append(("-S", "-incoming", "defer"))
+    else:
+        boot = launch.boot
+        lines.append(("-kernel", str(boot.kernel), "-initrd", str(boot.initramfs)))
+        lines.append(("-append", boot.command_line))
+    return [word for line in lines for word in line]
+
+
+def console_log(log: Path) -> Path:
+    """Where the guest's console goes, beside QEMU's own log."""
+    return log.with_name(f"{log.name}.console")
+
+
+def overlay_node(path: Path, name: str) -> dict[str, Any]:
+    """The block node of a writable overlay; its backing node is given when it is used.
+
+    no-flush: what the guest flushes reaches the page cache only, and `stop` does not wait for the
+    disk. A sandbox's disk need not survive power loss; whoever publishes one flushes it.
+    """
+    cache = {"direct": False, "no-flush": True}
+    file = {"driver": "file", "filename": str(path), "cache": cache}
+    return {"driver": "qcow2", "node-name": name, "file": file, "cache": cache, "discard": "unmap"}
+
+
+def _memory(launch: Launch) -> str:
+    size = launch.hardware.ram_bytes
+    path = _escape(launch.memory)
+    return f"memory-backend-file,id=ram,size={size},mem-path={path},share=off,merge=off"
+
+
+def _disk_nodes(launch: Launch) -> list[tuple[str, ...]]:
+    """Read-only layers base first, each the next one's backing node, and the overlay on top.
+
+    The graph is given here because one layer's inode has many names: no header may carry a path.
+    """
+    lines: list[tuple[str, ...]] = []
+    backing: str | None = None
+    for number, path in enumerate(launch.disks):
+        name = f"layer{number}"
+        file = {"driver": "file", "filename": str(path)}
+        node = {"driver": "qcow2", "node-name": name, "read-only": True, "file": file}
+        lines.append(("-blockdev", json.dumps({**node, "backing": backing})))
+        backing = name
+    top = {**overlay_node(launch.overlay, FIRST_OVERLAY), "backing": backing}
+    lines.append(("-blockdev", json.dumps(top)))
+    return lines
+
+
+def _volumes(fd: int | None) -> str:
+    """Who is at the other end of the volumes' port; None: nobody ever is."""
+    return "null,id=volumes" if fd is None else f"socket,id=volumes,fd={fd},server=on,wait=off"
+
+
+def _escape(path: Path) -> str:
+    """A path inside QEMU's comma-separated options."""
+    return str(path).replace(",", ",,")

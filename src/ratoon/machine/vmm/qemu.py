@@ -1,0 +1,395 @@
+"""The QEMU driver: one process a machine, spoken to over QMP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+
+from ratoon.errors import HostError, MachineDied, MachineError
+from ratoon.machine.network.netns import entered
+from ratoon.machine.vmm import command
+from ratoon.machine.vmm.driver import Cgroup, Launch
+from ratoon.machine.vmm.logs import bound_logs, log_tail
+from ratoon.machine.vmm.process import MachineProcess, prefer_to_kill
+from ratoon.machine.vmm.standstill import EVENTS, Standstill
+
+# What goes wrong in a conversation is raised as an error of ours; it need not be logged as well.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+#: Seconds that QEMU may take for one command; the longest by far is loading a device state.
+COMMAND_TIMEOUT = 60
+#: Seconds between looks at the length of the logs.
+LOGS_INTERVAL = 10.0
+
+
+@cache
+def qemu_version() -> str:
+    """QEMU's version, as `7.2.22`."""
+    try:
+        output = subprocess.run(
+            [command.BINARY, "--version"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise HostError(
+            f"{command.BINARY} does not run ({error}); `make setup` installs it"
+        ) from None
+    match = re.search(r"version (\d+\.\d+\.\d+)", output)
+    if match is None:
+        raise HostError(f"{command.BINARY} states no version: {output[:100]}")
+    return match[1]
+
+
+class QemuMachine:
+    """A QEMU process. Made by `start` or `attach`; implements `driver.Machine`.
+
+    Unless its launch says otherwise, the process dies with the thread that started it
+    (PR_SET_PDEATHSIG), whatever way that goes.
+    """
+
+    def __init__(self, name: str, process: MachineProcess, log: Path, runtime: Path) -> None:
+        self._name = name
+        self._process = process
+        self._log = log
+        self._runtime = runtime
+        self._qmp = QMPClient(name)
+        self._disconnecting = asyncio.Lock()  # QMPClient cannot be asked twice at once
+        self._overlays = 1
+        self._active: str | None = command.FIRST_OVERLAY
+        self._below: str | None = None
+        self._added: str | None = None
+        self._cgroup: Cgroup | None = None
+        self._standstill = Standstill(name, log.parent)
+        self._killing = False
+        self._cause_of_death: str | None = None
+        self._qmp.register_listener(EventListener(EVENTS, self._standstill.hear))
+        self._watch()
+
+    @classmethod
+    async def start(cls, launch: Launch) -> QemuMachine:
+        """Start QEMU and wait until it listens to commands.
+
+        If this fails, the process is gone. Whoever asked removes `launch.runtime`, which is made.
+        """
+        launch.runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with ExitStack() as held:
+            sockets = [launch.runtime / name for name in ("qmp", "agent", "volumes")]
+            qmp, agent, volumes = (held.enter_context(_listener(path)).fileno() for path in sockets)
+            arguments = command.arguments(launch, qmp_fd=qmp, agent_fd=agent, volumes_fd=volumes)
+            words = [*_confinement(launch.survives), command.BINARY, *arguments]
+            inside = nullcontext() if launch.netns is None else entered(launch.netns)
+            with launch.log.open("ab") as log, inside:
+                process = subprocess.Popen(
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(qmp, agent, volumes, *launch.descriptors),
+                    start_new_session=True,
+                    # SIGXFSZ stays ignored, as Python has it: a write beyond the limit of a file
+                    # fails then, instead of ending QEMU.
+                    restore_signals=False,
+                )
+        machine = cls(launch.name, MachineProcess(process.pid, process), launch.log, launch.runtime)
+        try:
+            prefer_to_kill(process.pid)
+            await machine.confine(launch.cgroup, launch.file_limit)
+            await machine._connect("start")
+        except BaseException:
+            await machine.kill()
+            raise
+        return machine
+
+    @classmethod
+    async def attach(cls, name: str, pid: int, log: Path, runtime: Path) -> QemuMachine:
+        """Speak to a QEMU that another process started with a launch that `survives`.
+
+        MachineDied, MachineError: nobody speaks there; it is left as it is then.
+        """
+        try:
+            process = MachineProcess(pid)
+        except ProcessLookupError:
+            raise MachineDied(f"QEMU of {name} (process {pid}) has died", log_tail(log)) from None
+        machine = cls(name, process, log, runtime)
+        try:
+            await machine._connect("attach")
+            if (await machine._execute("query-status"))["status"] == "io-error":
+                machine._standstill.begin()
+        except BaseException:
+            await machine.let_go()
+            raise
+        return machine
+
+    @property
+    def has_died(self) -> bool:
+        return self._process.died.done()
+
+    async def active_overlay(self) -> Path:
+        """Which file the guest's disk writes go to; after `attach`.
+
+        An overlay that was added and not switched to is forgotten, as by `drop_overlay`.
+        """
+        nodes = await self._execute("query-named-block-nodes", flat=True)
+        names = {node["node-name"] for node in nodes}
+        numbers = sorted(_number(name) for name in names if name.startswith(command.OVERLAY))
+        (drive,) = await self._execute("query-block")
+        active = _number(drive["inserted"]["node-name"])
+        self._overlays = numbers[-1] + 1
+        self._active = command.OVERLAY + str(active)
+        below = [number for number in numbers if number < active]
+        self._below = command.OVERLAY + str(below[-1]) if below else None
+        for number in numbers:
+            if number > active:
+                self._added = command.OVERLAY + str(number)
+                await self.drop_overlay()
+        return _file_of(drive["inserted"]["file"])
+
+    async def is_running(self) -> bool:
+        """Whether the guest runs; not when it is paused, or stands still."""
+        return bool((await self._execute("query-status"))["running"])
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def agent_socket(self) -> Path:
+        return self._runtime / "agent"
+
+    @property
+    def volumes_socket(self) -> Path:
+        return self._runtime / "volumes"
+
+    @property
+    def cause_of_death(self) -> str | None:
+        return self._cause_of_death
+
+    async def confine(self, cgroup: Cgroup | None, file_limit: int | None) -> None:
+        with suppress(ProcessLookupError):  # whoever speaks to it next will say so
+            _, most = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
+            limits = most if file_limit is None else file_limit, most
+            resource.prlimit(self.pid, resource.RLIMIT_FSIZE, limits)
+        self._standstill.file_limit = file_limit
+        if cgroup is not None:
+            # The kernel waits for all of its processors to have taken notice.
+            await asyncio.to_thread(cgroup.add, self.pid)
+            self._cgroup = cgroup
+
+    def while_moving(self) -> AbstractAsyncContextManager[None]:
+        return self._standstill.interrupts()
+
+    async def load_state(self, state: bytes) -> None:
+        fd = _memory_file(state)
+        try:
+            await self._hand_over(fd, "getfd", fdname="state")
+        finally:
+            os.close(fd)
+        # The guest's address has not moved: it need not tell its neighbours, in each fork anew.
+        await self._execute("migrate-set-parameters", **{"announce-rounds": 0})
+        await self._execute("migrate-incoming", uri="fd:state")
+        # Success is silent without -global; failure ends the process.
+        while (await self._execute("query-status"))["status"] == "inmigrate":
+            await asyncio.sleep(0)
+
+    async def resume(self) -> None:
+        await self._execute("cont")
+
+    async def pause(self) -> None:
+        with self._standstill.pausing():
+            await self._execute("stop")
+
+    async def save_state(self) -> bytes:
+        fd = _memory_file(b"")
+        try:
+            # QEMU matches access modes: the set must hold a descriptor that is write-only.
+            writer = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                fdset = (await self._hand_over(writer, "add-fd"))["fdset-id"]
+            finally:
+                os.close(writer)
+            # Device state alone, in spite of the name. live=True would deactivate the disks.
+            path = f"/dev/fdset/{fdset}"
+            await self._execute("xen-save-devices-state", filename=path, live=False)
+            await self._execute("remove-fd", **{"fdset-id": fdset})
+            return os.pread(fd, os.fstat(fd).st_size, 0)
+        finally:
+            os.close(fd)
+
+    async def add_overlay(self, overlay: Path) -> None:
+        name = command.OVERLAY + str(self._overlays)
+        node = command.overlay_node(overlay, name)
+        await self._execute("blockdev-add", **node, backing=None)
+        self._added = name
+        self._overlays += 1
+
+    async def switch_overlay(self) -> None:
+        await self._execute("blockdev-snapshot", node=self._active, overlay=self._added)
+        self._below, self._active, self._added = self._active, self._added, None
+
+    async def drop_overlay(self) -> None:
+        if self._added is not None:
+            await self._execute("blockdev-del", **{"node-name": self._added})
+            self._added = None
+
+    async def undo_overlay(self) -> None:
+        job = "undo"
+        options = {"job-id": job, "device": self._active, "base-node": self._below}
+        await self._execute("block-commit", **options)
+        while jobs := await self._execute("query-block-jobs"):
+            if jobs[0]["ready"]:  # all is copied and kept equal: switch over
+                await self._execute("block-job-complete", device=job)
+                break
+            await asyncio.sleep(0.01)
+        while await self._execute("query-block-jobs"):
+            await asyncio.sleep(0.01)
+        await self._execute("blockdev-del", **{"node-name": self._active})
+        self._active, self._below = self._below, None
+
+    async def wait_died(self) -> str:
+        await self._process.wait()
+        return log_tail(self._log)
+
+    async def kill(self) -> None:
+        self._killing = True
+        self._process.kill()
+        await self._process.wait()
+        await self._disconnect()
+
+    async def let_go(self) -> None:
+        """Speak to it no more; it goes on if its launch `survives`."""
+        self._next_look.cancel()
+        self._process.let_go()
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        async with self._disconnecting:
+            with suppress(QMPError, EOFError, OSError):
+                await self._qmp.disconnect()
+
+    def _watch(self) -> None:
+        """Find out why it dies; until then, bound its logs."""
+        loop = asyncio.get_running_loop()
+
+        def look_at_logs() -> None:
+            bound_logs(self._log)
+            self._next_look = loop.call_later(LOGS_INTERVAL, look_at_logs)
+
+        def died(status: int | None) -> None:
+            self._next_look.cancel()
+            if not self._killing:
+                self._cause_of_death = self._find_cause(status)
+
+        self._next_look = loop.call_later(LOGS_INTERVAL, look_at_logs)
+        self._process.on_death = died
+
+    def _find_cause(self, status: int | None) -> str | None:
+        """Why the process ended with `status`, if known; a negative one is a signal's number."""
+        if self._cgroup is not None and (cause := self._cgroup.cause_of_death()):
+            return cause
+        if status == -signal.SIGKILL:
+            return "it was killed, by somebody or by the kernel for want of memory (see dmesg)"
+        return f"it got {signal.Signals(-status).name}" if status and status < 0 else None
+
+    async def _hand_over(self, fd: int, name: str, **arguments: Any) -> Any:
+        """Execute a command that takes a descriptor."""
+        async with self._explained(name):
+            self._qmp.send_fd_scm(fd)
+        return await self._execute(name, **arguments)
+
+    async def _connect(self, what: str) -> None:
+        async with self._explained(what):
+            try:
+                await self._qmp.connect(str(self._runtime / "qmp"))
+            except AssertionError:  # the library's own: the session was lost as it began
+                raise EOFError("the connection was closed at once") from None
+
+    async def _execute(self, name: str, **arguments: Any) -> Any:
+        async with self._explained(name), asyncio.timeout(COMMAND_TIMEOUT):
+            return await self._qmp.execute(name, arguments)
+
+    @asynccontextmanager
+    async def _explained(self, what: str) -> AsyncIterator[None]:
+        """Turn the failures of a conversation with QEMU into errors that say what happened."""
+        name = self._name
+        try:
+            yield
+        except ExecuteError as error:
+            raise MachineError(f"QEMU of {name} refused {what}: {error}") from error
+        except TimeoutError:
+            raise MachineError(
+                f"QEMU of {name} did not finish {what} within {COMMAND_TIMEOUT} s; kill the sandbox"
+            ) from None
+        except (QMPError, EOFError, OSError) as error:
+            # The socket closes a moment before the process can be waited for.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._process.wait()
+            if not self.has_died:
+                raise MachineError(f"QEMU of {name} failed at {what}: {error}") from error
+            raise MachineDied(
+                f"QEMU of {name} (process {self.pid}) died at {what}",
+                log_tail(self._log),
+                self._cause_of_death,
+            ) from error
+
+
+def _number(overlay: str) -> int:
+    return int(overlay.removeprefix(command.OVERLAY))
+
+
+def _file_of(filename: str) -> Path:
+    """The file of a node: QEMU names one as JSON where its graph is not that of the headers."""
+    if filename.startswith("json:"):
+        filename = json.loads(filename.removeprefix("json:"))["file"]["filename"]
+    return Path(filename)
+
+
+def _confinement(survives: bool) -> list[str]:
+    """What precedes a command that has next to no privileges, and dies with this thread or not.
+
+    setpriv is an exec, not a fork: it leaves its settings to the command and is gone.
+    """
+    words = ["setpriv", "--no-new-privs"]
+    if not survives:
+        words += ["--pdeathsig", "KILL"]
+    if os.geteuid() == 0:
+        # The one that is left is for the memory file: mode 0444, but QEMU opens it for writing.
+        words += ["--inh-caps", "-all", "--bounding-set", "-all,+dac_override"]
+    return [*words, "--"]
+
+
+def _memory_file(content: bytes) -> int:
+    """A descriptor of an anonymous file that holds `content`, positioned at its start."""
+    fd = os.memfd_create("ratoon-state", os.MFD_CLOEXEC)
+    os.pwrite(fd, content, 0)
+    return fd
+
+
+@contextmanager
+def _listener(path: Path) -> Iterator[socket.socket]:
+    """A listening socket to be inherited: who connects need not wait until QEMU has made it."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        yield listener
