@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,22 +20,28 @@ MODULES = sorted(ROOT.rglob("*.py"))
 AGENT = "ratoon.machine.guest.agent"
 
 #: Who is above whom; what shares a line is side by side. A package sees itself and what is below.
-FLOORS = [
+STOREYS = [
     {"cli"},
     {"bench"},
     {"client"},
     {"daemon"},
-    {"startup"},
-    {"sandbox"},
-    {"check", "pack"},
-    {"host", "volumes"},
-    {"snapshot", "vmm", "guest"},
-    {"memory", "disk", "network", "sources"},
+    {"engine"},
+    {"machine"},
+    {"store"},
     {"artifacts"},
     {"documents"},
-    {"api", "compression", "concurrency", "files", "paths", "units", "validation", "version"},
-    {"errors", "syscalls"},
+    {
+        *("api", "compression", "concurrency", "files", "paths", "syscalls", "units"),
+        *("validation", "version"),
+    },
+    {"errors"},
 ]
+#: The same of the packages within a storey.
+ROOMS = {
+    "engine": [{"startup"}, {"sandbox"}, {"sources"}],
+    "machine": [{"host", "volumes"}, {"guest", "vmm"}, {"network"}],
+    "store": [{"check", "pack"}, {"snapshot"}, {"disk", "memory"}],
+}
 
 
 def name_of(path: Path) -> str:
@@ -63,33 +70,53 @@ def is_module(name: str) -> bool:
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
-def part_of(module: str) -> str | None:
-    """The package or module directly below `ratoon` that `module` belongs to."""
+def parts_of(module: str) -> list[str]:
+    """Where a module is: the names below `ratoon` on the way to it."""
     first, *rest = module.split(".")
-    return rest[0] if first == "ratoon" and rest else None
+    return rest if first == "ratoon" else []
 
 
-def floor_of(part: str) -> int:
-    (floor,) = (number for number, parts in enumerate(FLOORS) if part in parts)
-    return floor
+def level_of(part: str, levels: list[set[str]]) -> int:
+    (level,) = (number for number, parts in enumerate(levels) if part in parts)
+    return level
 
 
 def test_every_part_has_its_place() -> None:
-    parts = {part for path in MODULES if (part := part_of(name_of(path)))}
-    assert parts <= set().union(*FLOORS)
+    places = [parts_of(name_of(path)) for path in MODULES]
+    assert {place[0] for place in places if place} == set().union(*STOREYS)
+    for storey, levels in ROOMS.items():
+        rooms = {place[1] for place in places if place[0:1] == [storey] and place[1:]}
+        assert rooms == set().union(*levels)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_point_one_way(path: Path) -> None:
+def test_imports_point_down(path: Path) -> None:
+    """Those for types alone count as well."""
     module = name_of(path)
-    part = part_of(module)
-    if part is None:
+    here = parts_of(module)
+    if not here:
         return  # the front door: it may show whatever there is
     for imported in imports(path):
-        other = part_of(imported)
-        if other is None or other == part:
+        there = parts_of(imported)
+        if not there:
             continue
-        assert floor_of(other) > floor_of(part), f"{module} must not know {imported}"
+        levels, names = STOREYS, (here[0], there[0])
+        if here[0] == there[0]:
+            if here[0] not in ROOMS or not here[1:] or not there[1:] or here[1] == there[1]:
+                continue
+            levels, names = ROOMS[here[0]], (here[1], there[1])
+        above, below = (level_of(name, levels) for name in names)
+        assert below > above, f"{module} must not know {imported}"
+
+
+def test_there_are_no_circles() -> None:
+    """Not among modules either, and not for types: each can be read before what uses it."""
+    known = {name_of(path) for path in MODULES}
+    needs = {name_of(path): known.intersection(imports(path)) - {name_of(path)} for path in MODULES}
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 @pytest.mark.parametrize(
