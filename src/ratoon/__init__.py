@@ -10,6 +10,29 @@
 What is offered here is loaded when it is used: the command line starts without most of it.
 """
 
+# Where things are. Each part sees what is below it (tests/test_structure.py); docs/architecture.md
+# goes the way of one page, and of one request, through them.
+#
+#   cli/                 what a person types; verbs.py lists all verbs
+#   bench/               how it is measured; `make demo`
+#   client/              the library: aio/ by hand, sync/ made from it by scripts/make_sync.py
+#   daemon/              the engine over HTTP: a module of routes for each subject
+#   engine/              what is done
+#     startup/             images that are run, and started a second time
+#     sandbox/             bases, fork, branch, standby, reset; engine.py is the front door
+#     sources/             where images come from
+#   machine/             what runs
+#     host/ volumes/       limits and admission; directories of the host
+#     guest/ vmm/          the agent in the guest and how one talks to it; QEMU
+#     network/             what a guest reaches
+#   store/               what lies on disk
+#     check/ pack/         is it sound; a chain in one file
+#     snapshot/            manifest, staging, the store itself
+#     memory/ disk/        pages, digests, images; qcow2, ext4
+#   api/                 what the daemon answers and the client reads
+#   errors.py            every error, its exit code and its HTTP status
+#   files.py …           durable writes, locks; paths, units, documents, system calls
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
