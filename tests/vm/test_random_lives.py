@@ -1,7 +1,8 @@
 """Lives of sandboxes at random, their machines killed at random moments.
 
 What was acknowledged is never lost: a snapshot forks with the content it was taken with, a sandbox
-goes on from standby with what it had, and back to its last branch. And nothing is left over.
+goes on from standby with what it had, and back to its last branch. What it wrote to a volume is
+there at its end, and no fork has run under its source's name. And nothing is left over.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
+import group_loops
 import pytest
 from vm_helpers import control_groups_of, leaves_nothing, open_files, processes_of, sh, tags
+from volume_writer import Writer, volumes
 
 from ratoon import paths
 from ratoon.engine.sandbox.engine import Engine
@@ -51,19 +55,28 @@ for d in /dev/shm /root; do cat $d/token 2>/dev/null || echo none; done
 
 @dataclass
 class Life:
-    """A sandbox; what it has, and what it has after a reset."""
+    """A sandbox; what it has, and what it has after a reset.
+
+    `writer` writes to its volume all the time; `moves`: a loop in it goes from one control group to
+    another, and `moves_below` says whether it does after a reset.
+    """
 
     sandbox: Sandbox
     now: str
     below: str
+    writer: Writer | None = None
+    moves: bool = False
+    moves_below: bool = False
 
 
 class Lives:
     """`known`: what forks of each acknowledged snapshot must find."""
 
-    def __init__(self, engine: Engine, rng: random.Random) -> None:
+    def __init__(self, engine: Engine, rng: random.Random, shared: Path) -> None:
+        """`shared`: where directories for volumes are made."""
         self._engine = engine
         self._rng = rng
+        self._shared = shared
         self._tokens = 0
         self.known = {"base": EMPTY}
         self.done: Counter[str] = Counter()
@@ -72,22 +85,39 @@ class Lives:
         """Fork a snapshot, do things with the sandbox and verify them, kill it."""
         tag = self._rng.choice(sorted(self.known))
         before = self.known[tag]
+        shared = self._shared / f"volume{self._token()}" if self._rng.random() < 0.3 else None
+        if shared:
+            shared.mkdir()
         try:
-            sandbox = await self._engine.fork_one(tag, self._options())
+            sandbox = await self._engine.fork_one(tag, self._options(shared))
         except NotFound:  # another worker has deleted it
             assert tag not in self.known
             return
+        written = 0
         async with sandbox:
             life = Life(sandbox, before, before)
             await self._verify(life)
+            if tag == "base" and self._rng.random() < 0.3:
+                await group_loops.start(sandbox, "mover")
+                life.moves = True
+            if shared:
+                await sh(sandbox, "rm -f /dev/shm/count")  # of a writer that its source had
+                life.writer = await Writer.begin(sandbox, shared)
             for _ in range(self._rng.randint(1, ACTIONS)):
                 if not await self._act(life):
+                    life.writer = None
                     break
+            if life.writer:
+                written = await life.writer.written()
+        if life.writer:
+            assert life.writer.lost(written) == (0, 0)
+            self.done["written to the end"] += 1
         await self._tidy()
 
-    def _options(self) -> SandboxOptions:
+    def _options(self, shared: Path | None) -> SandboxOptions:
         limits = Limits(memory_bytes=1 << 30, pids=500) if self._rng.random() < 0.2 else Limits()
-        return SandboxOptions(spare=self._rng.random() < 0.3, limits=limits)
+        options = volumes(shared) if shared else SandboxOptions()
+        return options.model_copy(update={"spare": self._rng.random() < 0.3, "limits": limits})
 
     async def _act(self, life: Life) -> bool:
         """Write, and do one thing; False if that has killed the machine, as it was to."""
@@ -157,11 +187,24 @@ class Lives:
             assert not acknowledged or tag in tags(self._engine)
             if tag in tags(self._engine):
                 self.known[tag] = life.below = life.now
+                life.moves_below = life.moves
                 async with await self._engine.fork_one(tag) as fork:
                     assert await content(fork) == life.now
+                    if life.moves:
+                        await self._verify_groups(life, tag, fork)
             else:
                 with suppress(NotFound):
                     await self._engine.delete(tag)
+
+    async def _verify_groups(self, life: Life, tag: str, fork: Sandbox) -> None:
+        """In each fork of a snapshot the loop has run as often under the source's name."""
+        async with await self._engine.fork_one(tag) as other:
+            found = []
+            for each in (fork, other):
+                await group_loops.until_counting(each, "mover")
+                found.append((await group_loops.counts(each, "mover")).get(life.sandbox.id))
+        assert found[0] == found[1]
+        self.done["moved"] += 1
 
     async def _standby(self, life: Life) -> None:
         await self._engine.standby(life.sandbox)
@@ -190,7 +233,8 @@ class Lives:
         await self._engine.resume(life.sandbox)
 
     async def _forked(self, life: Life, n: int) -> None:
-        outcomes = await self._engine.fork_sandbox(life.sandbox, n)
+        options = life.sandbox.options.model_copy(update={"volumes": ()})  # it has them alone
+        outcomes = await self._engine.fork_sandbox(life.sandbox, n, options)
         forks = [outcome for outcome in outcomes if isinstance(outcome, Sandbox)]
         try:
             assert len(forks) == n, outcomes
@@ -200,8 +244,12 @@ class Lives:
             await asyncio.gather(*(fork.kill() for fork in forks))
 
     async def _reset(self, life: Life) -> None:
+        written = await life.writer.written() if life.writer else 0
         await self._engine.reset(life.sandbox)
-        life.now = life.below
+        life.now, life.moves = life.below, life.moves_below
+        if life.writer:
+            writer, life.writer = life.writer, None  # it is not in what the sandbox is now
+            assert writer.lost(written) == (0, 0)
 
     async def _tidy(self) -> None:
         while len(self.known) > KEPT:
@@ -226,10 +274,10 @@ def held(engine: Engine) -> list[object]:
     return [sorted(open_files()), sockets, control_groups_of(runtime.name), images]
 
 
-async def test_random_lives(engine: Engine, soak: bool) -> None:
+async def test_random_lives(engine: Engine, soak: bool, tmp_path: Path) -> None:
     seed = random.randrange(1 << 32) if soak else 7
     cycles = int(os.environ.get("RATOON_SOAK_CYCLES", "1000")) if soak else 8
-    lives = Lives(engine, random.Random(seed))
+    lives = Lives(engine, random.Random(seed), tmp_path)
     async with await engine.fork_one("base") as first:  # what is made once for all
         await sh(first, "true")
     before = held(engine)
