@@ -12,8 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +21,7 @@ from ratoon.engine.sandbox.capture import Buffers, Capture, capture, freeze, res
 from ratoon.engine.sandbox.condense import condense
 from ratoon.engine.sandbox.heads import Heads
 from ratoon.engine.sandbox.incarnation import Incarnation
-from ratoon.engine.sandbox.layer import publish_layer
+from ratoon.engine.sandbox.layer import Provenance, publish_layer
 from ratoon.engine.sandbox.leaving import Leaving
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.engine.sandbox.stages import Stages
@@ -86,13 +85,14 @@ class _Frozen:
     captured: Capture
     overlay: Path
     pause_ms: float
-    warning: str | None
+    provenance: Provenance
 
 
 #: What all snapshots above a base have in common.
 Base = tuple[MachineConfig, GuestInfo]
-#: Writes what is frozen as a snapshot; that, and what the difference in memory takes; blocks.
-Publish = Callable[[_Frozen, Stages], tuple[Snapshot, int]]
+#: Writes what is frozen as a snapshot, given its parent; that, and what the difference in memory
+#: takes; blocks.
+Write = Callable[[Staging, Snapshot | None, _Frozen, Stages], tuple[Snapshot, int]]
 #: Has a sandbox, with this incarnation, stand on what was published.
 StandOn = Callable[[Sandbox, Incarnation, Snapshot], None]
 
@@ -131,14 +131,13 @@ class Brancher:
         for a bad tag; Conflict in standby; HostError. Once it has begun it is not interrupted: if
         the caller is cancelled, there may be a snapshot afterwards.
         """
-        machine, guest = base or _base_of(sandbox)
+        provenance = _provenance(sandbox, base)
         write = self._write_full if mode == "full" and sandbox.parent else self._write_diff
         with explaining(f"snapshot {tag} was not written"), self._store.stage(tag) as staging:
-            publish = partial(write, sandbox, staging, machine, guest)
             async with sandbox.changing:
-                run, disk_bytes = sandbox.incarnation, machine.disk_bytes
+                run = sandbox.incarnation
                 branched = await to_the_end(
-                    self._branch(sandbox, run, staging, disk_bytes, publish, stand_on, resumed)
+                    self._branch(sandbox, run, staging, provenance, write, stand_on, resumed)
                 )
         snapshot = branched.snapshot
         sandbox.branch_count += 1
@@ -176,14 +175,13 @@ class Brancher:
 
     async def _branch_to_itself(self, sandbox: Sandbox, run: Incarnation) -> None:
         """Have the sandbox stand on its present state, which is published to nobody else."""
-        machine, guest = _base_of(sandbox)
+        provenance = replace(_provenance(sandbox), anonymous=True)
         await sandbox.spare.settle()  # it opens files by their names, which change
         settle(sandbox)
         before = sandbox.standing
         with sandbox.directory.stage() as staging:
-            publish = partial(self._write_diff, sandbox, staging, machine, guest, anonymous=True)
-            disk_bytes = machine.disk_bytes
-            await self._branch(sandbox, run, staging, disk_bytes, publish, _stand_on_itself)
+            write = self._write_diff
+            await self._branch(sandbox, run, staging, provenance, write, _stand_on_itself)
         await condense(sandbox)
         await self._leaving.leave(*before, keep=sandbox.standing)
 
@@ -192,8 +190,8 @@ class Brancher:
         sandbox: Sandbox,
         run: Incarnation,
         staging: Staging,
-        disk_bytes: int,
-        publish: Publish,
+        provenance: Provenance,
+        write: Write,
         stand_on: StandOn,
         resumed: asyncio.Future[float] | None = None,
     ) -> Branched:
@@ -202,10 +200,12 @@ class Brancher:
         stages, left = Stages(), sandbox.standing
         with self._buffers.borrow() as buffer:
             try:
-                frozen = await self._freeze_state(sandbox, run, buffer, disk_bytes, stages)
+                frozen = await self._freeze_state(sandbox, run, buffer, provenance, stages)
                 if resumed:
                     resumed.set_result(frozen.pause_ms)
-                snapshot, difference = await asyncio.to_thread(publish, frozen, stages)
+                snapshot, difference = await asyncio.to_thread(
+                    write, staging, sandbox.parent, frozen, stages
+                )
             except BaseException:
                 if staging.published:  # too late: others may have come to rely on it
                     stand_on(sandbox, run, load_snapshot(staging.target))
@@ -231,7 +231,7 @@ class Brancher:
         sandbox: Sandbox,
         run: Incarnation,
         buffer: PageBuffer,
-        disk_bytes: int,
+        provenance: Provenance,
         stages: Stages,
     ) -> _Frozen:
         """Take what makes the snapshot out of the sandbox, and let it run on with a new overlay.
@@ -241,7 +241,7 @@ class Brancher:
         overlay = sandbox.directory.next_overlay()
         try:
             with stages("prepare"):
-                self._templates.create(overlay, disk_bytes)
+                self._templates.create(overlay, provenance.machine.disk_bytes)
                 await run.machine.add_overlay(overlay)
                 await reserve(run, buffer)
             with stages("quiesce"):
@@ -267,59 +267,44 @@ class Brancher:
                 overlay.unlink(missing_ok=True)
             raise
         assert run.frozen
-        return _Frozen(captured, run.frozen, pause_ms, still.warning)
+        provenance = replace(provenance, warning=still.warning)
+        return _Frozen(captured, run.frozen, pause_ms, provenance)
 
     def _write_diff(
-        self,
-        sandbox: Sandbox,
-        staging: Staging,
-        machine: MachineConfig,
-        guest: GuestInfo,
-        frozen: _Frozen,
-        stages: Stages,
-        *,
-        anonymous: bool = False,
+        self, staging: Staging, parent: Snapshot | None, frozen: _Frozen, stages: Stages
     ) -> tuple[Snapshot, int]:
         snapshot = publish_layer(
             staging,
             self._heads,
-            sandbox.parent,
+            parent,
             frozen.captured,
             frozen.overlay,
-            machine,
-            guest,
+            frozen.provenance,
             stages,
-            warning=frozen.warning,
-            network=sandbox.network,
-            branched_from=sandbox.id,
-            anonymous=anonymous,
         )
         return snapshot, snapshot.manifest.layers[-1].memory.size
 
     def _write_full(
-        self,
-        sandbox: Sandbox,
-        staging: Staging,
-        machine: MachineConfig,
-        guest: GuestInfo,
-        frozen: _Frozen,
-        stages: Stages,
+        self, staging: Staging, parent: Snapshot | None, frozen: _Frozen, stages: Stages
     ) -> tuple[Snapshot, int]:
         """All that the guest has, as one layer: first the difference, then what it lies on."""
+        name = frozen.provenance.branched_from
+        unnamed = replace(frozen, provenance=replace(frozen.provenance, anonymous=True))
         with self._store.scratch() as room:
             unfinished = room / "unfinished"
             unfinished.mkdir(mode=0o700)
-            aside = Staging(unfinished, sandbox.id, room / "diff")
-            diff, size = self._write_diff(
-                sandbox, aside, machine, guest, frozen, stages, anonymous=True
-            )
+            aside = Staging(unfinished, name, room / "diff")
+            diff, size = self._write_diff(aside, parent, unnamed, stages)
             with stages("flatten"):
-                return publish_flat(diff, staging, sandbox.id, diff.manifest.stages), size
+                return publish_flat(diff, staging, name, diff.manifest.stages), size
 
 
-def _base_of(sandbox: Sandbox) -> Base:
-    assert sandbox.parent is not None, "only a base's own boot has no parent"
-    return sandbox.parent.manifest.machine, sandbox.parent.manifest.guest
+def _provenance(sandbox: Sandbox, base: Base | None = None) -> Provenance:
+    """Of the sandbox's present state; `base` where it has no parent to know it from."""
+    if base is None:
+        assert sandbox.parent is not None, "only a base's own boot has no parent"
+        base = sandbox.parent.manifest.machine, sandbox.parent.manifest.guest
+    return Provenance(*base, sandbox.network, sandbox.id)
 
 
 def _stand_on_itself(sandbox: Sandbox, run: Incarnation, snapshot: Snapshot) -> None:

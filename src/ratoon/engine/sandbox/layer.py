@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
@@ -30,28 +31,38 @@ from ratoon.store.snapshot.snapshot import DISK, MEMORY, VMSTATE, Snapshot, pack
 from ratoon.store.snapshot.staging import Staging
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """Whose state a layer is, as the manifest tells it.
+
+    `branched_from`: the sandbox. `warning`: what went wrong as its processes were stopped.
+    `anonymous`: see `LayerRef`.
+    """
+
+    machine: MachineConfig
+    guest: GuestInfo
+    network: NetworkPolicy
+    branched_from: str
+    warning: str | None = None
+    anonymous: bool = False
+
+
 def publish_layer(
     staging: Staging,
     heads: Heads,
     parent: Snapshot | None,
     captured: Capture,
     disk: Path,
-    machine: MachineConfig,
-    guest: GuestInfo,
+    provenance: Provenance,
     stages: Stages,
-    *,
-    warning: str | None,
-    network: NetworkPolicy,
-    branched_from: str,
-    anonymous: bool = False,
 ) -> Snapshot:
     """Publish what was captured as a diff on `parent`, or a base where there is none; blocks.
 
-    `disk` is the frozen overlay, and gets a second name. `anonymous`: see `LayerRef`. What the
-    parent has in its memory already is dropped.
+    `disk` is the frozen overlay, and gets a second name. What the parent has in its memory
+    already is dropped.
     """
     with stages("pack"):
-        ram_pages = machine.ram_bytes // PAGE_SIZE
+        ram_pages = provenance.machine.ram_bytes // PAGE_SIZE
         below = heads.array(parent) if parent else zero_array(ram_pages)
         changed = changed_pieces(captured.numbers, captured.pages, below)
         path = staging.path / MEMORY
@@ -75,7 +86,7 @@ def publish_layer(
                 size=path.stat().st_size,
             ),
             disk=FileRef(digest=file_digest(disk), size=disk.stat().st_size),
-            anonymous=anonymous,
+            anonymous=provenance.anonymous,
         )
         layers = (*(parent.manifest.layers if parent else ()), own)
         vmstate = FileRef(digest=blake3(state).hexdigest(), size=len(state))
@@ -86,14 +97,14 @@ def publish_layer(
             parent=parent.manifest.reference if parent else None,
             memory_root=root,
             disk_root=disk_root([layer.disk.digest for layer in layers]),
-            machine=machine,
+            machine=provenance.machine,
             vmstate=vmstate,
             layers=layers,
-            guest=guest,
-            network=str(network),
+            guest=provenance.guest,
+            network=str(provenance.network),
             stages=dict(stages.ms),
-            warning=warning,
-            branched_from=branched_from,
+            warning=provenance.warning,
+            branched_from=provenance.branched_from,
         )
     with stages("publish"):
         snapshot = staging.publish(manifest)

@@ -18,7 +18,7 @@ from ratoon.engine.sandbox.condense import condense
 from ratoon.engine.sandbox.confinement import loosen
 from ratoon.engine.sandbox.heads import Heads
 from ratoon.engine.sandbox.incarnation import Incarnation
-from ratoon.engine.sandbox.layer import publish_layer
+from ratoon.engine.sandbox.layer import Provenance, publish_layer
 from ratoon.engine.sandbox.leaving import Leaving
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.engine.sandbox.stages import Stages
@@ -81,6 +81,14 @@ class Lifecycle:
                 with stages("pause"):
                     await run.machine.pause()
                 captured = await capture(run, buffer, stages)
+                provenance = Provenance(
+                    manifest.machine,
+                    manifest.guest,
+                    sandbox.network,
+                    sandbox.id,
+                    still.warning,
+                    anonymous=True,
+                )
                 snapshot = await asyncio.to_thread(
                     publish_layer,
                     staging,
@@ -88,13 +96,8 @@ class Lifecycle:
                     parent,
                     captured,
                     run.overlay,
-                    manifest.machine,
-                    manifest.guest,
+                    provenance,
                     stages,
-                    warning=still.warning,
-                    network=sandbox.network,
-                    branched_from=sandbox.id,
-                    anonymous=True,
                 )
                 sandbox.become(None)
                 try:
