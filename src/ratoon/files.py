@@ -59,6 +59,24 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def removed_on_error(path: Path) -> Iterator[None]:
+    """If the block fails, the file `path` is gone; it need not be there yet."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_file(path: Path, mode: int = 0o600) -> Iterator[int]:
+    """A new file, open to be written; gone if the block fails. FileExistsError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with removed_on_error(path), naming(path), os.fdopen(fd, "wb", buffering=0):
+        yield fd
+
+
 @dataclass(frozen=True)
 class Stamp:
     """What tells, for the price of a `stat`, that a verified file has not been touched since.
@@ -106,15 +124,12 @@ def write_durable(path: Path, data: bytes, mode: int = 0o600) -> None:
     # The kernel's thread id: no other thread of any process here has it, so no two share the file.
     temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    try:
+    with removed_on_error(temporary):
         with naming(path), os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     fsync_path(path.parent)
 
 
@@ -141,7 +156,7 @@ def copy_sparse(source: Path, target: Path) -> None:
 
     A failure leaves no `target`.
     """
-    with source.open("rb") as src, _new(target) as dst:
+    with source.open("rb") as src, new_file(target, 0o666) as dst:
         size = os.fstat(src.fileno()).st_size
         os.ftruncate(dst, size)
         end = 0
@@ -159,7 +174,7 @@ def copy_sparse(source: Path, target: Path) -> None:
 
 def reflink(source: Path, target: Path) -> bool:
     """Make `target` a file of its own that shares all extents of `source`, where that can be."""
-    with source.open("rb") as src, _new(target) as dst:
+    with source.open("rb") as src, new_file(target, 0o666) as dst:
         if clone_range(src.fileno(), 0, 0, dst, 0):
             return True
         target.unlink()
@@ -183,12 +198,9 @@ def link_or_copy(source: Path, target: Path) -> None:
             copy_sparse(source, target)
         how = "a reflink shares its extents" if shared else "it was copied"
         log.warning("cannot link %s to %s (%s): %s", source, target, error.strerror, how)
-        try:
+        with removed_on_error(target):
             shutil.copystat(source, target)
             fsync_path(target)
-        except BaseException:
-            target.unlink()
-            raise
 
 
 def _copy(source: int, target: int, offset: int, length: int) -> int:
@@ -201,20 +213,6 @@ def _copy(source: int, target: int, offset: int, length: int) -> int:
             raise
     os.lseek(target, offset, os.SEEK_SET)
     return os.sendfile(target, source, offset, length)
-
-
-@contextmanager
-def _new(path: Path) -> Iterator[int]:
-    """A descriptor of the new file `path`, which goes again if the block fails."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        with naming(path):
-            yield fd
-    except BaseException:
-        path.unlink()
-        raise
-    finally:
-        os.close(fd)
 
 
 @contextmanager

@@ -39,11 +39,8 @@ def flatten(layers: Sequence[Path], target: Path) -> Qcow2Header:
     checked); a failure leaves no file. HostError: `qemu-img` is missing or failed.
     """
     _convert(layers, target, "qcow2")
-    try:
+    with files.removed_on_error(target):
         return _finished(target)
-    except BaseException:
-        target.unlink()
-        raise
 
 
 def merge(below: Sequence[Path], layers: Sequence[Path], target: Path) -> Qcow2Header:
@@ -53,7 +50,7 @@ def merge(below: Sequence[Path], layers: Sequence[Path], target: Path) -> Qcow2H
     """
     files.copy_sparse(layers[0], target)
     upper = target.with_name(f"{target.name.removesuffix('.tmp')}.upper.tmp")
-    try:
+    with files.removed_on_error(target), files.removed_on_error(upper):
         for layer in layers[1:]:
             # qemu-img opens both for writing, and what was published never changes.
             files.copy_sparse(layer, upper)
@@ -61,10 +58,6 @@ def merge(below: Sequence[Path], layers: Sequence[Path], target: Path) -> Qcow2H
             run(["qemu-img", "commit", "-q", "-d", graph], cwd=directory)
             upper.unlink()
         return _finished(target)
-    except BaseException:
-        upper.unlink(missing_ok=True)
-        target.unlink(missing_ok=True)
-        raise
 
 
 def flatten_raw(layers: Sequence[Path], target: Path) -> None:
@@ -95,11 +88,8 @@ def _convert(layers: Sequence[Path], target: Path, kind: str) -> None:
     directory, graph = _graph(layers)
     with target.open("xb"):  # qemu-img would replace what is there
         target.chmod(0o600)
-    try:
+    with files.removed_on_error(target):
         run(["qemu-img", "convert", "-O", kind, graph, target], cwd=directory)
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
 
 
 def _graph(layers: Sequence[Path]) -> tuple[Path, str]:

@@ -20,7 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from ratoon.files import Stamp, fsync_path, locked, try_lock, write_durable
+from ratoon.files import (
+    Stamp,
+    fsync_path,
+    locked,
+    removed_on_error,
+    try_lock,
+    write_durable,
+)
 from ratoon.store.memory.budget import CachedImage, evictable, image_budget
 
 #: How the names of images end, by their kind.
@@ -139,12 +146,9 @@ class ImageCache:
         path = self._image(root)
         temporary = self.directory / f".{path.name}.tmp"
         temporary.unlink(missing_ok=True)  # a crash's
-        try:
+        with removed_on_error(temporary):
             known = write(temporary)
             temporary.rename(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
         fsync_path(self.directory)
         # The rename changed the ctime, so the stamp can only be taken now.
         stamp = _stamp(root, path.stat())

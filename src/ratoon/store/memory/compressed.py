@@ -27,9 +27,9 @@ from pathlib import Path
 
 from ratoon.compression import LEVEL, decompressed, zstd
 from ratoon.errors import Corrupt, Incompatible
-from ratoon.files import naming
+from ratoon.files import naming, new_file
 from ratoon.store.memory.page import PAGE_SIZE
-from ratoon.store.memory.positioned import new_file, read_exactly, seal, write_at
+from ratoon.store.memory.positioned import read_exactly, seal, write_at
 
 #: Pages in a frame, 256 KiB of them.
 FRAME = 64

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ratoon.artifacts import Progress, silent
 from ratoon.errors import Corrupt
+from ratoon.files import removed_on_error
 from ratoon.store.memory.chain import Link, overlay, pages_above, resolve
 from ratoon.store.memory.digests import are_stored, digests_differ, memory_root
 from ratoon.store.memory.page import PAGE_SIZE
@@ -42,11 +43,8 @@ def write_merged(
     content = _among(stored, pages_above(links, kept))
     content = _reported(content, len(stored), "merging memory", progress)
     write_page_stream(path, ram_pages, numbers, digests, content)
-    try:
+    with removed_on_error(path):
         return _read_back(path, below, links[-1].root, progress)
-    except BaseException:
-        path.unlink()
-        raise
 
 
 def _among(

@@ -1,30 +1,16 @@
-"""New files, and reads and writes at a place in one, however many calls they take."""
+"""Reads and writes at a place in a file, however many calls they take."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import suppress
 
 from ratoon import syscalls
 from ratoon.errors import Corrupt
-from ratoon.files import naming
 
 #: How many pieces one call takes (IOV_MAX).
 _AT_ONCE = 1024
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[int]:
-    """A new file, open to be written; gone if the block fails. FileExistsError."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with naming(path), os.fdopen(fd, "wb", buffering=0):
-            yield fd
-    except BaseException:
-        path.unlink()
-        raise
 
 
 def seal(fd: int) -> None:

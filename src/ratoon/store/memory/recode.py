@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ratoon.files import removed_on_error
 from ratoon.store.memory.compressed import FRAME, write_frames
 from ratoon.store.memory.digests import are_stored
 from ratoon.store.memory.pageset import PageIndex, index_bytes, read_index, read_pages
@@ -49,8 +50,5 @@ def read_whole(path: Path, index_digest: str, label: str) -> None:
 
 
 def _read_back(path: Path, index_digest: str) -> None:
-    try:
+    with removed_on_error(path):
         read_whole(path, index_digest, f"the rewritten layer {path}")
-    except BaseException:
-        path.unlink()
-        raise

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ratoon.files import new_file
 from ratoon.store.memory.digests import Piece, are_stored
 from ratoon.store.memory.page import DIGEST_SIZE, PAGE_SIZE
 from ratoon.store.memory.pageset import DATA_OFFSET, PageIndex, decode_index, encode_index
-from ratoon.store.memory.positioned import new_file, seal, start_flushing, write_all_at, write_at
+from ratoon.store.memory.positioned import seal, start_flushing, write_all_at, write_at
 from ratoon.store.memory.ranges import run_bounds
 
 
