@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ratoon import files
+from ratoon.concurrency import in_thread
 from ratoon.errors import RatoonError
 from ratoon.machine.host import cgroups
 from ratoon.store.snapshot.manifest import Manifest
@@ -200,6 +201,10 @@ class SandboxDirectory:
         shutil.rmtree(self._runtime, ignore_errors=True)
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
+
+    async def delete(self) -> None:
+        """As `remove`, beside the event loop: control groups are slow, and so are many links."""
+        await in_thread(self.remove)
 
     def _overlay_numbers(self) -> Iterator[int]:
         for path in self.path.iterdir():

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 from ratoon.concurrency import to_the_end
-from ratoon.engine.sandbox.confinement import loosen
 from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.mounts import Mounts
 from ratoon.engine.sandbox.options import SandboxOptions
@@ -115,8 +114,7 @@ class Forker:
                         burst=burst,
                     )
         except BaseException:
-            await loosen(directory.path)
-            directory.remove()
+            await directory.delete()
             raise
         return Reserved(directory, twin, prepared)
 
@@ -136,8 +134,7 @@ class Forker:
             )
         except BaseException:
             mounts.let_go()
-            await loosen(directory.path)
-            directory.remove()
+            await directory.delete()
             raise
         sandbox = Sandbox(directory, incarnation, reserved.twin, machine_id, options)
         sandbox.mounts = mounts

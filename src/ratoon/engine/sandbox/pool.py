@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 from ratoon.api.answers import PoolInfo
 from ratoon.concurrency import to_the_end
-from ratoon.engine.sandbox.confinement import loosen
 from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.start import Prepared
 from ratoon.errors import InvalidInput, RatoonError
@@ -36,8 +35,7 @@ class Reserved:
 
     async def discard(self) -> None:
         await self.prepared.discard()
-        await loosen(self.directory.path)
-        self.directory.remove()
+        await self.directory.delete()
 
 
 @dataclass

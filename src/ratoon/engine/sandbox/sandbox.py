@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from ratoon.api.answers import PublishedPort
 from ratoon.concurrency import to_the_end
-from ratoon.engine.sandbox.confinement import loosen
 from ratoon.engine.sandbox.deaths import explained
 from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.events import Events
@@ -364,8 +363,7 @@ class Sandbox:
             if self._incarnation and self._incarnation is not ended:  # of a reset, or a resume
                 await self.retire(self._incarnation, now=now)
             await self.spare.drop()
-            await loosen(self._directory.path)
-            await asyncio.to_thread(self._directory.remove)  # a deep chain has many links
+            await self._directory.delete()
         self.mounts.let_go()
         await self.on_killed(self)
         self.events.tell("killed", sandbox=self.id)
