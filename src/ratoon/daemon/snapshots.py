@@ -20,7 +20,7 @@ from ratoon.daemon.models.snapshots import CompactRequest
 from ratoon.daemon.problems import error_response, error_responses
 from ratoon.daemon.requests import Flag, while_connected
 from ratoon.engine.sandbox.base import Built
-from ratoon.engine.sandbox.branch import Branched, Writing
+from ratoon.engine.sandbox.branch import Branched, PendingSnapshot
 from ratoon.errors import InvalidInput, NotFound
 from ratoon.machine.network.policy import NetworkPolicy
 from ratoon.store.snapshot.manifest import check_tag
@@ -230,7 +230,7 @@ def _sum(stages: Mapping[str, float], names: Iterable[str]) -> float | None:
     return round(sum(found), 3) if found else None
 
 
-def _writing(daemon: Daemon, live: Writing) -> SnapshotInfo:
+def _writing(daemon: Daemon, live: PendingSnapshot) -> SnapshotInfo:
     return SnapshotInfo(
         tag=live.tag,
         dir=str(daemon.engine.store.snapshots / live.tag),

@@ -58,7 +58,7 @@ class Branched:
 
 
 @dataclass(frozen=True)
-class Writing:
+class PendingSnapshot:
     """A branch whose sandbox runs again, while the snapshot `tag` is being written."""
 
     tag: str
@@ -146,7 +146,7 @@ class Brancher:
         sandbox.events.tell("branched", sandbox=sandbox.id, snapshot=tag)
         return branched
 
-    async def begin(self, sandbox: Sandbox, tag: str, *, mode: Mode) -> Writing:
+    async def begin(self, sandbox: Sandbox, tag: str, *, mode: Mode) -> PendingSnapshot:
         """As `branch`, but returns as soon as the sandbox runs again."""
         resumed: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         began = time.time()
@@ -159,7 +159,7 @@ class Brancher:
             raise
         if not resumed.done():  # it failed before
             await done
-        return Writing(tag, resumed.result(), began, done)
+        return PendingSnapshot(tag, resumed.result(), began, done)
 
     async def take_aside(self, sandbox: Sandbox, directory: Path) -> Snapshot:
         """Link what the sandbox is at present as the new `directory`, for forks of it.

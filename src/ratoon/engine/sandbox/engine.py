@@ -25,7 +25,7 @@ from ratoon.artifacts import Progress, silent
 from ratoon.concurrency import in_thread, to_the_end
 from ratoon.engine.sandbox.adopt import adopt, lost
 from ratoon.engine.sandbox.base import DISK_BYTES, RAM_BYTES, BaseBuilder, Built
-from ratoon.engine.sandbox.branch import Branched, Brancher, Mode, Writing
+from ratoon.engine.sandbox.branch import Branched, Brancher, Mode, PendingSnapshot
 from ratoon.engine.sandbox.capture import Buffers
 from ratoon.engine.sandbox.confinement import Confiner
 from ratoon.engine.sandbox.directory import SandboxDirectory
@@ -325,7 +325,9 @@ class Engine:
             await self._lifecycle.restock(sandbox)
         return branched
 
-    async def begin_branch(self, sandbox: Sandbox, tag: str, mode: Mode = "diff") -> Writing:
+    async def begin_branch(
+        self, sandbox: Sandbox, tag: str, mode: Mode = "diff"
+    ) -> PendingSnapshot:
         """As `branch`, but returns when the sandbox runs again; `writing` tells what became of it.
 
         Until then the snapshot can be neither forked nor deleted (InFlight).
@@ -337,7 +339,7 @@ class Engine:
         return live
 
     @property
-    def writing(self) -> tuple[Writing, ...]:
+    def writing(self) -> tuple[PendingSnapshot, ...]:
         """The live branches whose snapshots are still being written, or that failed."""
         return self._live.all
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from ratoon.engine.sandbox.branch import Writing
+from ratoon.engine.sandbox.branch import PendingSnapshot
 from ratoon.engine.sandbox.events import Events
 from ratoon.errors import Conflict, InFlight
 
@@ -17,14 +17,14 @@ class LiveBranches:
 
     def __init__(self, events: Events) -> None:
         self._events = events
-        self._live: dict[str, Writing] = {}
+        self._live: dict[str, PendingSnapshot] = {}
 
     @property
-    def all(self) -> tuple[Writing, ...]:
+    def all(self) -> tuple[PendingSnapshot, ...]:
         """Those that are being written, and those that failed."""
         return tuple(self._live.values())
 
-    def add(self, live: Writing) -> None:
+    def add(self, live: PendingSnapshot) -> None:
         self._live[live.tag] = live
         live.done.add_done_callback(lambda done: self._written(live))
 
@@ -48,7 +48,7 @@ class LiveBranches:
         """Wait until none is being written."""
         await asyncio.gather(*(live.done for live in self.all), return_exceptions=True)
 
-    def _written(self, live: Writing) -> None:
+    def _written(self, live: PendingSnapshot) -> None:
         if live.status == "ready":
             if self._live.get(live.tag) is live:
                 del self._live[live.tag]
