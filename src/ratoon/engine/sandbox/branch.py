@@ -161,7 +161,7 @@ class Brancher:
             await done
         return PendingSnapshot(tag, resumed.result(), began, done)
 
-    async def take_aside(self, sandbox: Sandbox, directory: Path) -> Snapshot:
+    async def snapshot_for_fork(self, sandbox: Sandbox, directory: Path) -> Snapshot:
         """Link what the sandbox is at present as the new `directory`, for forks of it.
 
         One that runs goes on, and stands on what was taken; one in standby is that already.

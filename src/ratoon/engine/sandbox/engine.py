@@ -225,7 +225,7 @@ class Engine:
         """
         with self.store.scratch() as room:
             with sandbox.using():
-                source = await self._brancher.take_aside(sandbox, room / "source")
+                source = await self._brancher.snapshot_for_fork(sandbox, room / "source")
             try:
                 return await self._fork_many(source, n, options or sandbox.options)
             finally:
