@@ -18,7 +18,7 @@ from typing import Literal
 
 from ratoon.concurrency import to_the_end
 from ratoon.engine.sandbox.capture import Buffers, Capture, capture, freeze, reserve, thaw
-from ratoon.engine.sandbox.condense import condense
+from ratoon.engine.sandbox.condense import squash_standby_layers
 from ratoon.engine.sandbox.heads import Heads
 from ratoon.engine.sandbox.incarnation import Incarnation
 from ratoon.engine.sandbox.layer import Provenance, publish_layer
@@ -182,7 +182,7 @@ class Brancher:
         with sandbox.directory.stage() as staging:
             write = self._write_diff
             await self._branch(sandbox, run, staging, provenance, write, _stand_on_itself)
-        await condense(sandbox)
+        await squash_standby_layers(sandbox)
         await self._leaving.leave(*before, keep=sandbox.standing)
 
     async def _branch(

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 LIMIT = 16
 
 
-async def condense(sandbox: Sandbox) -> None:
+async def squash_standby_layers(sandbox: Sandbox) -> None:
     """Merge the topmost layers of what the sandbox stands on, if nobody else has them.
 
     The caller holds `sandbox.changing`. If it fails they stay, until the next time.

@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 
 from ratoon.concurrency import to_the_end
 from ratoon.engine.sandbox.capture import Buffers, capture, freeze, reserve, thaw
-from ratoon.engine.sandbox.condense import condense
+from ratoon.engine.sandbox.condense import squash_standby_layers
 from ratoon.engine.sandbox.confinement import loosen
 from ratoon.engine.sandbox.heads import Heads
 from ratoon.engine.sandbox.incarnation import Incarnation
@@ -116,7 +116,7 @@ class Lifecycle:
                 await loosen(sandbox.directory.path)
                 sandbox.directory.forget_overlays()
             with stages("condense"):
-                await condense(sandbox)
+                await squash_standby_layers(sandbox)
                 await self._leaving.leave(parent, keep=sandbox.standing)
 
     async def resume(self, sandbox: Sandbox) -> Stages:
