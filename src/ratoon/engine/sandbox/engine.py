@@ -24,6 +24,7 @@ from ratoon import paths
 from ratoon.artifacts import Progress, silent
 from ratoon.concurrency import in_thread, to_the_end
 from ratoon.engine.sandbox.adopt import adopt, lost
+from ratoon.engine.sandbox.background_branches import BackgroundBranches
 from ratoon.engine.sandbox.base import DISK_BYTES, RAM_BYTES, BaseBuilder, Built
 from ratoon.engine.sandbox.branch import Branched, Brancher, Mode, PendingSnapshot
 from ratoon.engine.sandbox.capture import Buffers
@@ -35,7 +36,6 @@ from ratoon.engine.sandbox.fork import Forker
 from ratoon.engine.sandbox.heads import Heads
 from ratoon.engine.sandbox.keeper import keep_time
 from ratoon.engine.sandbox.leaving import Leaving
-from ratoon.engine.sandbox.live import LiveBranches
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.pool import Pool
 from ratoon.engine.sandbox.sandbox import Sandbox
@@ -98,7 +98,7 @@ class Engine:
         self._sandboxes: dict[str, Sandbox] = {}
         #: What happens, for whoever listens.
         self.events = Events()
-        self._live = LiveBranches(self.events)
+        self._live = BackgroundBranches(self.events)
 
     @classmethod
     @asynccontextmanager

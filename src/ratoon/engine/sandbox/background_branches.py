@@ -12,7 +12,7 @@ from ratoon.errors import Conflict, InFlight
 log = logging.getLogger(__name__)
 
 
-class LiveBranches:
+class BackgroundBranches:
     """By tag, until the snapshot is ready; a failed one until it is deleted, or made anew."""
 
     def __init__(self, events: Events) -> None:
