@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from ratoon.engine.sandbox.background_builds import BackgroundBuilds
 from ratoon.engine.sandbox.disks import MANY, Disks
 from ratoon.engine.sandbox.heads import Heads
 from ratoon.engine.sandbox.leaving import Leaving
-from ratoon.engine.sandbox.making import Making
 from ratoon.store.memory.image import ImageStore
 from ratoon.store.snapshot.snapshot import Snapshot, link_snapshot
 from ratoon.store.snapshot.store import Store
@@ -110,7 +110,7 @@ async def test_what_was_made_just_now() -> None:
     """Its task has ended, but whoever waits for that has not been told."""
     removed: list[str] = []
     leaving: list[asyncio.Task[None]] = []
-    making: Making[None] = Making(lambda *roots: removed.extend(roots))
+    making: BackgroundBuilds[None] = BackgroundBuilds(lambda *roots: removed.extend(roots))
 
     async def make() -> None:
         leaving.append(asyncio.create_task(making.remove("root")))

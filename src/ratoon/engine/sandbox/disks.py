@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ratoon.engine.sandbox.making import Making
+from ratoon.engine.sandbox.background_builds import BackgroundBuilds
 from ratoon.errors import NotFound
 from ratoon.store.snapshot.flat_disks import Covering, FlatDisks
 from ratoon.store.snapshot.snapshot import Snapshot
@@ -73,7 +73,7 @@ class Disks:
         self._store = store
         self._flats = FlatDisks(store.images)
         self._forked: set[str] = set()
-        self._making: Making[None] = Making(self._flats.remove)
+        self._making: BackgroundBuilds[None] = BackgroundBuilds(self._flats.remove)
         self._one_at_a_time = asyncio.Semaphore(1)
 
     def hold(self, source: Snapshot, *, burst: bool) -> HeldDisk:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ratoon.engine.sandbox.making import Making
+from ratoon.engine.sandbox.background_builds import BackgroundBuilds
 from ratoon.errors import HostError
 from ratoon.store.memory import budget
 from ratoon.store.memory.cache import OpenImage
@@ -84,7 +84,7 @@ class Heads:
         self._images = images
         self._arrays: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
         self._forked: set[str] = set()
-        self._making: Making[Path] = Making(images.remove)
+        self._making: BackgroundBuilds[Path] = BackgroundBuilds(images.remove)
 
     async def settle(self) -> None:
         """Wait until no image is being made in the background."""

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Making(Generic[T]):
+class BackgroundBuilds(Generic[T]):
     """What is made in the background at present, by root."""
 
     def __init__(self, remove: Callable[..., object]) -> None:
