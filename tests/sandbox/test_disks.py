@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ratoon.engine.sandbox.disks import FEW, MANY, Disks
+from ratoon.engine.sandbox.disks import FEW, MANY, DiskChooser
 from ratoon.store.disk.flatten import merge
 from ratoon.store.memory.cache import DISK
 from ratoon.store.snapshot.snapshot import Snapshot
@@ -27,8 +27,8 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-async def disks(store: Store) -> AsyncIterator[Disks]:
-    disks = Disks(store)
+async def disks(store: Store) -> AsyncIterator[DiskChooser]:
+    disks = DiskChooser(store)
     yield disks
     await disks.settle()
 
@@ -43,7 +43,7 @@ def chain(store: Store, files: int) -> list[Snapshot]:
     return snapshots
 
 
-async def fork(disks: Disks, snapshot: Snapshot, *, burst: bool = False) -> list[str]:
+async def fork(disks: DiskChooser, snapshot: Snapshot, *, burst: bool = False) -> list[str]:
     """What a fork opens, by name, once what it has begun in the background is done."""
     disk = disks.hold(snapshot, burst=burst)
     paths = disk.paths(snapshot)
@@ -63,7 +63,7 @@ def flat(head: Snapshot) -> str:
     return f"{head.manifest.disk_root}{DISK}"
 
 
-async def test_few_layers_are_opened_as_they_are(store: Store, disks: Disks) -> None:
+async def test_few_layers_are_opened_as_they_are(store: Store, disks: DiskChooser) -> None:
     head = chain(store, FEW)[-1]
     for burst in (False, False, True):
         assert await fork(disks, head, burst=burst) == layers(0, head)
@@ -71,7 +71,7 @@ async def test_few_layers_are_opened_as_they_are(store: Store, disks: Disks) -> 
 
 
 async def test_the_second_fork_has_it_made_and_the_third_opens_it(
-    store: Store, disks: Disks
+    store: Store, disks: DiskChooser
 ) -> None:
     head = chain(store, FEW + 1)[-1]
     assert await fork(disks, head) == layers(0, head)
@@ -83,14 +83,14 @@ async def test_the_second_fork_has_it_made_and_the_third_opens_it(
 
 @pytest.mark.parametrize(("files", "burst"), [(FEW + 1, True), (MANY + 1, False)])
 async def test_a_burst_or_many_layers_have_it_made_at_once(
-    store: Store, disks: Disks, files: int, burst: bool
+    store: Store, disks: DiskChooser, files: int, burst: bool
 ) -> None:
     head = chain(store, files)[-1]
     assert await fork(disks, head, burst=burst) == layers(0, head)
     assert await fork(disks, head) == ["ancestry/0/disk.qcow2", flat(head)]
 
 
-async def test_a_new_head_opens_that_of_its_beginning(store: Store, disks: Disks) -> None:
+async def test_a_new_head_opens_that_of_its_beginning(store: Store, disks: DiskChooser) -> None:
     snapshots = chain(store, MANY + 1 + FEW)
     await fork(disks, snapshots[MANY])
     for head in snapshots[MANY:]:
@@ -100,7 +100,9 @@ async def test_a_new_head_opens_that_of_its_beginning(store: Store, disks: Disks
         assert await fork(disks, head) == expected
 
 
-async def test_a_new_head_that_is_forked_again_gets_its_own(store: Store, disks: Disks) -> None:
+async def test_a_new_head_that_is_forked_again_gets_its_own(
+    store: Store, disks: DiskChooser
+) -> None:
     before, head = chain(store, MANY + 2)[-2:]
     await fork(disks, before)
     for _ in range(2):
@@ -109,7 +111,7 @@ async def test_a_new_head_that_is_forked_again_gets_its_own(store: Store, disks:
 
 
 async def test_nobody_waits_for_one_and_it_is_not_made_of_what_is_deleted(
-    store: Store, disks: Disks, caplog: pytest.LogCaptureFixture
+    store: Store, disks: DiskChooser, caplog: pytest.LogCaptureFixture
 ) -> None:
     head = chain(store, FEW + 1)[-1]
     held = [disks.hold(head, burst=True) for _ in range(50)]
@@ -125,7 +127,10 @@ async def test_nobody_waits_for_one_and_it_is_not_made_of_what_is_deleted(
 
 
 async def test_a_failure_is_told_and_tried_again(
-    store: Store, disks: Disks, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    disks: DiskChooser,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     head = chain(store, FEW + 1)[-1]
     with monkeypatch.context() as patch:
@@ -138,7 +143,7 @@ async def test_a_failure_is_told_and_tried_again(
 
 
 async def test_what_is_made_while_its_sandbox_leaves_it_goes_too(
-    store: Store, disks: Disks, monkeypatch: pytest.MonkeyPatch
+    store: Store, disks: DiskChooser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = chain(store, FEW + 1)[-1]
     with store.stage("own") as staging:

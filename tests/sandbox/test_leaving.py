@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ratoon.engine.sandbox.background_builds import BackgroundBuilds
-from ratoon.engine.sandbox.disks import MANY, Disks
+from ratoon.engine.sandbox.disks import MANY, DiskChooser
 from ratoon.engine.sandbox.heads import Heads
 from ratoon.engine.sandbox.leaving import Leaving
 from ratoon.store.memory.image import ImageStore
@@ -24,8 +24,8 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-async def disks(store: Store) -> AsyncIterator[Disks]:
-    disks = Disks(store)
+async def disks(store: Store) -> AsyncIterator[DiskChooser]:
+    disks = DiskChooser(store)
     yield disks
     await disks.settle()
 
@@ -38,7 +38,7 @@ async def heads(store: Store) -> AsyncIterator[Heads]:
 
 
 @pytest.fixture
-def leaving(store: Store, heads: Heads, disks: Disks) -> Leaving:
+def leaving(store: Store, heads: Heads, disks: DiskChooser) -> Leaving:
     return Leaving(store, heads, disks)
 
 
@@ -52,7 +52,7 @@ def chain(store: Store) -> list[Snapshot]:
     return snapshots
 
 
-async def flatten(disks: Disks, snapshot: Snapshot) -> None:
+async def flatten(disks: DiskChooser, snapshot: Snapshot) -> None:
     disks.hold(snapshot, burst=True).close()
     await disks.settle()
 
@@ -61,7 +61,7 @@ def images(store: Store) -> set[str]:
     return {path.stem for path in store.images.glob("[!.]*.*")}
 
 
-async def test_what_a_sandbox_alone_had(store: Store, disks: Disks, leaving: Leaving) -> None:
+async def test_what_a_sandbox_alone_had(store: Store, disks: DiskChooser, leaving: Leaving) -> None:
     published = chain(store)[-1]
     own = [published]
     for number in range(3):
@@ -86,7 +86,7 @@ async def test_what_a_sandbox_alone_had(store: Store, disks: Disks, leaving: Lea
 
 
 async def test_what_was_deleted_meanwhile(
-    store: Store, disks: Disks, heads: Heads, leaving: Leaving
+    store: Store, disks: DiskChooser, heads: Heads, leaving: Leaving
 ) -> None:
     """Images were made of the twin; those that another snapshot has stay."""
     *_, below, head = chain(store)

@@ -66,7 +66,7 @@ class HeldDisk:
             os.close(fd)
 
 
-class Disks:
+class DiskChooser:
     """Chooses what forks open, and has flattened disks made. `settle` waits for those."""
 
     def __init__(self, store: Store) -> None:

@@ -30,7 +30,7 @@ from ratoon.engine.sandbox.branch import Branched, Brancher, Mode, PendingSnapsh
 from ratoon.engine.sandbox.capture import Buffers
 from ratoon.engine.sandbox.confinement import Confiner
 from ratoon.engine.sandbox.directory import SandboxDirectory
-from ratoon.engine.sandbox.disks import Disks
+from ratoon.engine.sandbox.disks import DiskChooser
 from ratoon.engine.sandbox.events import Events
 from ratoon.engine.sandbox.fork import Forker
 from ratoon.engine.sandbox.heads import Heads
@@ -79,7 +79,7 @@ class Engine:
         self.images = ImageStore(store.images)
         self.pool = Pool()
         self._heads = Heads(self.images)
-        self._disks = Disks(store)
+        self._disks = DiskChooser(store)
         self._leaving = Leaving(store, self._heads, self._disks)
         templates, buffers = OverlayTemplates(store.templates), Buffers()
         groups = hierarchies()

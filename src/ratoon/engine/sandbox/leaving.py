@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ratoon.engine.sandbox.disks import Disks
+from ratoon.engine.sandbox.disks import DiskChooser
 from ratoon.engine.sandbox.heads import Heads
 from ratoon.store.snapshot.snapshot import Snapshot
 from ratoon.store.snapshot.store import Store
@@ -17,7 +17,7 @@ from ratoon.store.snapshot.store import Store
 class Leaving:
     """Removes what was made of what sandboxes have left."""
 
-    def __init__(self, store: Store, heads: Heads, disks: Disks) -> None:
+    def __init__(self, store: Store, heads: Heads, disks: DiskChooser) -> None:
         self._store = store
         self._heads = heads
         self._disks = disks

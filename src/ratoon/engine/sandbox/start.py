@@ -18,7 +18,7 @@ from ratoon import files
 from ratoon.engine.sandbox.confinement import Confiner
 from ratoon.engine.sandbox.deaths import explained
 from ratoon.engine.sandbox.directory import SandboxDirectory
-from ratoon.engine.sandbox.disks import Disks, HeldDisk
+from ratoon.engine.sandbox.disks import DiskChooser, HeldDisk
 from ratoon.engine.sandbox.heads import Heads, MappedMemory, Patch, write_patch
 from ratoon.engine.sandbox.incarnation import Incarnation
 from ratoon.engine.sandbox.mounts import Mounts
@@ -83,7 +83,7 @@ class Starter:
     def __init__(
         self,
         heads: Heads,
-        disks: Disks,
+        disks: DiskChooser,
         templates: OverlayTemplates,
         confiner: Confiner,
         *,
