@@ -41,7 +41,7 @@ from ratoon.engine.sandbox.pool import Pool
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.engine.sandbox.standby import Lifecycle
-from ratoon.engine.sandbox.start import Starter, explaining
+from ratoon.engine.sandbox.start import MachineStarter, explaining
 from ratoon.engine.sandbox.sweep import sweep
 from ratoon.errors import InvalidInput, NotFound, RatoonError
 from ratoon.machine.host.admission import Admission
@@ -86,7 +86,7 @@ class Engine:
         # The runtime directory is the one name of a store that is short, and no other store's.
         confiner = Confiner(namespaces, Cgroups(runtime.name, groups))
         self._admission = Admission(partial(read_figures, store.home, groups))
-        starter = Starter(self._heads, self._disks, templates, confiner, survives=keep)
+        starter = MachineStarter(self._heads, self._disks, templates, confiner, survives=keep)
         self._forker = Forker(store, starter, self.pool, runtime, accelerators)
         self.pool.reserve = self._forker.reserve
         self._brancher = Brancher(store, self._heads, self._leaving, templates, buffers)

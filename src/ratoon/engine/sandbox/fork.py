@@ -13,10 +13,10 @@ from ratoon.concurrency import to_the_end
 from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.mounts import Mounts
 from ratoon.engine.sandbox.options import SandboxOptions
-from ratoon.engine.sandbox.pool import Pool, Reserved
+from ratoon.engine.sandbox.pool import Pool, PooledMachine
 from ratoon.engine.sandbox.sandbox import Sandbox, new_machine_id
 from ratoon.engine.sandbox.stages import Stages
-from ratoon.engine.sandbox.start import Starter, explaining
+from ratoon.engine.sandbox.start import MachineStarter, explaining
 from ratoon.errors import Incompatible, MachineDied
 from ratoon.machine.guest.agent import wire
 from ratoon.machine.network.policy import NetworkPolicy
@@ -39,7 +39,7 @@ class Forker:
     def __init__(
         self,
         store: Store,
-        starter: Starter,
+        starter: MachineStarter,
         pool: Pool,
         runtime: Path,
         accelerators: frozenset[Accelerator],
@@ -75,14 +75,14 @@ class Forker:
                 reserved = await self._reserve(source, options, stages, burst=burst)
                 return await self._wake(reserved, options, stages)
 
-    async def reserve(self, source: Snapshot) -> Reserved:
+    async def reserve(self, source: Snapshot) -> PooledMachine:
         """The first half of a fork: a machine that waits. Errors: as `fork`."""
         options = SandboxOptions(network=NetworkPolicy.parse(source.manifest.network))
         async with self._starts:
             with explaining(f"snapshot {source.manifest.tag} was not forked"):
                 return await self._reserve(source, options, Stages(), burst=True)
 
-    async def _limit(self, reserved: Reserved, options: SandboxOptions) -> None:
+    async def _limit(self, reserved: PooledMachine, options: SandboxOptions) -> None:
         try:
             await self._starter.limit(reserved.directory, reserved.prepared, options.limits)
         except BaseException:
@@ -91,7 +91,7 @@ class Forker:
 
     async def _reserve(
         self, source: Snapshot, options: SandboxOptions, stages: Stages, *, burst: bool
-    ) -> Reserved:
+    ) -> PooledMachine:
         with stages("resolve"):
             check_compatible(source, self._accelerators)
             directory = SandboxDirectory.create(
@@ -116,9 +116,11 @@ class Forker:
         except BaseException:
             await directory.delete()
             raise
-        return Reserved(directory, twin, prepared)
+        return PooledMachine(directory, twin, prepared)
 
-    async def _wake(self, reserved: Reserved, options: SandboxOptions, stages: Stages) -> Sandbox:
+    async def _wake(
+        self, reserved: PooledMachine, options: SandboxOptions, stages: Stages
+    ) -> Sandbox:
         directory = reserved.directory
         machine_id = new_machine_id()
         try:

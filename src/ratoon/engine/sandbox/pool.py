@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from ratoon.api.answers import PoolInfo
 from ratoon.concurrency import to_the_end
 from ratoon.engine.sandbox.directory import SandboxDirectory
-from ratoon.engine.sandbox.start import Prepared
+from ratoon.engine.sandbox.start import PreparedMachine
 from ratoon.errors import InvalidInput, RatoonError
 from ratoon.machine.host.usage import usage
 from ratoon.store.snapshot.snapshot import Snapshot
@@ -26,12 +26,12 @@ LARGEST = 1000
 
 
 @dataclass(frozen=True)
-class Reserved:
+class PooledMachine:
     """A machine that waits in the directory of a sandbox that is to be."""
 
     directory: SandboxDirectory
     twin: Snapshot
-    prepared: Prepared
+    prepared: PreparedMachine
 
     async def discard(self) -> None:
         await self.prepared.discard()
@@ -42,7 +42,7 @@ class Reserved:
 class _Stock:
     snapshot: Snapshot
     wanted: int
-    ready: deque[Reserved] = field(default_factory=deque)
+    ready: deque[PooledMachine] = field(default_factory=deque)
     filling: asyncio.Task[None] | None = None
 
 
@@ -52,7 +52,7 @@ class Pool:
     def __init__(self) -> None:
         self._stocks: dict[str, _Stock] = {}
         #: Starts a machine; set by whoever can.
-        self.reserve: Callable[[Snapshot], Awaitable[Reserved]]
+        self.reserve: Callable[[Snapshot], Awaitable[PooledMachine]]
 
     async def keep(self, snapshot: Snapshot, wanted: int) -> None:
         """Have `wanted` machines of a snapshot wait, from soon on; 0: none any more."""
@@ -78,7 +78,7 @@ class Pool:
         while stock.ready:
             await stock.ready.popleft().discard()
 
-    async def take(self, snapshot: Snapshot) -> Reserved | None:
+    async def take(self, snapshot: Snapshot) -> PooledMachine | None:
         """A machine of just this snapshot, if one waits; another one is started in its place."""
         stock = self._stocks.get(snapshot.manifest.tag)
         if stock is None or stock.snapshot.manifest.id != snapshot.manifest.id:
@@ -128,6 +128,6 @@ class Pool:
             stock.filling = None
 
 
-def _private_bytes(reserved: Reserved) -> int:
+def _private_bytes(reserved: PooledMachine) -> int:
     used = usage(reserved.prepared.machine.pid, reserved.prepared.overlay)
     return used.memory_bytes if used else 0

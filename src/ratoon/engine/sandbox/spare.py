@@ -7,7 +7,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
-from ratoon.engine.sandbox.start import Prepared
+from ratoon.engine.sandbox.start import PreparedMachine
 from ratoon.errors import RatoonError
 
 log = logging.getLogger(__name__)
@@ -18,9 +18,9 @@ class Spare:
 
     def __init__(self, sandbox_id: str) -> None:
         self._id = sandbox_id
-        self._starting: asyncio.Task[Prepared] | None = None
+        self._starting: asyncio.Task[PreparedMachine] | None = None
 
-    def stock(self, start: Coroutine[Any, Any, Prepared]) -> None:
+    def stock(self, start: Coroutine[Any, Any, PreparedMachine]) -> None:
         """Have a machine started, where there is none."""
         assert self._starting is None
         self._starting = asyncio.create_task(start)
@@ -30,7 +30,7 @@ class Spare:
         if self._starting:
             await asyncio.wait((self._starting,))
 
-    async def take(self, snapshot_id: str) -> Prepared | None:
+    async def take(self, snapshot_id: str) -> PreparedMachine | None:
         """The machine, if it stands on that snapshot and is alive; there is none afterwards."""
         if self._starting is None:
             return None

@@ -23,7 +23,7 @@ from ratoon.engine.sandbox.leaving import Leaving
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.engine.sandbox.standing import go_back, origin_of, settle, stand_on_itself
-from ratoon.engine.sandbox.start import Prepared, Starter, explaining
+from ratoon.engine.sandbox.start import MachineStarter, PreparedMachine, explaining
 from ratoon.errors import Conflict, HostError, MachineDied, MachineError
 from ratoon.store.snapshot.snapshot import Snapshot
 
@@ -33,7 +33,9 @@ log = logging.getLogger(__name__)
 class Lifecycle:
     """Takes machines away from sandboxes, and gives them new ones."""
 
-    def __init__(self, heads: Heads, leaving: Leaving, starter: Starter, buffers: Buffers) -> None:
+    def __init__(
+        self, heads: Heads, leaving: Leaving, starter: MachineStarter, buffers: Buffers
+    ) -> None:
         self._heads = heads
         self._leaving = leaving
         self._starter = starter
@@ -214,7 +216,11 @@ class Lifecycle:
         return run
 
     async def _wake(
-        self, sandbox: Sandbox, prepared: Prepared, stages: Stages, before: Incarnation | None
+        self,
+        sandbox: Sandbox,
+        prepared: PreparedMachine,
+        stages: Stages,
+        before: Incarnation | None,
     ) -> Incarnation:
         async def hand_over() -> None:
             if before and before.writes_volumes and not before.still:
@@ -243,7 +249,7 @@ class Lifecycle:
             log.warning("the spare machine of sandbox %s had died", sandbox.id)
             return None
 
-    async def _prepare(self, sandbox: Sandbox, source: Snapshot, stages: Stages) -> Prepared:
+    async def _prepare(self, sandbox: Sandbox, source: Snapshot, stages: Stages) -> PreparedMachine:
         with explaining(f"sandbox {sandbox.id} was not started"):
             verified = await self._starter.verify(source, stages)
             with closing(verified.disk):

@@ -1,8 +1,8 @@
 """Starting a machine from a snapshot, in two halves.
 
-`Starter.prepare` does all that need not know why: files are verified, QEMU is started on the head's
-memory and waits for its device state. `Starter.wake` loads the state, lets the guest run and makes
-it the individual it shall be. A pool keeps machines between the two.
+`MachineStarter.prepare` does all that need not know why: files are verified, QEMU is started on the
+head's memory and waits for its device state. `MachineStarter.wake` loads the state, lets the guest
+run and makes it the individual it shall be. A pool keeps machines between the two.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ REBIRTH_TIMEOUT = 60.0
 
 
 @dataclass
-class Prepared:
+class PreparedMachine:
     """A machine that waits for its device state, with its RAM as it must be."""
 
     #: The id of the snapshot that it was started on, and whether that has a warning.
@@ -77,7 +77,7 @@ async def _handed_over() -> None:
     """Nobody else has its volumes."""
 
 
-class Starter:
+class MachineStarter:
     """Starts machines for the directories of sandboxes."""
 
     def __init__(
@@ -121,7 +121,7 @@ class Starter:
         stands: Callable[[], Awaitable[object]] = _stands,
         published: Snapshot | None = None,
         burst: bool = False,
-    ) -> Prepared:
+    ) -> PreparedMachine:
         """Start a machine on `twin`, the directory's own links to a snapshot.
 
         `stands` waits until the twin is there; until then it is not touched. `published`: where an
@@ -163,7 +163,7 @@ class Starter:
                 except BaseException:
                     await machine.kill()
                     raise
-        return Prepared(
+        return PreparedMachine(
             twin.manifest.id,
             twin.manifest.warning is not None,
             machine,
@@ -174,7 +174,9 @@ class Starter:
             confined.namespace,
         )
 
-    async def limit(self, directory: SandboxDirectory, prepared: Prepared, limits: Limits) -> None:
+    async def limit(
+        self, directory: SandboxDirectory, prepared: PreparedMachine, limits: Limits
+    ) -> None:
         """Give a machine that was prepared without limits these. HostError."""
         if limits != Limits():
             group = await asyncio.to_thread(self._confiner.group, directory.path, limits)
@@ -184,7 +186,7 @@ class Starter:
         self,
         name: str,
         machine_id: str,
-        prepared: Prepared,
+        prepared: PreparedMachine,
         stages: Stages,
         mounts: Mounts,
         *,
