@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ratoon.engine.sandbox.heads import ATTEMPTS, Heads, MappedMemory
+from ratoon.engine.sandbox.memory_images import ATTEMPTS, MappedMemory, MemoryImages
 from ratoon.errors import HostError
 from ratoon.store.memory.image import ImageStore
 from ratoon.store.memory.page import PAGE_SIZE
@@ -39,15 +39,15 @@ def head(tmp_path: Path) -> Snapshot:
 
 
 @pytest.fixture
-async def heads(tmp_path: Path, times: int) -> AsyncIterator[Heads]:
-    heads = Heads(Evicted(tmp_path / "images", times))
-    yield heads
-    await heads.settle()
+async def memory_images(tmp_path: Path, times: int) -> AsyncIterator[MemoryImages]:
+    memory_images = MemoryImages(Evicted(tmp_path / "images", times))
+    yield memory_images
+    await memory_images.settle()
 
 
 @pytest.mark.parametrize("times", [0, 1, ATTEMPTS - 1])
-async def test_an_evicted_image_is_made_again(heads: Heads, head: Snapshot) -> None:
-    image, patch = await heads.choose(head, head, burst=True)
+async def test_an_evicted_image_is_made_again(memory_images: MemoryImages, head: Snapshot) -> None:
+    image, patch = await memory_images.choose(head, head, burst=True)
     with image:
         assert patch is None
         assert os.pread(image.fd, RAM * PAGE_SIZE, 0) == ram_of(CHAIN).tobytes()
@@ -55,23 +55,25 @@ async def test_an_evicted_image_is_made_again(heads: Heads, head: Snapshot) -> N
 
 @pytest.mark.parametrize("times", [10**6])
 async def test_a_store_that_keeps_no_image_is_an_error(
-    tmp_path: Path, heads: Heads, head: Snapshot
+    tmp_path: Path, memory_images: MemoryImages, head: Snapshot
 ) -> None:
     ImageStore(tmp_path / "images").make((), RAM)  # free, so nobody evicts it
     before = open_files()
     with pytest.raises(HostError, match="s1 is evicted as soon as it is made: raise RATOON_IMAGE_"):
-        await heads.choose(head, head, burst=True)
+        await memory_images.choose(head, head, burst=True)
     assert open_files() == before
 
 
 @pytest.mark.parametrize("times", [0])
-async def test_what_is_mapped_is_the_file_that_was_opened(heads: Heads, head: Snapshot) -> None:
-    path = await heads.make_image(head)
+async def test_what_is_mapped_is_the_file_that_was_opened(
+    memory_images: MemoryImages, head: Snapshot
+) -> None:
+    path = await memory_images.make_image(head)
     expected = MappedMemory.of(path)
-    image, _ = await heads.choose(head, head, burst=False)
+    image, _ = await memory_images.choose(head, head, burst=False)
     with image:
-        heads._images.remove(path.stem)
-        await heads.make_image(head)
+        memory_images._images.remove(path.stem)
+        await memory_images.make_image(head)
         assert MappedMemory.of_image(image) == expected
         assert MappedMemory.of(path) != expected
 

@@ -10,8 +10,8 @@ import pytest
 
 from ratoon.engine.sandbox.background_builds import BackgroundBuilds
 from ratoon.engine.sandbox.disks import MANY, DiskChooser
-from ratoon.engine.sandbox.heads import Heads
 from ratoon.engine.sandbox.leaving import Leaving
+from ratoon.engine.sandbox.memory_images import MemoryImages
 from ratoon.store.memory.image import ImageStore
 from ratoon.store.snapshot.snapshot import Snapshot, link_snapshot
 from ratoon.store.snapshot.store import Store
@@ -31,15 +31,15 @@ async def disks(store: Store) -> AsyncIterator[DiskChooser]:
 
 
 @pytest.fixture
-async def heads(store: Store) -> AsyncIterator[Heads]:
-    heads = Heads(ImageStore(store.images))
-    yield heads
-    await heads.settle()
+async def memory_images(store: Store) -> AsyncIterator[MemoryImages]:
+    memory_images = MemoryImages(ImageStore(store.images))
+    yield memory_images
+    await memory_images.settle()
 
 
 @pytest.fixture
-def leaving(store: Store, heads: Heads, disks: DiskChooser) -> Leaving:
-    return Leaving(store, heads, disks)
+def leaving(store: Store, memory_images: MemoryImages, disks: DiskChooser) -> Leaving:
+    return Leaving(store, memory_images, disks)
 
 
 def chain(store: Store) -> list[Snapshot]:
@@ -86,16 +86,16 @@ async def test_what_a_sandbox_alone_had(store: Store, disks: DiskChooser, leavin
 
 
 async def test_what_was_deleted_meanwhile(
-    store: Store, disks: DiskChooser, heads: Heads, leaving: Leaving
+    store: Store, disks: DiskChooser, memory_images: MemoryImages, leaving: Leaving
 ) -> None:
     """Images were made of the twin; those that another snapshot has stay."""
     *_, below, head = chain(store)
     twin = link_snapshot(head, store.sandboxes / "twin")
     store.delete("s6")
     assert head.manifest.tag == "s6"
-    await heads.make_image(twin)
+    await memory_images.make_image(twin)
     await flatten(disks, twin)
-    await heads.make_image(below)
+    await memory_images.make_image(below)
     await flatten(disks, below)
     assert len(images(store)) == 4
     with store.stage("s6") as staging:  # the same tag is not the same snapshot

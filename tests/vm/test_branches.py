@@ -8,7 +8,7 @@ from itertools import count
 import pytest
 from vm_helpers import forget, link, ram_pages, sh
 
-from ratoon.engine.sandbox import heads
+from ratoon.engine.sandbox import memory_images
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import AlreadyExists, HasDependents, InvalidInput, NotFound
@@ -111,7 +111,7 @@ async def test_forks_while_the_image_is_made(
 async def test_a_head_far_above_its_nearest_image_gets_its_own_at_once(
     engine: Engine, checksums: dict[str, str], head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "PATCH_LIMIT", 0)
+    monkeypatch.setattr(memory_images, "PATCH_LIMIT", 0)
     async with await engine.fork_one(head) as fork:
         assert fork.memory.path.stem == engine.store.get(head).manifest.memory_root
         assert await sh(fork, CHECKSUMS) == checksums[head]

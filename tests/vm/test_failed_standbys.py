@@ -24,7 +24,7 @@ from vm_helpers import (
 )
 
 from ratoon import paths
-from ratoon.engine.sandbox import capture, heads, layer, standby, start
+from ratoon.engine.sandbox import capture, layer, memory_images, standby, start
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import HostError, MachineDied, RatoonError
@@ -131,7 +131,7 @@ async def no_rebirth(channel: Channel, *arguments: Any, **options: Any) -> None:
     await rebirth(channel, *arguments, **options)
 
 
-write_patch, rebirth = heads.write_patch, Channel.rebirth
+write_patch, rebirth = memory_images.write_patch, Channel.rebirth
 
 START: list[tuple[Any, str, Callable[..., Any]]] = [
     (start, "write_patch", failing_patch),

@@ -18,7 +18,7 @@ from ratoon.engine.sandbox.engine import Engine
 OWNER = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from ratoon.engine.sandbox import branch, heads, layer, standby, start
+from ratoon.engine.sandbox import branch, layer, memory_images, standby, start
 from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.incarnation import Incarnation
@@ -79,7 +79,7 @@ DEATHS = [
     (STANDBY, "once_done(SandboxDirectory, 'stand_on_itself')", "standby"),
     (STANDBY, "Incarnation.end = die", "standby"),
     (STANDBY, "SandboxDirectory.forget_overlays = die", "standby"),
-    (RESUME, "heads.write_patch = start.write_patch = die", "standby"),
+    (RESUME, "memory_images.write_patch = start.write_patch = die", "standby"),
     (RESUME, "QemuMachine.load_state = die", "standby"),
     (RESUME, "start.rebirth = die", "standby"),
     (RESET, "QemuMachine.load_state = die", "running"),

@@ -14,8 +14,8 @@ from ratoon.engine.sandbox.boot import boot, boot_from
 from ratoon.engine.sandbox.branch import Branched, Brancher
 from ratoon.engine.sandbox.confinement import Confiner
 from ratoon.engine.sandbox.directory import SandboxDirectory
-from ratoon.engine.sandbox.heads import Heads, MappedMemory
 from ratoon.engine.sandbox.incarnation import Incarnation
+from ratoon.engine.sandbox.memory_images import MappedMemory, MemoryImages
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.sandbox import Sandbox, new_machine_id
 from ratoon.engine.sandbox.stages import Stages
@@ -78,14 +78,14 @@ class BaseBuilder:
         self,
         store: Store,
         images: ImageStore,
-        heads: Heads,
+        memory_images: MemoryImages,
         brancher: Brancher,
         confiner: Confiner,
         runtime: Path,
     ) -> None:
         self._store = store
         self._images = images
-        self._heads = heads
+        self._memory_images = memory_images
         self._brancher = brancher
         self._confiner = confiner
         self._runtime = runtime
@@ -184,7 +184,7 @@ class BaseBuilder:
                 config = _config(hardware, source.guest, source.disk_bytes)
                 branched = await self._brancher.branch(sandbox, tag, base=(config, info))
         with stages("image"):
-            await self._heads.make_image(branched.snapshot)
+            await self._memory_images.make_image(branched.snapshot)
         return Built(branched, stages.ms, stages.total_ms)
 
     async def boot(self, image: str) -> Sandbox:

@@ -19,10 +19,10 @@ from typing import Literal
 from ratoon.concurrency import to_the_end
 from ratoon.engine.sandbox.capture import Buffers, Capture, capture, freeze, reserve, thaw
 from ratoon.engine.sandbox.condense import squash_standby_layers
-from ratoon.engine.sandbox.heads import Heads
 from ratoon.engine.sandbox.incarnation import Incarnation
 from ratoon.engine.sandbox.layer import Provenance, publish_layer
 from ratoon.engine.sandbox.leaving import Leaving
+from ratoon.engine.sandbox.memory_images import MemoryImages
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.engine.sandbox.standing import settle, stand_on, stand_on_itself
@@ -103,13 +103,13 @@ class Brancher:
     def __init__(
         self,
         store: Store,
-        heads: Heads,
+        memory_images: MemoryImages,
         leaving: Leaving,
         templates: OverlayTemplates,
         buffers: Buffers,
     ) -> None:
         self._store = store
-        self._heads = heads
+        self._memory_images = memory_images
         self._leaving = leaving
         self._templates = templates
         self._buffers = buffers
@@ -275,7 +275,7 @@ class Brancher:
     ) -> tuple[Snapshot, int]:
         snapshot = publish_layer(
             staging,
-            self._heads,
+            self._memory_images,
             parent,
             frozen.captured,
             frozen.overlay,

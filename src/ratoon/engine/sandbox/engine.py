@@ -33,9 +33,9 @@ from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.disks import DiskChooser
 from ratoon.engine.sandbox.events import Events
 from ratoon.engine.sandbox.fork import Forker
-from ratoon.engine.sandbox.heads import Heads
 from ratoon.engine.sandbox.keeper import keep_time
 from ratoon.engine.sandbox.leaving import Leaving
+from ratoon.engine.sandbox.memory_images import MemoryImages
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.pool import Pool
 from ratoon.engine.sandbox.sandbox import Sandbox
@@ -78,20 +78,24 @@ class Engine:
         self.keep = keep
         self.images = ImageStore(store.images)
         self.pool = Pool()
-        self._heads = Heads(self.images)
+        self._memory_images = MemoryImages(self.images)
         self._disks = DiskChooser(store)
-        self._leaving = Leaving(store, self._heads, self._disks)
+        self._leaving = Leaving(store, self._memory_images, self._disks)
         templates, buffers = OverlayTemplates(store.templates), Buffers()
         groups = hierarchies()
         # The runtime directory is the one name of a store that is short, and no other store's.
         confiner = Confiner(namespaces, Cgroups(runtime.name, groups))
         self._admission = Admission(partial(read_figures, store.home, groups))
-        starter = MachineStarter(self._heads, self._disks, templates, confiner, survives=keep)
+        starter = MachineStarter(
+            self._memory_images, self._disks, templates, confiner, survives=keep
+        )
         self._forker = Forker(store, starter, self.pool, runtime, accelerators)
         self.pool.reserve = self._forker.reserve
-        self._brancher = Brancher(store, self._heads, self._leaving, templates, buffers)
-        self._lifecycle = Lifecycle(self._heads, self._leaving, starter, buffers)
-        bases = BaseBuilder(store, self.images, self._heads, self._brancher, confiner, runtime)
+        self._brancher = Brancher(store, self._memory_images, self._leaving, templates, buffers)
+        self._lifecycle = Lifecycle(self._memory_images, self._leaving, starter, buffers)
+        bases = BaseBuilder(
+            store, self.images, self._memory_images, self._brancher, confiner, runtime
+        )
         #: Make bases; boot an image and leave it at that.
         self.from_image, self.from_files = bases.from_image, bases.from_files
         self.boot = bases.boot
@@ -184,7 +188,7 @@ class Engine:
         """Remove a snapshot's image; its next fork is a first fork, and an image is made again."""
         manifest = self.store.get(tag).manifest
         self.images.remove(manifest.memory_root, manifest.disk_root)
-        self._heads.forget(manifest.memory_root)
+        self._memory_images.forget(manifest.memory_root)
 
     # Forks ----------------------------------------------------------------------------------------
 
@@ -229,7 +233,7 @@ class Engine:
             try:
                 return await self._fork_many(source, n, options or sandbox.options)
             finally:
-                await self._heads.settle()
+                await self._memory_images.settle()
                 await in_thread(self._remove_unused_image, source.manifest.memory_root)
 
     def _remove_unused_image(self, root: str) -> None:
@@ -368,7 +372,7 @@ class Engine:
 
     async def settle(self) -> None:
         """Wait until no snapshot and no image is being made in the background."""
-        for each in (self._live, self._heads, self._disks):
+        for each in (self._live, self._memory_images, self._disks):
             await each.settle()
 
     async def kill_all(self) -> None:

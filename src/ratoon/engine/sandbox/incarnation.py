@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ratoon.engine.sandbox.deaths import explained
-from ratoon.engine.sandbox.heads import MappedMemory
+from ratoon.engine.sandbox.memory_images import MappedMemory
 from ratoon.errors import RatoonError
 from ratoon.machine.guest.channel import Channel, printable
 from ratoon.machine.network.namespaces import Namespace

@@ -11,7 +11,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from ratoon.engine.sandbox.capture import Capture
-from ratoon.engine.sandbox.heads import Heads
+from ratoon.engine.sandbox.memory_images import MemoryImages
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.machine.network.policy import NetworkPolicy
 from ratoon.store.disk.qcow2 import disk_root, file_digest
@@ -49,7 +49,7 @@ class Provenance:
 
 def publish_layer(
     staging: Staging,
-    heads: Heads,
+    memory_images: MemoryImages,
     parent: Snapshot | None,
     captured: Capture,
     disk: Path,
@@ -63,7 +63,7 @@ def publish_layer(
     """
     with stages("pack"):
         ram_pages = provenance.machine.ram_bytes // PAGE_SIZE
-        below = heads.array(parent) if parent else zero_array(ram_pages)
+        below = memory_images.array(parent) if parent else zero_array(ram_pages)
         changed = changed_pieces(captured.numbers, captured.pages, below)
         path = staging.path / MEMORY
         with writing_page_set(path, ram_pages, changed) as index:
@@ -108,5 +108,5 @@ def publish_layer(
         )
     with stages("publish"):
         snapshot = staging.publish(manifest)
-    heads.remember(root, array)
+    memory_images.remember(root, array)
     return snapshot

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from ratoon.engine.sandbox.disks import DiskChooser
-from ratoon.engine.sandbox.heads import Heads
+from ratoon.engine.sandbox.memory_images import MemoryImages
 from ratoon.store.snapshot.snapshot import Snapshot
 from ratoon.store.snapshot.store import Store
 
@@ -17,9 +17,9 @@ from ratoon.store.snapshot.store import Store
 class Leaving:
     """Removes what was made of what sandboxes have left."""
 
-    def __init__(self, store: Store, heads: Heads, disks: DiskChooser) -> None:
+    def __init__(self, store: Store, memory_images: MemoryImages, disks: DiskChooser) -> None:
         self._store = store
-        self._heads = heads
+        self._memory_images = memory_images
         self._disks = disks
 
     async def leave(self, *left: Snapshot, keep: tuple[Snapshot, ...] = ()) -> None:
@@ -35,5 +35,5 @@ class Leaving:
 
     async def remove(self, roots: set[str]) -> None:
         """Remove images of memory and disks; those that are being made go after."""
-        await self._heads.remove(*roots)
+        await self._memory_images.remove(*roots)
         await self._disks.remove(*roots)

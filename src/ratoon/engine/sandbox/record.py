@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ratoon.api.answers import PublishedPort
 from ratoon.engine.sandbox.directory import PARENT
-from ratoon.engine.sandbox.heads import MappedMemory
 from ratoon.engine.sandbox.incarnation import Incarnation
+from ratoon.engine.sandbox.memory_images import MappedMemory
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.files import write_durable
 from ratoon.machine.vmm.process import started_at

@@ -17,8 +17,8 @@ from ratoon.concurrency import to_the_end
 from ratoon.engine.sandbox.deaths import explained
 from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.events import Events
-from ratoon.engine.sandbox.heads import MappedMemory
 from ratoon.engine.sandbox.incarnation import Incarnation
+from ratoon.engine.sandbox.memory_images import MappedMemory
 from ratoon.engine.sandbox.mounts import Mounts
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.record import Record, forget_record, record_of, write_record

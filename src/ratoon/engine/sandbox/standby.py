@@ -16,10 +16,10 @@ from ratoon.concurrency import to_the_end
 from ratoon.engine.sandbox.capture import Buffers, capture, freeze, reserve, thaw
 from ratoon.engine.sandbox.condense import squash_standby_layers
 from ratoon.engine.sandbox.confinement import loosen
-from ratoon.engine.sandbox.heads import Heads
 from ratoon.engine.sandbox.incarnation import Incarnation
 from ratoon.engine.sandbox.layer import Provenance, publish_layer
 from ratoon.engine.sandbox.leaving import Leaving
+from ratoon.engine.sandbox.memory_images import MemoryImages
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.engine.sandbox.standing import go_back, origin_of, settle, stand_on_itself
@@ -34,9 +34,13 @@ class Lifecycle:
     """Takes machines away from sandboxes, and gives them new ones."""
 
     def __init__(
-        self, heads: Heads, leaving: Leaving, starter: MachineStarter, buffers: Buffers
+        self,
+        memory_images: MemoryImages,
+        leaving: Leaving,
+        starter: MachineStarter,
+        buffers: Buffers,
     ) -> None:
-        self._heads = heads
+        self._memory_images = memory_images
         self._leaving = leaving
         self._starter = starter
         self._buffers = buffers
@@ -94,7 +98,7 @@ class Lifecycle:
                 snapshot = await asyncio.to_thread(
                     publish_layer,
                     staging,
-                    self._heads,
+                    self._memory_images,
                     parent,
                     captured,
                     run.overlay,

@@ -19,8 +19,8 @@ from ratoon.engine.sandbox.confinement import Confiner
 from ratoon.engine.sandbox.deaths import explained
 from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.disks import DiskChooser, HeldDisk
-from ratoon.engine.sandbox.heads import Heads, MappedMemory, Patch, write_patch
 from ratoon.engine.sandbox.incarnation import Incarnation
+from ratoon.engine.sandbox.memory_images import MappedMemory, MemoryImages, Patch, write_patch
 from ratoon.engine.sandbox.mounts import Mounts
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.stages import Stages
@@ -82,7 +82,7 @@ class MachineStarter:
 
     def __init__(
         self,
-        heads: Heads,
+        memory_images: MemoryImages,
         disks: DiskChooser,
         templates: OverlayTemplates,
         confiner: Confiner,
@@ -90,14 +90,14 @@ class MachineStarter:
         survives: bool,
     ) -> None:
         """`survives`: the machines outlive this process."""
-        self._heads = heads
+        self._memory_images = memory_images
         self._disks = disks
         self._templates = templates
         self._confiner = confiner
         self._survives = survives
 
     async def verify(self, source: Snapshot, stages: Stages, *, burst: bool = False) -> Verified:
-        """The device state and the disk of `source`, checked; `burst`: see `Heads.choose`.
+        """The device state and the disk of `source`, checked; `burst`: see `MemoryImages.choose`.
 
         Corrupt names the file.
         """
@@ -125,15 +125,21 @@ class MachineStarter:
         """Start a machine on `twin`, the directory's own links to a snapshot.
 
         `stands` waits until the twin is there; until then it is not touched. `published`: where an
-        image is made from, if that is not the twin; `burst`: see `Heads.choose`. Corrupt names the
-        page that is damaged. If this fails, the process is gone, and what it had to itself.
+        image is made from, if that is not the twin; `burst`: see `MemoryImages.choose`. Corrupt
+        names the page that is damaged. If this fails, the process is gone, and what it had to
+        itself.
         """
         assert options.network is not None
         with stages("image"):
-            image, patch = self._heads.open(twin) if verified.disk.is_whole(twin) else None, None
+            image, patch = (
+                self._memory_images.open(twin) if verified.disk.is_whole(twin) else None,
+                None,
+            )
             if image is None:
                 await stands()
-                image, patch = await self._heads.choose(twin, published or twin, burst=burst)
+                image, patch = await self._memory_images.choose(
+                    twin, published or twin, burst=burst
+                )
         confine = self._confiner.confine(directory.path, options.network, options.limits)
         with image, _own_files(directory) as (overlay, runtime):
             memory = MappedMemory.of_image(image)
@@ -250,7 +256,7 @@ class MachineStarter:
         if patch is None:
             with stages("start"):
                 return await QemuMachine.start(launch)
-        reading = asyncio.create_task(asyncio.to_thread(self._heads.read_patch, patch))
+        reading = asyncio.create_task(asyncio.to_thread(self._memory_images.read_patch, patch))
         try:
             with stages("start"):
                 machine = await QemuMachine.start(launch)

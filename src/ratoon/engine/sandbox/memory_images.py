@@ -77,7 +77,7 @@ class Patch:
     ram_pages: int
 
 
-class Heads:
+class MemoryImages:
     """Images and digest arrays of chain heads. `settle` waits for images being made."""
 
     def __init__(self, images: ImageStore) -> None:
