@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from ratoon.engine.sandbox.deaths import blamed
+from ratoon.engine.sandbox.deaths import machine_death_as_error
 from ratoon.errors import GuestError, GuestFileNotFound, MachineDied
 from ratoon.machine.vmm.driver import Machine
 
@@ -41,6 +41,6 @@ class Dead:
 async def test_only_silence_is_blamed_on_a_death(error: GuestError, asked: bool) -> None:
     machine = Dead()
     with pytest.raises(MachineDied if asked else type(error)):
-        async with blamed(cast("Machine", machine), "it died"):
+        async with machine_death_as_error(cast("Machine", machine), "it died"):
             raise error
     assert machine.asked == asked

@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 
 from ratoon.concurrency import beside
-from ratoon.engine.sandbox.deaths import blamed
+from ratoon.engine.sandbox.deaths import machine_death_as_error
 from ratoon.errors import BootTimeout, GuestTimeout, MachineDied
 from ratoon.machine.guest.build import Guest
 from ratoon.machine.guest.channel import Channel
@@ -86,7 +86,7 @@ async def _boot_once(launch: Launch) -> Booted:
 
 async def _greet(machine: Machine, launch: Launch) -> Booted:
     try:
-        async with blamed(machine, _died(launch)):
+        async with machine_death_as_error(machine, _died(launch)):
             channel = await Channel.connect(machine.agent_socket, launch.name)
             channel.begin()
             hello = channel.request("hello", timeout=AGENT_TIMEOUT)

@@ -14,7 +14,7 @@ MOMENT = 0.5
 
 
 @asynccontextmanager
-async def blamed(machine: Machine, what: str) -> AsyncIterator[None]:
+async def machine_death_as_error(machine: Machine, what: str) -> AsyncIterator[None]:
     """Turn a GuestError into MachineDied, which says `what`, where the death is its cause.
 
     OutOfDisk: the guest stands still, so that it would not answer.
@@ -35,6 +35,6 @@ async def blamed(machine: Machine, what: str) -> AsyncIterator[None]:
         raise MachineDied(what, log_end, machine.cause_of_death) from None
 
 
-def explained(sandbox_id: str, machine: Machine) -> AbstractAsyncContextManager[None]:
-    """As `blamed`, for the machine of a sandbox."""
-    return blamed(machine, f"sandbox {sandbox_id} died (process {machine.pid})")
+def sandbox_death_as_error(sandbox_id: str, machine: Machine) -> AbstractAsyncContextManager[None]:
+    """As `machine_death_as_error`, for the machine of a sandbox."""
+    return machine_death_as_error(machine, f"sandbox {sandbox_id} died (process {machine.pid})")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ratoon.engine.sandbox.deaths import explained
+from ratoon.engine.sandbox.deaths import sandbox_death_as_error
 from ratoon.engine.sandbox.memory_images import MappedMemory
 from ratoon.errors import RatoonError
 from ratoon.machine.guest.channel import Channel, printable
@@ -83,7 +83,7 @@ class Incarnation:
         if not self.writes_volumes:
             return None
         try:
-            async with explained(self.channel.name, self.machine):
+            async with sandbox_death_as_error(self.channel.name, self.machine):
                 reply = await self.channel.request("sync", timeout=SYNC_SECONDS, halt=halt)
         except RatoonError as error:
             return str(error).partition("\n")[0]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ratoon.api.answers import PublishedPort
 from ratoon.concurrency import to_the_end
-from ratoon.engine.sandbox.deaths import explained
+from ratoon.engine.sandbox.deaths import sandbox_death_as_error
 from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.events import Events
 from ratoon.engine.sandbox.incarnation import Incarnation
@@ -265,7 +265,7 @@ class Sandbox:
         async with self.awake():
             incarnation = self.incarnation
             try:
-                async with explained(self.id, incarnation.machine):
+                async with sandbox_death_as_error(self.id, incarnation.machine):
                     yield incarnation.channel
             except (GuestError, MachineDied):
                 if self._ending or self._incarnation is incarnation:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ratoon import files
 from ratoon.engine.sandbox.confinement import Confiner
-from ratoon.engine.sandbox.deaths import explained
+from ratoon.engine.sandbox.deaths import sandbox_death_as_error
 from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.disks import DiskChooser, HeldDisk
 from ratoon.engine.sandbox.incarnation import Incarnation
@@ -209,7 +209,7 @@ class MachineStarter:
         machine, channel, volumes = prepared.machine, None, None
         try:
             with stages("load"):
-                async with explained(name, machine):
+                async with sandbox_death_as_error(name, machine):
                     channel = await Channel.connect(machine.agent_socket, name)
                 await machine.load_state(prepared.state)
             await hand_over()
@@ -225,12 +225,12 @@ class MachineStarter:
             if volumes or inherits:
                 with stages("volumes"):
                     if volumes and doubtful:
-                        async with explained(name, machine):
+                        async with sandbox_death_as_error(name, machine):
                             await own.arrange(channel)
                         await asyncio.to_thread(volumes.close)
                         volumes = None
                     volumes = volumes or mounts.serve(name, machine, inherits=True)
-                    async with explained(name, machine):
+                    async with sandbox_death_as_error(name, machine):
                         await mounts.arrange(channel)
         except BaseException:
             if channel:
@@ -312,6 +312,6 @@ async def rebirth(
     It gets entropy, the time, names, and routes if there is a way out; only then do the sandbox's
     processes run. `kind`: see `under`. Returns whether it has mounts of volumes from before.
     """
-    async with explained(name, machine):
+    async with sandbox_death_as_error(name, machine):
         channel.begin()
         return await channel.rebirth(name, machine_id, kind, timeout=REBIRTH_TIMEOUT)
