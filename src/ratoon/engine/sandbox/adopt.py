@@ -17,7 +17,7 @@ from ratoon.engine.sandbox.incarnation import Incarnation
 from ratoon.engine.sandbox.mounts import Mounts
 from ratoon.engine.sandbox.record import Record, RunRecord, is_alive, read_record
 from ratoon.engine.sandbox.sandbox import Sandbox
-from ratoon.engine.sandbox.start import explaining
+from ratoon.engine.sandbox.start import oserror_as_hosterror
 from ratoon.engine.sandbox.sweep import kill_strays
 from ratoon.errors import GuestError, HostError, MachineDied, MachineError, OutOfDisk, RatoonError
 from ratoon.machine.guest.channel import Channel
@@ -125,7 +125,7 @@ async def _attach(
         await _greet(name, run, mounts)
         is_older = overlay != record.overlay and _has_disk(parent, record.overlay)
         if not is_older:
-            with explaining(f"sandbox {name} was not taken over"):
+            with oserror_as_hosterror(f"sandbox {name} was not taken over"):
                 parent = await _catch_up(store, directory, record, parent)
                 if overlay != record.overlay:
                     parent = await _end_branch(store, directory, run, record.overlay, parent)

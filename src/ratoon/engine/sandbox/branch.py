@@ -26,7 +26,7 @@ from ratoon.engine.sandbox.memory_images import MemoryImages
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.engine.sandbox.standing import settle, stand_on, stand_on_itself
-from ratoon.engine.sandbox.start import explaining
+from ratoon.engine.sandbox.start import oserror_as_hosterror
 from ratoon.errors import MachineError
 from ratoon.store.disk.qcow2 import OverlayTemplates
 from ratoon.store.memory.process import PageBuffer
@@ -133,7 +133,10 @@ class Brancher:
         """
         provenance = _provenance(sandbox, base)
         write = self._write_full if mode == "full" and sandbox.parent else self._write_diff
-        with explaining(f"snapshot {tag} was not written"), self._store.stage(tag) as staging:
+        with (
+            oserror_as_hosterror(f"snapshot {tag} was not written"),
+            self._store.stage(tag) as staging,
+        ):
             async with sandbox.changing:
                 run = sandbox.incarnation
                 branched = await to_the_end(
@@ -166,7 +169,7 @@ class Brancher:
 
         One that runs goes on, and stands on what was taken; one in standby is that already.
         """
-        with explaining(f"sandbox {sandbox.id} was not forked"):
+        with oserror_as_hosterror(f"sandbox {sandbox.id} was not forked"):
             async with sandbox.changing:
                 if sandbox.state != "standby":
                     await to_the_end(self._branch_to_itself(sandbox, sandbox.incarnation))

@@ -41,7 +41,7 @@ from ratoon.engine.sandbox.pool import Pool
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.engine.sandbox.standby import Lifecycle
-from ratoon.engine.sandbox.start import MachineStarter, explaining
+from ratoon.engine.sandbox.start import MachineStarter, oserror_as_hosterror
 from ratoon.engine.sandbox.sweep import sweep
 from ratoon.errors import InvalidInput, NotFound, RatoonError
 from ratoon.machine.host.admission import Admission
@@ -283,7 +283,7 @@ class Engine:
         self._admit(sandbox)
         try:
             if self.keep:
-                with explaining(f"sandbox {sandbox.id} was not forked"):
+                with oserror_as_hosterror(f"sandbox {sandbox.id} was not forked"):
                     sandbox.keep()
             await self._lifecycle.restock(sandbox)
         except BaseException:

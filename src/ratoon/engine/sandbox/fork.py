@@ -16,7 +16,7 @@ from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.pool import Pool, PooledMachine
 from ratoon.engine.sandbox.sandbox import Sandbox, new_machine_id
 from ratoon.engine.sandbox.stages import Stages
-from ratoon.engine.sandbox.start import MachineStarter, explaining
+from ratoon.engine.sandbox.start import MachineStarter, oserror_as_hosterror
 from ratoon.errors import Incompatible, MachineDied
 from ratoon.machine.guest.agent import wire
 from ratoon.machine.network.policy import NetworkPolicy
@@ -64,7 +64,7 @@ class Forker:
         options = options.model_copy(update={"network": options.network or default})
         async with self._starts:
             stages = Stages()
-            with explaining(f"snapshot {source.manifest.tag} was not forked"):
+            with oserror_as_hosterror(f"snapshot {source.manifest.tag} was not forked"):
                 while options.network == default and (waiting := await self._pool.take(source)):
                     try:
                         with stages("limit"):
@@ -79,7 +79,7 @@ class Forker:
         """The first half of a fork: a machine that waits. Errors: as `fork`."""
         options = SandboxOptions(network=NetworkPolicy.parse(source.manifest.network))
         async with self._starts:
-            with explaining(f"snapshot {source.manifest.tag} was not forked"):
+            with oserror_as_hosterror(f"snapshot {source.manifest.tag} was not forked"):
                 return await self._reserve(source, options, Stages(), burst=True)
 
     async def _limit(self, reserved: PooledMachine, options: SandboxOptions) -> None:

@@ -23,7 +23,7 @@ from ratoon.engine.sandbox.memory_images import MemoryImages
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.engine.sandbox.standing import go_back, origin_of, settle, stand_on_itself
-from ratoon.engine.sandbox.start import MachineStarter, PreparedMachine, explaining
+from ratoon.engine.sandbox.start import MachineStarter, PreparedMachine, oserror_as_hosterror
 from ratoon.errors import Conflict, HostError, MachineDied, MachineError
 from ratoon.store.snapshot.snapshot import Snapshot
 
@@ -52,7 +52,7 @@ class Lifecycle:
         is not interrupted.
         """
         stages = Stages()
-        with explaining(f"sandbox {sandbox.id} did not go to standby"):
+        with oserror_as_hosterror(f"sandbox {sandbox.id} did not go to standby"):
             async with sandbox.changing:
                 await to_the_end(self._suspend(sandbox, stages))
         return stages
@@ -206,7 +206,7 @@ class Lifecycle:
                 run = await self._wake(sandbox, prepared, stages, before)
             left, sandbox.parent = sandbox.parent, source
             try:
-                with explaining(f"sandbox {sandbox.id} was not started"):
+                with oserror_as_hosterror(f"sandbox {sandbox.id} was not started"):
                     sandbox.become(run)
             except HostError:
                 sandbox.parent = left
@@ -254,7 +254,7 @@ class Lifecycle:
             return None
 
     async def _prepare(self, sandbox: Sandbox, source: Snapshot, stages: Stages) -> PreparedMachine:
-        with explaining(f"sandbox {sandbox.id} was not started"):
+        with oserror_as_hosterror(f"sandbox {sandbox.id} was not started"):
             verified = await self._starter.verify(source, stages)
             with closing(verified.disk):
                 return await self._starter.prepare(

@@ -291,7 +291,7 @@ def _remove(overlay: Path, runtime: Path) -> None:
 
 
 @contextmanager
-def explaining(what: str) -> Iterator[None]:
+def oserror_as_hosterror(what: str) -> Iterator[None]:
     """Turn the errors of files into HostError: `what` was not done, and why."""
     try:
         yield

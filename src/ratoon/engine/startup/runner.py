@@ -23,7 +23,7 @@ from ratoon.engine.sandbox.mounts import directory_of
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.engine.sandbox.stages import Stages
-from ratoon.engine.sandbox.start import explaining
+from ratoon.engine.sandbox.start import oserror_as_hosterror
 from ratoon.engine.sources.image import Image
 from ratoon.engine.sources.resolve import resolve
 from ratoon.engine.startup.cache import Entry, StartCache, tag_of
@@ -300,7 +300,7 @@ class Runner:
                 for volume in wish.options.volumes
             }
 
-        with explaining(f"{wish.image.name} was not run"):
+        with oserror_as_hosterror(f"{wish.image.name} was not run"):
             found = await asyncio.to_thread(contents)
         return started(wish.booted, wish.image, wish.spec, wish.options, found)
 
