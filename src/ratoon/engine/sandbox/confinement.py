@@ -37,7 +37,7 @@ class Confiner:
     ) -> AsyncIterator[Confinement]:
         """For a machine of the sandbox in `directory`; if the block fails, it is let go again.
 
-        The control groups stay with the directory: `loosen` removes them. HostError: this host
+        The control groups stay with the directory until `remove_cgroups`. HostError: this host
         cannot do that.
         """
         namespace = await self._namespaces.acquire(network)
@@ -53,7 +53,7 @@ class Confiner:
         return cgroups.find(directory, limits) or self._groups.create(directory, limits)
 
 
-async def loosen(directory: Path) -> None:
+async def remove_cgroups(directory: Path) -> None:
     """Remove the control groups of a sandbox that has no machine any more."""
     if (directory / cgroups.RECORD).exists():
         await asyncio.to_thread(cgroups.remove, directory)

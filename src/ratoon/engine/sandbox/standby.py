@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 from ratoon.concurrency import to_the_end
 from ratoon.engine.sandbox.capture import Buffers, capture, freeze, reserve, thaw
 from ratoon.engine.sandbox.condense import squash_standby_layers
-from ratoon.engine.sandbox.confinement import loosen
+from ratoon.engine.sandbox.confinement import remove_cgroups
 from ratoon.engine.sandbox.incarnation import Incarnation
 from ratoon.engine.sandbox.layer import Provenance, publish_layer
 from ratoon.engine.sandbox.leaving import Leaving
@@ -119,7 +119,7 @@ class Lifecycle:
             with stages("end"):
                 await sandbox.retire(run)
                 await sandbox.spare.drop()
-                await loosen(sandbox.directory.path)
+                await remove_cgroups(sandbox.directory.path)
                 sandbox.directory.forget_overlays()
             with stages("condense"):
                 await squash_standby_layers(sandbox)
@@ -148,7 +148,7 @@ class Lifecycle:
         try:
             await self._start(sandbox, sandbox.parent, stages, None)
         except BaseException:
-            await loosen(sandbox.directory.path)
+            await remove_cgroups(sandbox.directory.path)
             raise
 
     async def reset(self, sandbox: Sandbox) -> Stages:
