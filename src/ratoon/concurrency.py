@@ -10,7 +10,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-async def beside(main: Coroutine[Any, Any, T], other: Coroutine[Any, Any, object]) -> T:
+async def run_alongside(main: Coroutine[Any, Any, T], other: Coroutine[Any, Any, object]) -> T:
     """The result of `main`; if `other` fails first, its error. Neither runs on afterwards."""
     tasks = asyncio.ensure_future(main), asyncio.ensure_future(other)
     try:

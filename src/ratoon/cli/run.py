@@ -260,7 +260,7 @@ async def _patiently(
     """What `work` gives; if it takes long, how far it is is said meanwhile."""
     import asyncio
 
-    from ratoon.concurrency import beside
+    from ratoon.concurrency import run_alongside
 
     async def tell() -> None:
         await asyncio.sleep(PATIENCE)
@@ -269,7 +269,7 @@ async def _patiently(
                 if event.kind == "progress" and event.snapshot == image and event.reason:
                     say(printable(event.reason))
 
-    return await beside(work, tell())
+    return await run_alongside(work, tell())
 
 
 async def _image_followed(sandbox: AsyncSandbox, *, as_json: bool) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ratoon.cli import terminal
 from ratoon.cli.app import say
-from ratoon.concurrency import beside
+from ratoon.concurrency import run_alongside
 from ratoon.errors import InvalidInput, RatoonError, Unreachable
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ async def follow(command: AsyncCommand, *, stdin: bool, on_terminal: bool) -> in
         if on_terminal and stdin:
             held.enter_context(terminal.raw(_STDIN))
         if stdin:
-            await beside(_show(command), _type(command, on_terminal))
+            await run_alongside(_show(command), _type(command, on_terminal))
         else:
             await _show(command)
     ended = await command.wait(check=False)
@@ -68,7 +68,7 @@ async def _type(command: AsyncCommand, on_terminal: bool) -> None:
     if on_terminal:
         loop.add_signal_handler(signal.SIGWINCH, resized.set)
     try:
-        await beside(_pass_on(command, on_terminal), _resize(command, resized))
+        await run_alongside(_pass_on(command, on_terminal), _resize(command, resized))
     finally:
         if on_terminal:
             loop.remove_signal_handler(signal.SIGWINCH)

@@ -13,7 +13,7 @@ import typer
 from ratoon.cli.app import Json, print_json, say
 from ratoon.cli.connect import Asked, client_command
 from ratoon.cli.naming import IMAGE, find, known_tags, located
-from ratoon.concurrency import beside
+from ratoon.concurrency import run_alongside
 from ratoon.errors import AlreadyExists, CommandFailed, InvalidInput, NotFound
 from ratoon.units import format_mib
 
@@ -187,7 +187,7 @@ async def _with_progress(
                 if event.kind == "progress" and event.snapshot == tag and event.reason:
                     say(event.reason)
 
-        return await beside(make(), tell())
+        return await run_alongside(make(), tell())
     raise AssertionError
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ratoon import files
-from ratoon.concurrency import beside
+from ratoon.concurrency import run_alongside
 from ratoon.daemon.models.common import Request
 from ratoon.daemon.problems import error_fields, explain
 from ratoon.errors import InvalidInput, RatoonError
@@ -84,7 +84,7 @@ class Conversation:
                 await asyncio.sleep(LOOK)
             raise WebSocketDisconnect
 
-        await beside(work, look())
+        await run_alongside(work, look())
 
     async def until_gone(self) -> NoReturn:
         """WebSocketDisconnect once the client is gone; what it says is dropped."""

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.types import Receive
 
-from ratoon.concurrency import beside
+from ratoon.concurrency import run_alongside
 from ratoon.errors import RatoonError
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
     The body of the request has been read.
     """
-    return await beside(work, until_gone(request.receive))
+    return await run_alongside(work, until_gone(request.receive))
 
 
 async def until_gone(receive: Receive) -> NoReturn:

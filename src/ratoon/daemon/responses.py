@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from ratoon.concurrency import beside
+from ratoon.concurrency import run_alongside
 from ratoon.daemon.requests import until_gone
 from ratoon.errors import RatoonError
 
@@ -61,7 +61,7 @@ class Pieces(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._held:
             try:
-                await beside(self._send(send), until_gone(receive))
+                await run_alongside(self._send(send), until_gone(receive))
             except ClientDisconnect:
                 log.info("%s: the client went away", scope["path"])
             except (RatoonError, OSError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, WebSocket
 
-from ratoon.concurrency import beside
+from ratoon.concurrency import run_alongside
 from ratoon.daemon.context import TheDaemon
 from ratoon.daemon.conversation import Conversation, conversation
 from ratoon.daemon.models.commands import EvalOpening, ExecOpening, ExecSaying
@@ -50,7 +50,7 @@ async def stream_command(socket: WebSocket, sandbox_id: str, daemon: TheDaemon) 
             )
         async with running as command:
             await client.send_json(started={"pid": command.pid})
-            await beside(_output(command, client), _input(client, command))
+            await run_alongside(_output(command, client), _input(client, command))
             ended = await command.wait()
         await client.send_json(
             exit={
@@ -101,7 +101,7 @@ async def stream_evaluation(socket: WebSocket, sandbox_id: str, daemon: TheDaemo
             on_stdout=on_stdout,
             on_stderr=on_stderr,
         )
-        done = await beside(work, client.until_gone())
+        done = await run_alongside(work, client.until_gone())
         await client.send_json(
             exit={
                 "result": done.result,
@@ -134,7 +134,7 @@ async def stream_changes(
                     }
                     await client.send_json(event=fields)
 
-            await beside(tell(), client.until_gone())
+            await run_alongside(tell(), client.until_gone())
 
 
 @router.websocket("/v1/sandboxes/{sandbox_id}/dial/{port}")
@@ -147,7 +147,7 @@ async def stream_connection(
         commands.dial(daemon.engine.get(sandbox_id), port) as stream,
     ):
         await client.send_json(started={})
-        await beside(_from_port(stream, client), _to_port(client, stream))
+        await run_alongside(_from_port(stream, client), _to_port(client, stream))
 
 
 async def _from_port(stream: GuestStream, client: Conversation) -> None:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from ratoon.api.answers import ProcessInfo, read
-from ratoon.client.aio.concurrency import Listener, beside, tell
+from ratoon.client.aio.concurrency import Listener, run_alongside, tell
 from ratoon.client.aio.connection import AsyncConnection, begun
 from ratoon.client.aio.conversations import AsyncConversation
 from ratoon.client.output import (
@@ -212,7 +212,7 @@ class AsyncCommands:
 
             if not given:
                 return await collect()
-            return await beside(collect, feed, running.disconnect)
+            return await run_alongside(collect, feed, running.disconnect)
         raise AssertionError
 
     async def start(

@@ -11,10 +11,10 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from ratoon.concurrency import beside as run_beside
+from ratoon import concurrency
 from ratoon.concurrency import in_thread
 
-__all__ = ["Listener", "Lock", "beside", "in_thread", "tell"]
+__all__ = ["Listener", "Lock", "in_thread", "run_alongside", "tell"]
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ async def tell(listener: Listener[T], what: T) -> None:
         await answer
 
 
-async def beside(
+async def run_alongside(
     main: Callable[[], Coroutine[Any, Any, T]],
     other: Callable[[], Coroutine[Any, Any, None]],
     stop: Callable[[], Coroutine[Any, Any, None]],
@@ -39,4 +39,4 @@ async def beside(
 
     `stop` makes both of them fail soon, where they cannot be cancelled.
     """
-    return await run_beside(main(), other())
+    return await concurrency.run_alongside(main(), other())

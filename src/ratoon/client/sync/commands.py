@@ -18,7 +18,7 @@ from ratoon.client.output import (
     output_of,
     require_success,
 )
-from ratoon.client.sync.concurrency import Listener, beside, tell
+from ratoon.client.sync.concurrency import Listener, run_alongside, tell
 from ratoon.client.sync.connection import Connection, begun
 from ratoon.client.sync.conversations import Conversation
 from ratoon.errors import Unreachable
@@ -213,7 +213,7 @@ class Commands:
 
             if not given:
                 return collect()
-            return beside(collect, feed, running.disconnect)
+            return run_alongside(collect, feed, running.disconnect)
         raise AssertionError
 
     def start(

@@ -23,7 +23,7 @@ def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
 
 
-def beside(main: Callable[[], T], other: Callable[[], None], stop: Callable[[], None]) -> T:
+def run_alongside(main: Callable[[], T], other: Callable[[], None], stop: Callable[[], None]) -> T:
     """The result of `main`; if `other`, in a thread, fails first, its error.
 
     Neither runs on afterwards: `stop` makes both of them fail soon.
@@ -37,7 +37,7 @@ def beside(main: Callable[[], T], other: Callable[[], None], stop: Callable[[], 
             failures.append(error)
             stop()
 
-    thread = threading.Thread(target=run, name="ratoon-beside", daemon=True)
+    thread = threading.Thread(target=run, name="ratoon-alongside", daemon=True)
     thread.start()
     try:
         return main()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from ratoon.concurrency import beside
+from ratoon.concurrency import run_alongside
 from ratoon.engine.sandbox.deaths import machine_death_as_error
 from ratoon.errors import BootTimeout, GuestTimeout, MachineDied
 from ratoon.machine.guest.build import Guest
@@ -90,7 +90,7 @@ async def _greet(machine: Machine, launch: Launch) -> Booted:
             channel = await Channel.connect(machine.agent_socket, launch.name)
             channel.begin()
             hello = channel.request("hello", timeout=AGENT_TIMEOUT)
-            answer = await beside(hello, _watch_boot(machine, launch))
+            answer = await run_alongside(hello, _watch_boot(machine, launch))
             return Booted(machine, channel, int(answer["version"]))
     except GuestTimeout:
         raise _timeout(launch, AGENT_TIMEOUT) from None

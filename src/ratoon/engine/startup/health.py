@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
-from ratoon.concurrency import beside
+from ratoon.concurrency import run_alongside
 from ratoon.engine.startup.spec import CommandHealth, Health, HttpHealth, LogHealth
 from ratoon.errors import GuestError, GuestTimeout, NotHealthy
 from ratoon.machine.guest import commands
@@ -79,7 +79,7 @@ class Wait:
         limit = self._health.within_seconds
         try:
             async with asyncio.timeout(limit):
-                await beside(self._passes(), self._ends(running))
+                await run_alongside(self._passes(), self._ends(running))
         except TimeoutError:
             raise NotHealthy(
                 f"{self._program.argv[0]} was not healthy within {limit:g} s: {self._last}"

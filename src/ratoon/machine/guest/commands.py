@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ratoon.api.answers import ProcessInfo
-from ratoon.concurrency import beside
+from ratoon.concurrency import run_alongside
 from ratoon.errors import Conflict, GuestError, GuestTimeout, InvalidInput, NotFound, RatoonError
 from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.channel import Agent, GuestStream, printable
@@ -206,7 +206,7 @@ async def exec(
                 async with asyncio.timeout(deadline):
                     if not stdin:
                         return await _collect(stream, output_limit)
-                    return await beside(_collect(stream, output_limit), _feed(stream, stdin))
+                    return await run_alongside(_collect(stream, output_limit), _feed(stream, stdin))
             except TimeoutError:
                 raise GuestTimeout(
                     f"the agent of {stream.name} did not report the end of {argv[0]} within "

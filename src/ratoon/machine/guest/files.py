@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, cast, get_args
 
 from ratoon.api.files import FileEvent, FileInfo, FileType, Transfer
-from ratoon.concurrency import beside
+from ratoon.concurrency import run_alongside
 from ratoon.errors import GuestError, GuestFileNotFound, InvalidInput
 from ratoon.machine.guest import transfers, watching
 from ratoon.machine.guest.channel import Agent, GuestStream
@@ -127,7 +127,7 @@ class GuestFiles:
 
     async def _write(self, path: GuestPath, content: Content, fields: dict[str, Any]) -> int:
         async with conversation(self._agent, "files.write", path, **fields) as stream:
-            reply = await beside(stream.result(), _feed(stream, content))
+            reply = await run_alongside(stream.result(), _feed(stream, content))
         return _number(reply, "size")
 
     # Trees ----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterable
 from typing import Any
 
 from ratoon.api.files import Transfer
-from ratoon.concurrency import beside
+from ratoon.concurrency import run_alongside
 from ratoon.errors import GuestError, InvalidInput
 from ratoon.machine.guest.agent.packing import MAX_LISTED
 from ratoon.machine.guest.channel import Agent, GuestStream, printable
@@ -35,7 +35,7 @@ async def extract(
 
     try:
         async with conversation(agent, "files.unpack", path, **fields) as stream:
-            reply = await beside(stream.result(), feed(stream))
+            reply = await run_alongside(stream.result(), feed(stream))
     except GuestError as error:
         if error.kind == "archive":
             raise InvalidInput(str(error)) from None

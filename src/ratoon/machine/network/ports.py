@@ -17,7 +17,7 @@ from functools import partial
 from typing import Protocol, Self
 
 from ratoon.api.answers import PublishedPort
-from ratoon.concurrency import beside
+from ratoon.concurrency import run_alongside
 from ratoon.errors import Conflict, HostError, InvalidInput, NotFound, RatoonError
 
 log = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ async def _relay(client: socket.socket, dial: Dial, guest_port: int) -> None:
     """Carry bytes to and fro, and the end of either direction, until the guest's side is over."""
     try:
         async with dial(guest_port) as guest:
-            await beside(_from_guest(guest, client), _to_guest(client, guest))
+            await run_alongside(_from_guest(guest, client), _to_guest(client, guest))
             await guest.result()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _END)
     except (RatoonError, OSError) as error:
