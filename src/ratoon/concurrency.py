@@ -24,7 +24,7 @@ async def run_alongside(main: Coroutine[Any, Any, T], other: Coroutine[Any, Any,
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def to_the_end(work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
+async def uncancelled(work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
     """The result of `work`, which is not interrupted: a cancellation takes effect once it ends.
 
     Its result, or its error, is lost then.
@@ -45,4 +45,4 @@ async def to_the_end(work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
 
 async def in_thread(function: Callable[P, T], /, *arguments: P.args, **named: P.kwargs) -> T:
     """The result of something that blocks. A cancellation waits for it, and takes effect then."""
-    return await to_the_end(asyncio.to_thread(function, *arguments, **named))
+    return await uncancelled(asyncio.to_thread(function, *arguments, **named))

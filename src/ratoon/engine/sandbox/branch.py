@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ratoon.concurrency import to_the_end
+from ratoon.concurrency import uncancelled
 from ratoon.engine.sandbox.capture import Buffers, Capture, capture, freeze, reserve, thaw
 from ratoon.engine.sandbox.condense import squash_standby_layers
 from ratoon.engine.sandbox.incarnation import Incarnation
@@ -139,7 +139,7 @@ class Brancher:
         ):
             async with sandbox.changing:
                 run = sandbox.incarnation
-                branched = await to_the_end(
+                branched = await uncancelled(
                     self._branch(sandbox, run, staging, provenance, write, stand_on, resumed)
                 )
         snapshot = branched.snapshot
@@ -172,7 +172,7 @@ class Brancher:
         with oserror_as_hosterror(f"sandbox {sandbox.id} was not forked"):
             async with sandbox.changing:
                 if sandbox.state != "standby":
-                    await to_the_end(self._branch_to_itself(sandbox, sandbox.incarnation))
+                    await uncancelled(self._branch_to_itself(sandbox, sandbox.incarnation))
                 assert sandbox.parent is not None
                 return link_snapshot(sandbox.parent, directory)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ratoon import paths
 from ratoon.artifacts import Progress, silent
-from ratoon.concurrency import in_thread, to_the_end
+from ratoon.concurrency import in_thread, uncancelled
 from ratoon.engine.sandbox.adopt import adopt, lost
 from ratoon.engine.sandbox.background_branches import BackgroundBranches
 from ratoon.engine.sandbox.base import DISK_BYTES, RAM_BYTES, BaseBuilder, Built
@@ -178,7 +178,7 @@ class Engine:
 
         store, failed = self.store, self._live.forget(tag)
         try:
-            return await to_the_end(delete())
+            return await uncancelled(delete())
         except NotFound:
             if failed:
                 return (tag,)

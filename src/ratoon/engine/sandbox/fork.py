@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
-from ratoon.concurrency import to_the_end
+from ratoon.concurrency import uncancelled
 from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.mounts import Mounts
 from ratoon.engine.sandbox.options import SandboxOptions
@@ -163,7 +163,7 @@ async def _standing(
         yield stands
     finally:
         with suppress(Exception):  # raised by `stands`, unless something else was before
-            await to_the_end(linking)
+            await uncancelled(linking)
 
 
 def check_compatible(snapshot: Snapshot, accelerators: frozenset[Accelerator]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from ratoon.api.answers import PoolInfo
-from ratoon.concurrency import to_the_end
+from ratoon.concurrency import uncancelled
 from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.start import PreparedMachine
 from ratoon.errors import InvalidInput, RatoonError
@@ -68,7 +68,7 @@ class Pool:
     async def drop(self, tag: str) -> None:
         """Keep no machines of `tag` any more. Once begun it is not interrupted."""
         if stock := self._stocks.pop(tag, None):
-            await to_the_end(self._empty(stock))
+            await uncancelled(self._empty(stock))
 
     async def _empty(self, stock: _Stock) -> None:
         stock.wanted = 0

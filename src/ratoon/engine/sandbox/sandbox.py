@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from ratoon.api.answers import PublishedPort
-from ratoon.concurrency import to_the_end
+from ratoon.concurrency import uncancelled
 from ratoon.engine.sandbox.deaths import sandbox_death_as_error
 from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.events import Events
@@ -351,7 +351,7 @@ class Sandbox:
         """
         if self._ending is None:
             self._ending = asyncio.create_task(self._end(now=now))
-        await to_the_end(self._ending)
+        await uncancelled(self._ending)
 
     async def _end(self, *, now: bool) -> None:
         self.kept = False

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from contextlib import closing, suppress
 
-from ratoon.concurrency import to_the_end
+from ratoon.concurrency import uncancelled
 from ratoon.engine.sandbox.capture import Buffers, capture, freeze, reserve, thaw
 from ratoon.engine.sandbox.condense import squash_standby_layers
 from ratoon.engine.sandbox.confinement import remove_cgroups
@@ -54,7 +54,7 @@ class Lifecycle:
         stages = Stages()
         with oserror_as_hosterror(f"sandbox {sandbox.id} did not go to standby"):
             async with sandbox.changing:
-                await to_the_end(self._suspend(sandbox, stages))
+                await uncancelled(self._suspend(sandbox, stages))
         return stages
 
     async def doze(self, sandbox: Sandbox) -> None:
@@ -65,7 +65,7 @@ class Lifecycle:
             sandbox.wakes = True
             try:
                 with sandbox.using():  # if it fails, it is tried again when it has idled once more
-                    await to_the_end(self._suspend(sandbox, Stages()))
+                    await uncancelled(self._suspend(sandbox, Stages()))
             finally:
                 sandbox.wakes = sandbox.state == "standby"
 
@@ -165,7 +165,7 @@ class Lifecycle:
             assert left is not None
             after = await self._start(sandbox, origin, stages, before)
             with stages("end"):  # too late to cancel it
-                await to_the_end(self._end(sandbox, before, after, left))
+                await uncancelled(self._end(sandbox, before, after, left))
         return stages
 
     async def _end(

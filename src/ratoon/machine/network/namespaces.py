@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from ratoon.concurrency import in_thread, to_the_end
+from ratoon.concurrency import in_thread, uncancelled
 from ratoon.errors import HostError
 from ratoon.machine.network import uplink
 from ratoon.machine.network.netns import new_namespace
@@ -100,7 +100,7 @@ class Namespaces:
         """
         async with self._changing:
             if policy not in self._shared:
-                await to_the_end(self._make(policy))
+                await uncancelled(self._make(policy))
             shared = self._shared[policy]
             shared.users += 1
         return Namespace(self, policy, shared.fd)
