@@ -40,7 +40,8 @@ async def test_a_build_that_began_before_is_seen(
         await over.wait()
         raise Conflict("it was no use")
 
-    monkeypatch.setattr(Runner if work == "run" else bare_engine, work, long_work)
+    doer = {"run": Runner, "from_image": bare_engine.bases}.get(work, bare_engine)
+    monkeypatch.setattr(doer, work, long_work)
     asked = asyncio.ensure_future(api.post(route, json=body))
     await told.wait()
     with bare_engine.events.listen() as listener:

@@ -43,7 +43,7 @@ async def engine(home: Path) -> AsyncIterator[Engine]:
     """An engine whose store has one snapshot: `base`, with 512 MiB of RAM."""
     files = Counter(open_files())
     async with Engine.open(home) as engine:
-        await engine.from_image("debian", "base")
+        await engine.bases.from_image("debian", "base")
         yield engine
         assert tags(engine) == {"base"}
         assert engine.sandboxes == (), "a test has left a sandbox"

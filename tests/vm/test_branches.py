@@ -176,7 +176,7 @@ async def test_bad_tags(engine: Engine, sandbox: Sandbox, tag: str) -> None:
     with pytest.raises(InvalidInput):
         await engine.fork_one(tag)
     with pytest.raises(InvalidInput):
-        await engine.from_image("debian", tag)
+        await engine.bases.from_image("debian", tag)
     assert await sh(sandbox, "echo alive") == "alive\n"
 
 

@@ -29,7 +29,7 @@ def boot_with(monkeypatch: pytest.MonkeyPatch, words: str, console: str = "conso
 
 async def fails_to_boot(engine: Engine, expected: type[Exception]) -> str:
     with leaves_nothing(engine), pytest.raises(expected) as failure:
-        await engine.from_image("debian", "never", ram_bytes=256 * MIB)
+        await engine.bases.from_image("debian", "never", ram_bytes=256 * MIB)
     return str(failure.value)
 
 
@@ -62,7 +62,9 @@ async def test_a_kernel_that_gives_up(engine: Engine, monkeypatch: pytest.Monkey
 
 
 async def test_a_base_of_another_size(engine: Engine) -> None:
-    await engine.from_image("debian", "small", ram_bytes=192 * MIB, disk_bytes=8192 * MIB, vcpus=2)
+    await engine.bases.from_image(
+        "debian", "small", ram_bytes=192 * MIB, disk_bytes=8192 * MIB, vcpus=2
+    )
     async with await engine.fork_one("small") as fork:
         total = int(await sh(fork, "awk '/MemTotal/ { print $2 }' /proc/meminfo"))
         assert 120 * 1024 < total < 192 * 1024

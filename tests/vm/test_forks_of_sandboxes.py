@@ -85,7 +85,7 @@ async def test_a_fork_of_a_sandbox_is_one_like_any_other(engine: Engine, source:
     async with fork:
         await source.kill()
         await engine.delete("origin")
-        assert (fork.forked_from, fork.snapshot_tag) == ("origin", "origin")
+        assert (fork.record.forked_from, fork.snapshot_tag) == ("origin", "origin")
         await sh(fork, CHECK)
         await engine.standby(fork)
         await engine.resume(fork)

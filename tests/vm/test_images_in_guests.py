@@ -91,7 +91,7 @@ async def running(
     engine: Engine, image: str, disk_bytes: int = 256 * MIB
 ) -> AsyncIterator[Sandbox]:
     """A fork of a base that is made of `image`, and both go again."""
-    await engine.from_image(image, "image", ram_bytes=160 * MIB, disk_bytes=disk_bytes)
+    await engine.bases.from_image(image, "image", ram_bytes=160 * MIB, disk_bytes=disk_bytes)
     try:
         async with await engine.fork_one("image") as sandbox:
             yield sandbox

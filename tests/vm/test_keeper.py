@@ -41,7 +41,8 @@ async def test_its_time_is_over(engine: Engine) -> None:
             await engine.standby(standing_by)
             os.kill(dead.pid, signal.SIGKILL)
             for each in (running, standing_by, dead):
-                each.created_at_unix -= 3600
+                older = {"created_at_unix": each.record.created_at_unix - 3600}
+                each.record = each.record.model_copy(update=older)
             await until(lambda: engine.sandboxes == (other,), "the end of the others")
             for each in (running, standing_by, dead):
                 await each.kill()  # to its end

@@ -127,7 +127,7 @@ async def test_killed_in_a_fork_or_at_its_end(
 
 async def test_killed_while_booting(engine: Engine, sandbox: Sandbox) -> None:
     death = "from ratoon.engine.sandbox import boot; boot.Channel.connect = die;"
-    death += "await engine.from_image('debian', 'half', ram_bytes=192 << 20)"
+    death += "await engine.bases.from_image('debian', 'half', ram_bytes=192 << 20)"
     await assert_gone(await run_owner(engine.store.home, death))
     assert "half" not in tags(engine)
     await reopened(engine, sandbox)

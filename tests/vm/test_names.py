@@ -161,7 +161,9 @@ async def running(engine: Engine, room: Path, *entries: Entry) -> AsyncIterator[
     layout = Layout(room)
     links = [symlink(f"bin/{name}", "busybox") for name in APPLETS]
     layout.add([layer([*small_images.busybox(), *links, *entries])])
-    await engine.from_image(layout.reference(), "image", ram_bytes=160 * MIB, disk_bytes=256 * MIB)
+    await engine.bases.from_image(
+        layout.reference(), "image", ram_bytes=160 * MIB, disk_bytes=256 * MIB
+    )
     try:
         async with await engine.fork_one("image") as sandbox:
             yield sandbox

@@ -130,7 +130,7 @@ async def test_it_does_in_machines_that_waited(engine: Engine, lab: Lab) -> None
 
 async def test_a_base_has_a_way_out_if_it_is_made_so(engine: Engine, lab: Lab) -> None:
     outbound = NetworkPolicy.parse("outbound")
-    await engine.from_image("debian", "leading-out", network=outbound)
+    await engine.bases.from_image("debian", "leading-out", network=outbound)
     try:
         async with await engine.fork_one("leading-out") as sandbox:
             await assert_online(sandbox, SERVICES)

@@ -129,7 +129,7 @@ async def test_what_cannot_be_started_is_tried_again(
         raise RatoonError("no more of them")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stock.pool, "reserve", fail)
+        patch.setattr(stock.pool, "_reserve", fail)
         async with await stock.fork_one("pooled"):
             await stock.pool.filled()
             assert "the pool of pooled is not full: no more of them" in caplog.text

@@ -94,7 +94,7 @@ async def test_it_is_the_same_individual_in_an_earlier_state(
         seen.add(await sh(source, RANDOM))
     assert len(seen) == 3
     await assert_in_the_present(source)
-    assert (source.snapshot_tag, source.forked_from) == ("origin", "origin")
+    assert (source.snapshot_tag, source.record.forked_from) == ("origin", "origin")
     await assert_whole(engine, source)
 
 

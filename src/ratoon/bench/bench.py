@@ -93,7 +93,9 @@ class Workshop:
         """The tag of a base with so much RAM: built, or as the settings say."""
         tag = self.base_tag(ram_bytes)
         if tag != self.settings.base_tag and not self.is_there(tag):
-            await self.engine.from_image("debian", tag, ram_bytes=ram_bytes, progress=self.say)
+            await self.engine.bases.from_image(
+                "debian", tag, ram_bytes=ram_bytes, progress=self.say
+            )
             self.built.add(tag)
         return tag
 

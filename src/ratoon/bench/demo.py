@@ -135,7 +135,7 @@ class Demo:
     async def _build(self, heads: tuple[Head, ...], ram_bytes: int) -> None:
         for head in heads:
             if head.parent is None:
-                built = await self._engine.from_image(
+                built = await self._engine.bases.from_image(
                     "debian", head.tag, ram_bytes=ram_bytes, progress=self.say
                 )
                 self.say(f"{head.tag}: cold boot {built.stages['boot'] / 1e3:.1f} s")

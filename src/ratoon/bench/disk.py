@@ -143,7 +143,7 @@ async def measure(shop: Workshop) -> Samples:
 
 async def _chain(engine: Engine, root: Path, kind: str) -> list[Taken]:
     empty = await asyncio.to_thread(used_bytes, root)
-    await engine.from_image("debian", "base")
+    await engine.bases.from_image("debian", "base")
     # A base comes with its image, a cache: what it takes is told apart.
     engine.evict_image("base")
     rows = [await _taken(engine, root, kind, "base", "base", 0, empty)]

@@ -77,7 +77,7 @@ async def measure(shop: Workshop) -> Samples:
         rows.append(await _burst("cold boots", number, BOOTS, _boot(engine)))
     with mounted("xfs", DISK_BYTES) as root:
         async with Engine.open(root / "home") as other:
-            await other.from_image("debian", "base", progress=shop.say)
+            await other.bases.from_image("debian", "base", progress=shop.say)
             rows += await _by_inodes(other, root, shop)
     return {"fanout": rows}
 
@@ -155,7 +155,7 @@ async def _boot(engine: Engine) -> Outcomes:
     async def one() -> Sandbox | RatoonError:
         async with places:
             try:
-                return await engine.boot("debian")
+                return await engine.bases.boot("debian")
             except RatoonError as error:
                 return error
 

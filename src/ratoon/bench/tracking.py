@@ -56,7 +56,7 @@ async def measure(shop: Workshop) -> Samples:
         shop.say(f"round {number + 1} of {shop.iterations}")
         async with await shop.engine.fork_one(base) as sandbox:
             rows += await _passes("fork", sandbox, number)
-        async with await shop.engine.boot("debian") as sandbox:
+        async with await shop.engine.bases.boot("debian") as sandbox:
             rows += await _passes("booted", sandbox, number)
         async with peers.booted(peers.own_disk) as peer:
             rows += await _passes("plain", peer, number)

@@ -55,7 +55,7 @@ async def guest_checks(progress: Progress) -> AsyncIterator[Check]:
         paths.cache().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="doctor-", dir=paths.cache()) as name:
             async with Engine.open(Path(name)) as engine:
-                built = await engine.from_image(
+                built = await engine.bases.from_image(
                     "debian", TAG, ram_bytes=RAM_BYTES, progress=progress
                 )
                 async for check in _check_forks(engine, built.stages["boot"], progress):

@@ -63,7 +63,7 @@ def _check_parent(body: BranchRequest, mode: Mode, sandbox: Sandbox) -> None:
         return
     if mode != "diff":
         raise InvalidInput(f"parent_tag is of a diff, but this is a {mode} branch")
-    parents = {sandbox.forked_from, sandbox.snapshot_tag}
+    parents = {sandbox.record.forked_from, sandbox.snapshot_tag}
     if body.parent_tag not in parents:
         raise InvalidInput(
             f"sandbox {sandbox.id} is of {' and '.join(sorted(filter(None, parents)))}, "

@@ -247,7 +247,8 @@ def _pair(text: str) -> tuple[str, str]:
 
 def summarise(sandbox: Sandbox) -> SandboxInfo:
     """A sandbox as the API shows it."""
-    options, branched = sandbox.options, sandbox.last_branch_memory
+    record, options = sandbox.record, sandbox.options
+    branched = record.last_branch_memory
     assert sandbox.parent is not None, "only a base's own boot has no parent"
     stands_on = sandbox.parent.manifest.reference.tag
     limits = LimitsOfSandbox(
@@ -258,15 +259,15 @@ def summarise(sandbox: Sandbox) -> SandboxInfo:
     )
     return SandboxInfo(
         id=sandbox.id,
-        snapshot_tag=sandbox.forked_from or stands_on,
+        snapshot_tag=record.forked_from or stands_on,
         netns=None,
         guest_addr=None,
-        created_at_unix=int(sandbox.created_at_unix),
+        created_at_unix=int(record.created_at_unix),
         pid=sandbox.pid if sandbox.state == "running" else None,
         memory_limit_mib=limits.memory_mib,
-        has_branched=sandbox.branch_count > 0,
+        has_branched=record.branch_count > 0,
         last_branch_memory_path=str(branched) if branched else None,
-        branch_count=sandbox.branch_count,
+        branch_count=record.branch_count,
         state=sandbox.state,
         stands_on=stands_on,
         accelerator=sandbox.parent.manifest.machine.accelerator,

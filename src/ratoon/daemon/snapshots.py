@@ -83,7 +83,7 @@ async def _made(body: SnapshotRequest, daemon: Daemon, request: Request) -> Buil
     engine, network = daemon.engine, NetworkPolicy.parse(body.network)
     with telling(daemon, body.tag) as progress:
         if body.image is not None:
-            return await engine.from_image(
+            return await engine.bases.from_image(
                 body.image,
                 body.tag,
                 ram_bytes=body.ram_mib * MIB,
@@ -96,7 +96,7 @@ async def _made(body: SnapshotRequest, daemon: Daemon, request: Request) -> Buil
             )
         assert body.kernel is not None
         assert body.rootfs is not None
-        return await engine.from_files(
+        return await engine.bases.from_files(
             Path(body.kernel),
             Path(body.rootfs),
             body.tag,

@@ -16,7 +16,7 @@ from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.incarnation import Incarnation
 from ratoon.engine.sandbox.mounts import Mounts
 from ratoon.engine.sandbox.record import Record, RunRecord, is_alive, read_record
-from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.sandbox import Owner, Sandbox
 from ratoon.engine.sandbox.start import oserror_as_hosterror
 from ratoon.engine.sandbox.sweep import kill_strays
 from ratoon.errors import GuestError, HostError, MachineDied, MachineError, OutOfDisk, RatoonError
@@ -36,7 +36,9 @@ log = logging.getLogger(__name__)
 HELLO_TIMEOUT = 60.0
 
 
-async def adopt(store: Store, namespaces: Namespaces, directory: SandboxDirectory) -> Sandbox:
+async def adopt(
+    store: Store, namespaces: Namespaces, directory: SandboxDirectory, owner: Owner
+) -> Sandbox:
     """The sandbox in a directory that is held and has a record: as it was, or dead.
 
     Corrupt: it cannot be made out what it stands on.
@@ -68,30 +70,22 @@ async def adopt(store: Store, namespaces: Namespaces, directory: SandboxDirector
         except (HostError, MachineError, GuestError) as error:
             await asyncio.to_thread(kill_strays, directory.path)
             death = MachineDied(f"sandbox {record.id} could not be taken over: {error}")
-    sandbox = Sandbox(directory, run, parent, record.machine_id, record.options)
-    sandbox.origin = await asyncio.to_thread(_origin, store, directory, parent)
-    _recall(sandbox, record)
-    sandbox.mounts = mounts
-    sandbox.cause_of_death = death
+    sandbox = Sandbox(
+        directory,
+        run,
+        record,
+        owner,
+        parent=parent,
+        origin=await asyncio.to_thread(_origin, store, directory, parent),
+        mounts=mounts,
+        cause_of_death=death,
+        kept=True,
+    )
     if run is None and death is None:
         directory.forget_overlays()
-    sandbox.kept = True
     if death is None:
         sandbox.persist()
     return sandbox
-
-
-def _recall(sandbox: Sandbox, record: Record) -> None:
-    sandbox.created_at_unix = record.created_at_unix
-    sandbox.wakes = record.wakes
-    sandbox.forked_from = record.forked_from
-    sandbox.branch_count = record.branch_count
-    sandbox.last_branch_memory = record.last_branch_memory
-    for port in record.ports:
-        try:
-            sandbox.publish(port.guest_port, port.host_port)
-        except RatoonError as error:  # somebody else has it by now
-            log.warning("sandbox %s: %s", record.id, error)
 
 
 async def _attach(

@@ -16,8 +16,10 @@ from ratoon.engine.sandbox.confinement import Confiner
 from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.incarnation import Incarnation
 from ratoon.engine.sandbox.memory_images import MappedMemory, MemoryImages
+from ratoon.engine.sandbox.mounts import Mounts
 from ratoon.engine.sandbox.options import SandboxOptions
-from ratoon.engine.sandbox.sandbox import Sandbox, new_machine_id
+from ratoon.engine.sandbox.record import new_machine_id, new_record
+from ratoon.engine.sandbox.sandbox import Owner, Sandbox
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.engine.sandbox.start import rebirth, under
 from ratoon.engine.sources.host_files import take
@@ -229,7 +231,10 @@ class BaseBuilder:
             booted.machine, booted.channel, memory, overlay, launch.runtime, confined.namespace
         )
         options = SandboxOptions(network=network)
-        sandbox = Sandbox(directory, run, None, new_machine_id(), options)
+        record = new_record(directory.id, new_machine_id(), options, None)
+        sandbox = Sandbox(
+            directory, run, record, Owner(), parent=None, origin=None, mounts=Mounts.none()
+        )
         try:
             kind = under(network, wire.FORK)
             await rebirth(sandbox.id, sandbox.machine_id, run.machine, run.channel, kind)

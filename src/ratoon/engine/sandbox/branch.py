@@ -143,9 +143,7 @@ class Brancher:
                     self._branch(sandbox, run, staging, provenance, write, stand_on, resumed)
                 )
         snapshot = branched.snapshot
-        sandbox.branch_count += 1
-        sandbox.last_branch_memory = snapshot.memory_path(snapshot.depth)
-        sandbox.persist()
+        sandbox.note_branch(snapshot.memory_path(snapshot.depth))
         sandbox.events.tell("branched", sandbox=sandbox.id, snapshot=tag)
         return branched
 

@@ -3,7 +3,7 @@
 ::
 
     async with Engine.open() as engine:
-        await engine.from_image("debian", "base")
+        await engine.bases.from_image("debian", "base")
         async with await engine.fork_one("base") as sandbox:
             await sandbox.exec(["touch", "/root/made"])
             await engine.branch(sandbox, "made")
@@ -37,8 +37,7 @@ from ratoon.engine.sandbox.keeper import keep_time
 from ratoon.engine.sandbox.leaving import Leaving
 from ratoon.engine.sandbox.memory_images import MemoryImages
 from ratoon.engine.sandbox.options import SandboxOptions
-from ratoon.engine.sandbox.pool import Pool
-from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.engine.sandbox.sandbox import Owner, Sandbox
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.engine.sandbox.standby import Lifecycle
 from ratoon.engine.sandbox.start import MachineStarter, oserror_as_hosterror
@@ -76,8 +75,10 @@ class Engine:
         self.namespaces = namespaces
         #: Whether sandboxes outlive this engine.
         self.keep = keep
+        #: What happens, for whoever listens.
+        self.events = Events()
+        self._sandboxes: dict[str, Sandbox] = {}
         self.images = ImageStore(store.images)
-        self.pool = Pool()
         self._memory_images = MemoryImages(self.images)
         self._disks = DiskChooser(store)
         self._leaving = Leaving(store, self._memory_images, self._disks)
@@ -89,19 +90,15 @@ class Engine:
         starter = MachineStarter(
             self._memory_images, self._disks, templates, confiner, survives=keep
         )
-        self._forker = Forker(store, starter, self.pool, runtime, accelerators)
-        self.pool.reserve = self._forker.reserve
         self._brancher = Brancher(store, self._memory_images, self._leaving, templates, buffers)
         self._lifecycle = Lifecycle(self._memory_images, self._leaving, starter, buffers)
-        bases = BaseBuilder(
+        self._owner = Owner(self.events, self._lifecycle.wake, self._forget)
+        self._forker = Forker(store, starter, runtime, accelerators, self._owner)
+        self.pool = self._forker.pool
+        #: Makes bases.
+        self.bases = BaseBuilder(
             store, self.images, self._memory_images, self._brancher, confiner, runtime
         )
-        #: Make bases; boot an image and leave it at that.
-        self.from_image, self.from_files = bases.from_image, bases.from_files
-        self.boot = bases.boot
-        self._sandboxes: dict[str, Sandbox] = {}
-        #: What happens, for whoever listens.
-        self.events = Events()
         self._live = BackgroundBranches(self.events)
 
     @classmethod
@@ -280,7 +277,7 @@ class Engine:
         self, source: Snapshot, options: SandboxOptions | None, *, burst: bool
     ) -> Sandbox:
         sandbox = await self._forker.fork(source, options or SandboxOptions(), burst=burst)
-        self._admit(sandbox)
+        self._sandboxes[sandbox.id] = sandbox
         try:
             if self.keep:
                 with oserror_as_hosterror(f"sandbox {sandbox.id} was not forked"):
@@ -289,13 +286,8 @@ class Engine:
         except BaseException:
             await sandbox.kill()
             raise
-        self.events.tell("created", sandbox=sandbox.id, snapshot=sandbox.forked_from)
+        self.events.tell("created", sandbox=sandbox.id, snapshot=sandbox.record.forked_from)
         return sandbox
-
-    def _admit(self, sandbox: Sandbox) -> None:
-        self._sandboxes[sandbox.id] = sandbox
-        sandbox.on_killed, sandbox.events = self._forget, self.events
-        sandbox.wake = self._wake
 
     async def _forget(self, sandbox: Sandbox) -> None:
         del self._sandboxes[sandbox.id]
@@ -305,11 +297,11 @@ class Engine:
         """Take over the sandboxes of an engine that is gone."""
         for directory in left:
             try:
-                sandbox = await adopt(self.store, self.namespaces, directory)
+                sandbox = await adopt(self.store, self.namespaces, directory, self._owner)
             except RatoonError as error:
                 lost(directory, error)
             else:
-                self._admit(sandbox)
+                self._sandboxes[sandbox.id] = sandbox
                 await self._lifecycle.restock(sandbox)
 
     async def _let_go(self) -> None:
@@ -355,18 +347,12 @@ class Engine:
 
     async def resume(self, sandbox: Sandbox) -> Stages:
         """Let a sandbox in standby go on."""
-        stages = await self._lifecycle.resume(sandbox)
-        await self._lifecycle.restock(sandbox)
-        return stages
+        return await self._lifecycle.resume(sandbox)
 
     async def reset(self, sandbox: Sandbox) -> Stages:
         """Take a running sandbox back to its last branch, or to the snapshot it was forked from."""
         async with sandbox.awake():
             return await self._lifecycle.reset(sandbox)
-
-    async def _wake(self, sandbox: Sandbox) -> None:
-        await self._lifecycle.wake(sandbox)
-        await self._lifecycle.restock(sandbox)
 
     # The end --------------------------------------------------------------------------------------
 

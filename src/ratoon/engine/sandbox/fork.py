@@ -14,7 +14,8 @@ from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.mounts import Mounts
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.pool import Pool, PooledMachine
-from ratoon.engine.sandbox.sandbox import Sandbox, new_machine_id
+from ratoon.engine.sandbox.record import new_machine_id, new_record
+from ratoon.engine.sandbox.sandbox import Owner, Sandbox
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.engine.sandbox.start import MachineStarter, oserror_as_hosterror
 from ratoon.errors import Incompatible, MachineDied
@@ -40,16 +41,18 @@ class Forker:
         self,
         store: Store,
         starter: MachineStarter,
-        pool: Pool,
         runtime: Path,
         accelerators: frozenset[Accelerator],
+        owner: Owner,
     ) -> None:
         self._store = store
         self._starter = starter
-        self._pool = pool
         self._runtime = runtime
         self._accelerators = accelerators
+        self._owner = owner
         self._starts = asyncio.Semaphore(CONCURRENT_STARTS)
+        #: Machines that were started ahead, which it takes first.
+        self.pool = Pool(self.reserve)
 
     async def fork(
         self, source: Snapshot, options: SandboxOptions, *, burst: bool = False
@@ -65,7 +68,7 @@ class Forker:
         async with self._starts:
             stages = Stages()
             with oserror_as_hosterror(f"snapshot {source.manifest.tag} was not forked"):
-                while options.network == default and (waiting := await self._pool.take(source)):
+                while options.network == default and (waiting := await self.pool.take(source)):
                     try:
                         with stages("limit"):
                             await self._limit(waiting, options)
@@ -138,10 +141,17 @@ class Forker:
             mounts.let_go()
             await directory.delete()
             raise
-        sandbox = Sandbox(directory, incarnation, reserved.twin, machine_id, options)
-        sandbox.mounts = mounts
-        sandbox.stages, sandbox.fork_ms = dict(stages.ms), stages.total_ms
-        return sandbox
+        twin = reserved.twin
+        return Sandbox(
+            directory,
+            incarnation,
+            new_record(directory.id, machine_id, options, twin),
+            self._owner,
+            parent=twin,
+            origin=twin,
+            mounts=mounts,
+            stages=stages,
+        )
 
 
 @asynccontextmanager

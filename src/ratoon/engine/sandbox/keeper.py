@@ -41,7 +41,7 @@ async def keep_time(
 
 def _due(sandbox: Sandbox) -> str | None:
     options = sandbox.options
-    if options.ttl_seconds and time.time() - sandbox.created_at_unix >= options.ttl_seconds:
+    if options.ttl_seconds and time.time() - sandbox.record.created_at_unix >= options.ttl_seconds:
         return "kill"
     return "suspend" if sandbox.is_idle else None
 

@@ -49,10 +49,9 @@ class _Stock:
 class Pool:
     """Keeps machines in stock. `reserve` starts one."""
 
-    def __init__(self) -> None:
+    def __init__(self, reserve: Callable[[Snapshot], Awaitable[PooledMachine]]) -> None:
         self._stocks: dict[str, _Stock] = {}
-        #: Starts a machine; set by whoever can.
-        self.reserve: Callable[[Snapshot], Awaitable[PooledMachine]]
+        self._reserve = reserve
 
     async def keep(self, snapshot: Snapshot, wanted: int) -> None:
         """Have `wanted` machines of a snapshot wait, from soon on; 0: none any more."""
@@ -121,7 +120,7 @@ class Pool:
     async def _fill_up(self, stock: _Stock) -> None:
         try:
             while len(stock.ready) < stock.wanted:
-                stock.ready.append(await self.reserve(stock.snapshot))
+                stock.ready.append(await self._reserve(stock.snapshot))
         except RatoonError as error:  # tried again when one is taken
             log.warning("the pool of %s is not full: %s", stock.snapshot.manifest.tag, error)
         finally:

@@ -7,12 +7,13 @@ true, or was about to be.
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from ratoon.api.answers import PublishedPort
+from ratoon.documents import Document
 from ratoon.engine.sandbox.directory import PARENT
 from ratoon.engine.sandbox.incarnation import Incarnation
 from ratoon.engine.sandbox.memory_images import MappedMemory
@@ -24,11 +25,7 @@ from ratoon.store.snapshot.snapshot import Snapshot
 NAME = "state.json"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RunRecord(_Model):
+class RunRecord(Document, strict=False):
     """An incarnation: its process, by number and start (clock ticks since the boot), and files."""
 
     boot_id: str
@@ -43,7 +40,7 @@ class RunRecord(_Model):
     stands_on: str | None = None
 
 
-class Record(_Model):
+class Record(Document, strict=False):
     """A sandbox. `run` is None in standby."""
 
     format: Literal[1] = 1
@@ -54,10 +51,34 @@ class Record(_Model):
     run: RunRecord | None
     #: It resumes when it is used.
     wakes: bool
+    #: The published snapshot that it was forked from.
     forked_from: str | None = None
+    #: How many snapshots were made of it, and where the memory of the last one is.
     branch_count: int
     last_branch_memory: Path | None
     ports: tuple[PublishedPort, ...] = ()
+
+
+def new_machine_id() -> str:
+    """As in /etc/machine-id: machine-id(5)."""
+    return secrets.token_hex(16)
+
+
+def new_record(
+    sandbox_id: str, machine_id: str, options: SandboxOptions, parent: Snapshot | None
+) -> Record:
+    """Of a sandbox that begins now, on `parent`."""
+    return Record(
+        id=sandbox_id,
+        created_at_unix=time.time(),
+        machine_id=machine_id,
+        options=options,
+        run=None,
+        wakes=False,
+        forked_from=parent.manifest.reference.tag if parent else None,
+        branch_count=0,
+        last_branch_memory=None,
+    )
 
 
 def boot_id() -> str:
@@ -95,10 +116,7 @@ def write_record(directory: Path, record: Record) -> None:
 
 def read_record(directory: Path) -> Record | None:
     """The record, or None where there is none that makes sense."""
-    try:
-        return Record.model_validate_json((directory / NAME).read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
+    return Record.load_or_none(directory / NAME)
 
 
 def forget_record(directory: Path) -> None:

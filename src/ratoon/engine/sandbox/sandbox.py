@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -23,7 +23,8 @@ from ratoon.engine.sandbox.mounts import Mounts
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.record import Record, forget_record, record_of, write_record
 from ratoon.engine.sandbox.spare import Spare
-from ratoon.errors import Conflict, GuestError, MachineDied
+from ratoon.engine.sandbox.stages import Stages
+from ratoon.errors import Conflict, GuestError, MachineDied, RatoonError
 from ratoon.machine.guest import commands
 from ratoon.machine.guest.channel import Channel, GuestStream
 from ratoon.machine.guest.commands import ExecResult
@@ -39,13 +40,20 @@ log = logging.getLogger(__name__)
 State = Literal["running", "standby", "dead", "killed"]
 
 
-def new_machine_id() -> str:
-    """As in /etc/machine-id: machine-id(5)."""
-    return secrets.token_hex(16)
-
-
 async def _nothing(sandbox: Sandbox) -> None:
     pass
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What a sandbox has of whoever looks after it."""
+
+    #: Where it is told what happens to it.
+    events: Events = field(default_factory=Events)
+    #: Resumes it, where it wakes when it is used.
+    wake: Callable[[Sandbox], Awaitable[object]] = _nothing
+    #: Called once it has been killed.
+    on_killed: Callable[[Sandbox], Awaitable[object]] = _nothing
 
 
 class Sandbox:
@@ -59,38 +67,37 @@ class Sandbox:
         self,
         directory: SandboxDirectory,
         incarnation: Incarnation | None,
+        record: Record,
+        owner: Owner,
+        *,
         parent: Snapshot | None,
-        machine_id: str,
-        options: SandboxOptions,
+        origin: Snapshot | None,
+        mounts: Mounts,
+        stages: Stages | None = None,
+        cause_of_death: MachineDied | None = None,
+        kept: bool = False,
     ) -> None:
         self._directory = directory
         self._incarnation = incarnation
+        #: What is written down of it; its run, its ports and whether it wakes are added then.
+        self.record = record
+        self._owner = owner
         #: What the sandbox stands on: the snapshot it was forked from, its last branch, or itself
         #: as it was when it last went to standby; and what a reset goes back to: see `standing`.
-        self.parent = self.origin = parent
-        self.options = options
-        #: The guest's: the same for as long as the sandbox lives.
-        self.machine_id = machine_id
+        self.parent, self.origin = parent, origin
+        #: Its volumes, which it holds until its end.
+        self.mounts = mounts
         #: The stages of the fork, in milliseconds, and all of it until the agent had answered.
-        self.stages: dict[str, float] = {}
-        self.fork_ms = 0.0
-        self.created_at_unix = time.time()
-        #: The published snapshot that it was forked from.
-        self.forked_from = parent.manifest.reference.tag if parent else None
-        #: How many snapshots were made of it, and where the memory of the last one is.
-        self.branch_count = 0
-        self.last_branch_memory: Path | None = None
+        self.stages = dict(stages.ms) if stages else {}
+        self.fork_ms = stages.total_ms if stages else 0.0
         #: Why it is dead, where that was found out by whoever took it over.
-        self.cause_of_death: MachineDied | None = None
+        self.cause_of_death = cause_of_death
         #: Whether it is written down, so that it can be taken over by another process.
-        self.kept = False
+        self.kept = kept
         #: Held by whoever changes what the sandbox stands on.
         self.changing = asyncio.Lock()
-        #: It is in standby, or on the way there, for as long as nobody uses it; and how it resumes.
-        self.wakes = False
-        self.wake: Callable[[Sandbox], Awaitable[object]] = _nothing
-        #: Its volumes, which it holds until its end.
-        self.mounts = Mounts.none()
+        #: It is in standby, or on the way there, for as long as nobody uses it.
+        self.wakes = record.wakes
         #: Why its volumes may lack what its guest had written when it last lost its machine.
         self.unsynced: str | None = None
         #: A machine that is being started, or waits, for its next reset.
@@ -99,13 +106,14 @@ class Sandbox:
         self.files = GuestFiles(self)
         #: Its ports that are published on the host's loopback.
         self._ports = Ports(self.dial)
-        #: Where it is told what happens to it.
-        self.events = Events()
-        #: Called once it has been killed.
-        self.on_killed: Callable[[Sandbox], Awaitable[object]] = _nothing
         self._ending: asyncio.Task[None] | None = None
         self._users = 0
         self._last_used = time.monotonic()
+        for port in record.ports:
+            try:
+                self._ports.publish(port.guest_port, port.host_port)
+            except RatoonError as error:  # somebody else has it by now
+                log.warning("sandbox %s: %s", self.id, error)
 
     @property
     def id(self) -> str:
@@ -114,6 +122,24 @@ class Sandbox:
     @property
     def directory(self) -> SandboxDirectory:
         return self._directory
+
+    @property
+    def machine_id(self) -> str:
+        """The guest's: the same for as long as the sandbox lives."""
+        return self.record.machine_id
+
+    @property
+    def options(self) -> SandboxOptions:
+        return self.record.options
+
+    @options.setter
+    def options(self, options: SandboxOptions) -> None:
+        self.record = self.record.model_copy(update={"options": options})
+
+    @property
+    def events(self) -> Events:
+        """Where it is told what happens to it."""
+        return self._owner.events
 
     @property
     def snapshot_tag(self) -> str | None:
@@ -193,6 +219,12 @@ class Sandbox:
             log.warning("sandbox %s: its volumes may lack data: %s", self.id, self.unsynced)
             self.events.tell("unsynced", sandbox=self.id, reason=self.unsynced)
 
+    def note_branch(self, memory: Path) -> None:
+        """Another snapshot was made of it, whose memory is at `memory`."""
+        done = {"branch_count": self.record.branch_count + 1, "last_branch_memory": memory}
+        self.record = self.record.model_copy(update=done)
+        self.persist()
+
     def keep(self) -> None:
         """Have it outlive this process. OSError: that cannot be written down."""
         self._write_down(self._incarnation)
@@ -208,21 +240,12 @@ class Sandbox:
 
     def _write_down(self, run: Incarnation | None) -> None:
         with suppress(ProcessLookupError):  # it is dead: the record before says enough
-            write_record(
-                self._directory.path,
-                Record(
-                    id=self.id,
-                    created_at_unix=self.created_at_unix,
-                    machine_id=self.machine_id,
-                    options=self.options,
-                    run=record_of(run, self.parent, self._directory.path) if run else None,
-                    wakes=self.wakes and run is None,
-                    forked_from=self.forked_from,
-                    branch_count=self.branch_count,
-                    last_branch_memory=self.last_branch_memory,
-                    ports=self.ports,
-                ),
-            )
+            now = {
+                "run": record_of(run, self.parent, self._directory.path) if run else None,
+                "wakes": self.wakes and run is None,
+                "ports": self.ports,
+            }
+            write_record(self._directory.path, self.record.model_copy(update=now))
 
     # Use ------------------------------------------------------------------------------------------
 
@@ -252,7 +275,7 @@ class Sandbox:
         """It is not idle in the block, and was woken before, if it wakes."""
         with self.using():
             if self.wakes:
-                await self.wake(self)
+                await self._owner.wake(self)
             yield
 
     @asynccontextmanager
@@ -365,7 +388,7 @@ class Sandbox:
             await self.spare.drop()
             await self._directory.delete()
         self.mounts.let_go()
-        await self.on_killed(self)
+        await self._owner.on_killed(self)
         self.events.tell("killed", sandbox=self.id)
 
     async def let_go(self) -> None:

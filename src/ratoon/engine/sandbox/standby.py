@@ -135,6 +135,7 @@ class Lifecycle:
             if sandbox.state != "standby":
                 raise Conflict(f"sandbox {sandbox.id} is {sandbox.state}, not in standby")
             await self._resume(sandbox, stages)
+        await self.restock(sandbox)
         return stages
 
     async def wake(self, sandbox: Sandbox) -> None:
@@ -142,6 +143,7 @@ class Lifecycle:
         async with sandbox.changing:
             if sandbox.wakes and sandbox.state == "standby":
                 await self._resume(sandbox, Stages())
+        await self.restock(sandbox)
 
     async def _resume(self, sandbox: Sandbox, stages: Stages) -> None:
         assert sandbox.parent is not None

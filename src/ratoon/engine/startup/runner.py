@@ -244,7 +244,7 @@ class Runner:
         """A base of the image under `tag`. Conflict: it is another image by now."""
         spec, document = wish.spec, wish.booted
         with wish.stages("boot"):
-            built = await self._engine.from_image(
+            built = await self._engine.bases.from_image(
                 spec.image,
                 tag,
                 ram_bytes=spec.ram_bytes,
