@@ -19,10 +19,11 @@ from ratoon.engine.sandbox.sandbox import Sandbox
 #: What the control groups need; it is the standard library's alone.
 MODULES = (
     "errors.py",
-    "host/__init__.py",
-    "host/cgroups.py",
-    "host/hierarchies.py",
-    "host/hierarchies.py",
+    "units.py",
+    "machine/__init__.py",
+    "machine/host/__init__.py",
+    "machine/host/cgroups.py",
+    "machine/host/hierarchies.py",
 )
 
 #: Runs in the guest. `beside`: another process is in the group that it starts in.
@@ -32,6 +33,7 @@ from pathlib import Path
 from types import SimpleNamespace
 sys.path.insert(0, "/tmp/library")
 from ratoon.machine.host.cgroups import Cgroups, remove
+from ratoon.units import MIB
 from ratoon.machine.host.hierarchies import hierarchies
 
 beside = sys.argv[1] == "beside"
