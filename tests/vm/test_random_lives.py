@@ -110,7 +110,7 @@ class Lives:
             if life.writer:
                 written = await life.writer.written()
         if life.writer:
-            assert life.writer.lost(written) == (0, 0)
+            assert sandbox.unsynced or life.writer.lost(written) == (0, 0)
             self.done["written to the end"] += 1
         await self._tidy()
 
@@ -249,7 +249,8 @@ class Lives:
         life.now, life.moves = life.below, life.moves_below
         if life.writer:
             writer, life.writer = life.writer, None  # it is not in what the sandbox is now
-            assert writer.lost(written) == (0, 0)
+            # Its machine may have been killed before that was written; then it is told.
+            assert life.sandbox.unsynced or writer.lost(written) == (0, 0)
 
     async def _tidy(self) -> None:
         while len(self.known) > KEPT:

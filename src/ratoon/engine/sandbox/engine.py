@@ -8,7 +8,7 @@
             await sandbox.exec(["touch", "/root/made"])
             await engine.branch(sandbox, "made")
 
-Sandboxes end with the engine; snapshots stay.
+Sandboxes end with the engine, unless it is opened to keep them; snapshots stay.
 """
 
 from __future__ import annotations
