@@ -17,7 +17,9 @@ from ratoon.daemon import problems
 
 ROOT = Path(ratoon.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
-AGENT = "ratoon.machine.guest.agent"
+GUEST = "ratoon.machine.guest"
+#: What the guest has of it, and what of that runs on the host too.
+AGENT, SHARED = f"{GUEST}.agent", f"{GUEST}.shared"
 
 #: Who is above whom; what shares a line is side by side. A package sees itself and what is below.
 STOREYS = [
@@ -120,18 +122,27 @@ def test_there_are_no_circles() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in MODULES if name_of(path).startswith(AGENT)], ids=name_of
+    "path", [path for path in MODULES if name_of(path).startswith((AGENT, SHARED))], ids=name_of
 )
 def test_the_agent_stands_alone(path: Path) -> None:
     """It runs on a bare interpreter, under another name: no imports but the standard library's."""
+    known = (AGENT, SHARED) if name_of(path).startswith(AGENT) else SHARED
     for imported in imports(path):
         if imported.startswith("ratoon"):
-            assert imported.startswith(AGENT)
+            assert imported.startswith(known)
         else:
             assert imported.partition(".")[0] in sys.stdlib_module_names
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ratoon"):
             raise AssertionError(f"{path.name} names the agent's package as it is on the host")
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if not name_of(path).startswith(AGENT)], ids=name_of
+)
+def test_the_host_has_nothing_of_the_agent(path: Path) -> None:
+    """What both need is in the package whose name says so."""
+    assert not [imported for imported in imports(path) if imported.startswith(AGENT)]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

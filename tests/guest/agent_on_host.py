@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.shared import wire
 
-PACKAGE = Path(wire.__file__).parent.parent
+PACKAGE = Path(wire.__file__).parent.parent.parent
 
 #: What runs instead of `main`: no port to be found, no cgroups, no clock to be set, no chroot. As
 #: in the guest, orphans become the agent's children (PR_SET_CHILD_SUBREAPER).
@@ -24,7 +24,7 @@ _DRIVER = """
 import ctypes, resource, sys
 port, package, descriptors = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 sys.path.insert(0, package)
-import agent.__main__ as main
+import guest.agent.__main__ as main
 exec(sys.argv[4])
 
 class Freezer:

@@ -10,9 +10,9 @@ from typing import Any
 
 from agent_on_host import AgentOnHost
 
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.channel import Channel
 from ratoon.machine.guest.commands import Command
+from ratoon.machine.guest.shared import wire
 
 
 @dataclass

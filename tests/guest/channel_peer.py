@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from ratoon.machine.guest.agent import wire
-from ratoon.machine.guest.agent.wire import MARKER, NONCE_BYTES
 from ratoon.machine.guest.channel import Channel
+from ratoon.machine.guest.shared import wire
+from ratoon.machine.guest.shared.wire import MARKER, NONCE_BYTES
 
 SYNC_BYTES = len(MARKER) + NONCE_BYTES
 

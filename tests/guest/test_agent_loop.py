@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from agent_on_host import AgentOnHost, agent_on_host, is_alive, wait_for
 
-from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.shared import wire
 from ratoon.units import MIB
 
 #: The agent's threshold (256 KiB) and what is read at once on top of it, with room to spare.

@@ -106,9 +106,9 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Package]:
     (tree / "boot/vmlinuz-6.1").write_bytes(b"kernel")
 
     def lay_out(_: Path, root: Path) -> None:
-        (root / "ratoon/agent").mkdir(parents=True)
+        (root / "ratoon/guest").mkdir(parents=True)
         (root / "init").write_text("#!/bin/sh")
-        (root / "ratoon/agent/wire.py").touch()
+        (root / "ratoon/guest/agent.py").touch()
 
     monkeypatch.setenv("RATOON_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(build, "_lay_out", lay_out)
@@ -124,7 +124,7 @@ def test_the_guest_and_its_digests(sources: list[Package]) -> None:
     assert guest.kernel_digest == blake3(b"kernel").hexdigest()
     assert guest.initramfs_digest == blake3(guest.initramfs.read_bytes()).hexdigest()
     listing = run(["cpio", "--list", "--quiet"], stdin=guest.initramfs.read_bytes())
-    assert listing.decode().split() == ["init", "ratoon", "ratoon/agent", "ratoon/agent/wire.py"]
+    assert listing.decode().split() == ["init", "ratoon", "ratoon/guest", "ratoon/guest/agent.py"]
     assert not (guest.initramfs.parent / "root").exists()
 
 
@@ -135,10 +135,12 @@ def test_the_guest_is_built_once_for_its_packages_and_its_agent(
     assert build.build_guest() == first
     sources.append(Package("busybox-static", "busybox-static_1_amd64.deb", "00"))
     second = build.build_guest()
-    agent = tmp_path / "agent"
-    agent.mkdir()
-    (agent / "wire.py").write_text("# another agent")
-    monkeypatch.setattr(build, "AGENT_SOURCE", agent)
+    monkeypatch.setattr(build, "SOURCE", tmp_path)
+    for part in build.PARTS:
+        (tmp_path / part).mkdir()
+    (tmp_path / "agent/port.py").write_text("# another agent")
     third = build.build_guest()
-    assert len({guest.kernel.parent for guest in (first, second, third)}) == 3
+    (tmp_path / "shared/wire.py").write_text("# other frames")
+    fourth = build.build_guest()
+    assert len({guest.kernel.parent for guest in (first, second, third, fourth)}) == 4
     assert all(re.fullmatch(r"[0-9a-f]{64}", guest.kernel_digest) for guest in (first, third))

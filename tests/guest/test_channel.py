@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from ratoon.errors import GuestError, GuestTimeout
 from ratoon.machine.guest import commands
-from ratoon.machine.guest.agent import wire
-from ratoon.machine.guest.agent.wire import MARKER, NONCE_BYTES
 from ratoon.machine.guest.channel import Channel
 from ratoon.machine.guest.commands import ExecResult
+from ratoon.machine.guest.shared import wire
+from ratoon.machine.guest.shared.wire import MARKER, NONCE_BYTES
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from channel_on_host import Guest, guest_on_host, until
 
 from ratoon.errors import GuestError, GuestTimeout, InvalidInput
 from ratoon.machine.guest import commands
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.channel import GuestStream
+from ratoon.machine.guest.shared import wire
 from ratoon.units import MIB
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -12,9 +12,9 @@ from channel_peer import Peer, connected, together
 
 from ratoon.errors import GuestError, GuestTimeout, NoPython
 from ratoon.machine.guest import evaluation
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.channel import Channel
 from ratoon.machine.guest.evaluation import EvalResult, evaluate
+from ratoon.machine.guest.shared import wire
 
 
 @asynccontextmanager

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from agent_on_host import AgentOnHost, agent_on_host, is_alive, wait_for
 
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.agent.stream import CHUNK
+from ratoon.machine.guest.shared import wire
 from ratoon.units import MIB
 
 KEPT = {"timed_out": False, "truncated": False, "state_lost": False}
@@ -29,7 +29,7 @@ def agent() -> Iterator[AgentOnHost]:
 @contextmanager
 def impatient(patience: float, grace: float) -> Iterator[AgentOnHost]:
     """An agent that gives code so many seconds to heed an interrupt."""
-    before = f"from agent import python; python.PATIENCE, python.GRACE = {patience}, {grace}"
+    before = f"from guest.agent import python; python.PATIENCE, python.GRACE = {patience}, {grace}"
     with agent_on_host(before=before) as running:
         yield running
 
@@ -166,7 +166,7 @@ def test_a_request_that_makes_no_sense_is_refused(
 
 
 def test_without_python_there_is_none() -> None:
-    nowhere = "from agent import spawn; spawn.ENVIRONMENT['PATH'] = '/no/such'"
+    nowhere = "from guest.agent import spawn; spawn.ENVIRONMENT['PATH'] = '/no/such'"
     with agent_on_host(before=nowhere) as agent:
         for _ in range(2):
             reply = evaluate(agent, "1")
@@ -180,7 +180,7 @@ def test_without_python_there_is_none() -> None:
 def test_a_python_that_cannot_start(tmp_path: Path) -> None:
     (tmp_path / "python3").write_text("#!/bin/sh\necho broken >&2\nexit 3\n")
     (tmp_path / "python3").chmod(0o755)
-    path = f"from agent import spawn; spawn.ENVIRONMENT['PATH'] = '{tmp_path}'"
+    path = f"from guest.agent import spawn; spawn.ENVIRONMENT['PATH'] = '{tmp_path}'"
     with agent_on_host(before=path) as agent:
         for _ in range(2):
             stream = agent.request("eval", code="1")

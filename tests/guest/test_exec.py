@@ -13,10 +13,10 @@ from channel_peer import Peer, connected, together
 
 from ratoon.errors import Conflict, GuestError, GuestTimeout, InvalidInput
 from ratoon.machine.guest import commands
-from ratoon.machine.guest.agent import wire
-from ratoon.machine.guest.agent.wire import MARKER
 from ratoon.machine.guest.channel import Channel
 from ratoon.machine.guest.commands import ExecResult
+from ratoon.machine.guest.shared import wire
+from ratoon.machine.guest.shared.wire import MARKER
 
 
 @asynccontextmanager

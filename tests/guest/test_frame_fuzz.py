@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ratoon.errors import GuestError
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.channel import Channel, GuestStream
+from ratoon.machine.guest.shared import wire
 from ratoon.units import MIB
 
 #: Of the stream that is to hear exactly this, and nothing else: as a header it would be none.

@@ -28,9 +28,9 @@ from ratoon.errors import (
     GuestNotADirectory,
     InvalidInput,
 )
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.file_requests import guest_path
 from ratoon.machine.guest.files import GuestFiles
+from ratoon.machine.guest.shared import wire
 
 TIME_NS = 1_600_000_000_123_456_789
 

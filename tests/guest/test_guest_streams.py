@@ -11,8 +11,8 @@ import pytest
 from channel_peer import Peer, connected, together
 
 from ratoon.errors import GuestError
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.channel import REASON_LIMIT, Channel, GuestStream
+from ratoon.machine.guest.shared import wire
 
 WINDOW = wire.OUTPUT_WINDOW
 

@@ -15,10 +15,10 @@ from channel_on_host import Guest, guest_on_host, read_all, read_until, until
 from ratoon.api.answers import ProcessInfo
 from ratoon.errors import Conflict, GuestError, InvalidInput, NotFound
 from ratoon.machine.guest import commands
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.agent.processes import LISTED, REMEMBERED
 from ratoon.machine.guest.agent.tail import LIMIT, PIECE_COST, SMALL
 from ratoon.machine.guest.commands import Ended
+from ratoon.machine.guest.shared import wire
 from ratoon.units import MIB
 
 

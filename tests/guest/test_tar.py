@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratoon.machine.guest.agent import tar
+from ratoon.machine.guest.shared import tar
 
 names = st.lists(
     st.binary(min_size=1, max_size=300)

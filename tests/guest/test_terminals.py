@@ -13,9 +13,9 @@ from channel_on_host import Guest, guest_on_host, read_all, read_until, until
 
 from ratoon.errors import InvalidInput
 from ratoon.machine.guest import commands
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.agent.stream import CHUNK
 from ratoon.machine.guest.commands import Ended
+from ratoon.machine.guest.shared import wire
 
 SIZE = (24, 80)
 

@@ -34,8 +34,8 @@ from ratoon.errors import (
     Unreachable,
     UnsafeArchive,
 )
-from ratoon.machine.guest.agent import tar, wire
 from ratoon.machine.guest.files import GuestFiles
+from ratoon.machine.guest.shared import tar, wire
 from ratoon.units import MIB
 
 

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ratoon.machine.guest.agent import packing, tar
-from ratoon.machine.guest.agent.directories import remove_tree
-from ratoon.machine.guest.agent.packing import Packer
-from ratoon.machine.guest.agent.unpacking import Bounds, Unpacker, leads_out
+from ratoon.machine.guest.shared import packing, tar
+from ratoon.machine.guest.shared.directories import remove_tree
+from ratoon.machine.guest.shared.packing import Packer
+from ratoon.machine.guest.shared.unpacking import Bounds, Unpacker, leads_out
 
 ROOT = tar.Entry(b".", tar.DIRECTORY, mode=0o755)
 BOUNDS = Bounds(1 << 20, 1000)

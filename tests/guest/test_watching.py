@@ -15,8 +15,8 @@ from files_on_host import FilesOnHost, files_on_host, until
 
 from ratoon.api.files import FileEvent
 from ratoon.errors import GuestError, GuestFileNotFound, GuestNotADirectory
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.files import GuestFiles
+from ratoon.machine.guest.shared import wire
 
 
 @pytest.fixture(scope="module")

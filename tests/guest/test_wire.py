@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ratoon.machine.guest.agent import wire
-from ratoon.machine.guest.agent.wire import HEADER, MARKER, MAX_MESSAGE, MAX_PAYLOAD, NONCE_BYTES
+from ratoon.machine.guest.shared import wire
+from ratoon.machine.guest.shared.wire import HEADER, MARKER, MAX_MESSAGE, MAX_PAYLOAD, NONCE_BYTES
 
 Frame = tuple[int, int, bytes]
 

@@ -14,7 +14,7 @@ import pytest
 from ratoon.engine.sandbox import boot as boot_module
 from ratoon.engine.sandbox.boot import boot
 from ratoon.errors import BootTimeout, GuestError, MachineDied
-from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.shared import wire
 from ratoon.machine.vmm import command
 from ratoon.machine.vmm.driver import Hardware, Launch
 

@@ -11,7 +11,7 @@ import pytest
 from ratoon.engine.sandbox import fork
 from ratoon.engine.sandbox.fork import check_compatible
 from ratoon.errors import Incompatible
-from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.shared import wire
 from ratoon.machine.vmm import command
 from ratoon.machine.vmm.driver import Accelerator
 from ratoon.store.snapshot.snapshot import Snapshot

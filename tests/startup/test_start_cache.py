@@ -16,7 +16,7 @@ from ratoon.engine.startup.cache import Damaged, Entry, StartCache, tag_of
 from ratoon.engine.startup.key import Booted
 from ratoon.engine.startup.prune import prune
 from ratoon.errors import Conflict, InvalidInput, NotFound
-from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.shared import wire
 from ratoon.machine.vmm import command
 from small_snapshots import publish
 

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from ratoon.engine.startup.health import Output, Program, Wait, status_of
 from ratoon.engine.startup.spec import CommandHealth, HttpHealth, LogHealth
 from ratoon.errors import NotHealthy
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.commands import Ended
+from ratoon.machine.guest.shared import wire
 
 PROGRAM = Program(["server"], {}, None, None)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ratoon.engine.startup import key
 from ratoon.engine.startup.key import Booted, Difference, Started, differences, unfit
-from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.shared import wire
 from ratoon.machine.vmm import command
 
 TEXT = st.text(max_size=8)

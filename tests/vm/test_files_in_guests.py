@@ -29,7 +29,7 @@ from ratoon.errors import (
     GuestNoSpace,
     GuestNotADirectory,
 )
-from ratoon.machine.guest.agent.packing import Packer
+from ratoon.machine.guest.shared.packing import Packer
 from ratoon.units import MIB
 
 pytest_plugins = ["daemon_plugin"]
@@ -102,7 +102,7 @@ async def test_the_files_are_those_of_the_sandbox(sandbox: Sandbox) -> None:
     assert b"Debian" in await sandbox.files.read("/etc/os-release")
     assert b"agent" in await sandbox.files.read("/proc/1/cgroup")
     with pytest.raises(GuestFileNotFound):
-        await sandbox.files.stat("/ratoon/agent")
+        await sandbox.files.stat("/ratoon/guest")
 
 
 async def test_what_goes_wrong_is_told_apart(sandbox: Sandbox, here: str) -> None:

@@ -21,8 +21,8 @@ from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import InvalidInput, NoPython
 from ratoon.machine.guest import commands
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.defaults import set_defaults
+from ratoon.machine.guest.shared import wire
 from ratoon.store.snapshot.image_config import ImageConfig
 from ratoon.units import MIB
 from registry_server import Registry, program, serving

@@ -6,7 +6,7 @@ from vm_helpers import FOR_EVER, sh
 
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.sandbox import Sandbox
-from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.shared import wire
 
 HOOK = """
 mkdir -p /etc/ratoon/rebirth.d /etc/ssh

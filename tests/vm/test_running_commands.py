@@ -13,8 +13,8 @@ from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import GuestError, InvalidInput
 from ratoon.machine.guest import commands
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.commands import Command, Ended
+from ratoon.machine.guest.shared import wire
 from ratoon.units import MIB
 
 SIZE = (24, 80)

@@ -24,7 +24,7 @@ from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import Conflict, HasDependents
 from ratoon.machine.guest import commands
-from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.shared import wire
 
 NAMES = "hostname; cat /etc/machine-id /run/ratoon/instance-id /proc/sys/kernel/random/boot_id"
 

@@ -25,8 +25,8 @@ from ratoon.engine.startup.runner import Run, Runner
 from ratoon.engine.startup.spec import CommandHealth, HttpHealth, LogHealth, RunSpec
 from ratoon.errors import InvalidInput, NotHealthy
 from ratoon.machine.guest import commands
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.build import build_guest
+from ratoon.machine.guest.shared import wire
 from ratoon.machine.volumes.named import directory
 
 #: Answers each request with the value of $WHO, and counts them.

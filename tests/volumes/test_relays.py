@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 from nfs_client import KEY, OK, Guest, answered
 
-from ratoon.machine.guest.agent import relay, wire
+from ratoon.machine.guest.shared import wire
 from ratoon.machine.volumes.export import Export
 from ratoon.machine.volumes.relay import VolumeServer
 from ratoon.machine.volumes.xdr import Writer
 
-PACKAGE = Path(wire.__file__).parent.parent
+PACKAGE = Path(wire.__file__).parent.parent.parent
 #: Runs the relay on a port and a listener that it inherits.
 DRIVER = """
 import socket, sys
 sys.path.insert(0, sys.argv[1])
-from agent import relay
+from guest.agent import relay
 relay.Relay(int(sys.argv[2]), socket.socket(fileno=int(sys.argv[3]))).run()
 """
 
@@ -106,7 +106,7 @@ def test_the_server_begins_again_whenever_it_hears_nonsense(port: Port, export: 
                 wire.encode(1, wire.STDIN, b"of the other direction"),
                 wire.encode(1, wire.STDOUT, b"\xff" * 50),  # a record that is too long
                 wire.encode(1, wire.STDOUT, marked(b"no call, to be sure")),
-                wire.MARKER + relay.HELLO,
+                wire.MARKER + wire.HELLO,
             ):
                 peer.say(7, question)
                 number, reply = peer.hear()
@@ -244,11 +244,11 @@ def test_the_relay_asks_for_a_session(
         assert select.select([host], [], [], 20)[0]
         decoder.feed(host.recv(65536))
         nonce = decoder.sync()
-    assert nonce == relay.HELLO
+    assert nonce == wire.HELLO
     begin(host)
     host.sendall(b"\x7f" * 64)  # no frame: it asks again
     decoder, nonce = wire.Decoder(), None
     while nonce is None:
         decoder.feed(host.recv(65536))
         nonce = decoder.sync()
-    assert nonce == relay.HELLO
+    assert nonce == wire.HELLO

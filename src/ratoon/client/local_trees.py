@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from ratoon.errors import AlreadyExists, Conflict, HostError, NotFound, UnsafeArchive
 from ratoon.files import describe
-from ratoon.machine.guest.agent.tar import TarError
+from ratoon.machine.guest.shared.tar import TarError
 
 
 def exhaust(steps: Generator[None, None, None]) -> None:

@@ -16,11 +16,11 @@ from ratoon.daemon.models.commands import EvalOpening, ExecOpening, ExecSaying
 from ratoon.daemon.requests import raw_parameter
 from ratoon.errors import InvalidInput
 from ratoon.machine.guest import commands
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.channel import GuestStream
 from ratoon.machine.guest.commands import Command
 from ratoon.machine.guest.evaluation import evaluate
 from ratoon.machine.guest.files import GuestFiles
+from ratoon.machine.guest.shared import wire
 
 router = APIRouter()
 

@@ -11,8 +11,8 @@ from ratoon.client.aio.concurrency import in_thread
 from ratoon.client.aio.connection import AsyncConnection
 from ratoon.client.files import OnBytes
 from ratoon.client.local_trees import exhaust, local_errors, refused
-from ratoon.machine.guest.agent.packing import MAX_LISTED, Packer
-from ratoon.machine.guest.agent.unpacking import Bounds, Unpacker
+from ratoon.machine.guest.shared.packing import MAX_LISTED, Packer
+from ratoon.machine.guest.shared.unpacking import Bounds, Unpacker
 
 #: What a tree may have at most, if a guest sends it.
 MAX_BYTES = 16 * 1024**3

@@ -26,10 +26,10 @@ from ratoon.engine.sources.host_files import take
 from ratoon.engine.sources.image import Image
 from ratoon.engine.sources.resolve import resolve, root_disk
 from ratoon.errors import InvalidInput
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.build import Guest, build_guest, with_kernel
 from ratoon.machine.guest.defaults import set_defaults
 from ratoon.machine.guest.practice import practise
+from ratoon.machine.guest.shared import wire
 from ratoon.machine.host.limits import Limits
 from ratoon.machine.network.policy import NONE, NetworkPolicy
 from ratoon.machine.vmm import command

@@ -19,7 +19,7 @@ from ratoon.engine.sandbox.sandbox import Owner, Sandbox
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.engine.sandbox.start import MachineStarter, oserror_as_hosterror
 from ratoon.errors import Incompatible, MachineDied
-from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.shared import wire
 from ratoon.machine.network.policy import NetworkPolicy
 from ratoon.machine.vmm import command
 from ratoon.machine.vmm.driver import Accelerator

@@ -25,8 +25,8 @@ from ratoon.engine.sandbox.mounts import Mounts
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.errors import HostError
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.channel import Channel
+from ratoon.machine.guest.shared import wire
 from ratoon.machine.host.limits import Limits
 from ratoon.machine.network.namespaces import Namespace
 from ratoon.machine.network.policy import NONE, NetworkPolicy

@@ -11,9 +11,9 @@ from ratoon.concurrency import run_alongside
 from ratoon.engine.startup.spec import CommandHealth, Health, HttpHealth, LogHealth
 from ratoon.errors import GuestError, GuestTimeout, NotHealthy
 from ratoon.machine.guest import commands
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.channel import Agent, printable
 from ratoon.machine.guest.commands import Command
+from ratoon.machine.guest.shared import wire
 
 #: Characters of the command's output that an error shows.
 TAIL = 4000

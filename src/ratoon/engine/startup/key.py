@@ -21,8 +21,8 @@ from ratoon.engine.sandbox.boot import kernel_words
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sources.image import Image
 from ratoon.engine.startup.spec import RunSpec
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.build import Guest
+from ratoon.machine.guest.shared import wire
 from ratoon.machine.vmm import command
 from ratoon.machine.vmm.driver import Accelerator, Hardware
 from ratoon.machine.vmm.qemu import qemu_version

@@ -18,7 +18,9 @@ from ratoon.artifacts import Progress, build_once, run, silent
 from ratoon.machine.guest import packages
 
 KERNEL = "linux-image-cloud-amd64"
-AGENT_SOURCE = Path(__file__).parent / "agent"
+SOURCE = Path(__file__).parent
+#: What the guest has of it: its agent, and what runs on both sides.
+PARTS = ("agent", "shared")
 
 #: In loading order. virtio_ring comes before virtio: busybox's insmod resolves nothing.
 MODULES = (
@@ -71,14 +73,14 @@ def build_guest(progress: Progress = silent) -> Guest:
     image = packages.dependency(KERNEL, r"linux-image-\S+")
     sources = packages.resolve([image, *PYTHON_PACKAGES])
     tree = packages.unpacked(sources, progress)
-    agent = {
-        file.name: file.read_text() for file in sorted(AGENT_SOURCE.iterdir()) if file.is_file()
-    }
+    files = [file for part in PARTS for file in sorted((SOURCE / part).iterdir()) if file.is_file()]
     inputs = {
         "format": 1,
         "packages": [package.file for package in sources],
         "modules": [MODULES, VOLUME_MODULES],
-        "agent": {name: blake3(text.encode()).hexdigest() for name, text in agent.items()},
+        "agent": {
+            str(file.relative_to(SOURCE)): blake3(file.read_bytes()).hexdigest() for file in files
+        },
     }
 
     def build(directory: Path) -> None:
@@ -125,10 +127,12 @@ def _lay_out(tree: Path, root: Path) -> None:
     shutil.copy2(tree / "bin/busybox", root / "bin/busybox")
     _copy_modules(tree, root / "modules")
     _copy_python(tree, root)
-    shutil.copytree(
-        AGENT_SOURCE, root / "ratoon/agent", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    init = root / "ratoon/agent/init.sh"
+    package = root / "ratoon/guest"
+    for part in PARTS:
+        unwanted = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(SOURCE / part, package / part, ignore=unwanted)
+    (package / "__init__.py").touch()
+    init = package / "agent/init.sh"
     init.chmod(0o755)
     init.rename(root / "init")
     _compile(tree, root)
@@ -161,7 +165,7 @@ def _copy_python(tree: Path, root: Path) -> None:
         shutil.copy2(source, root / multiarch / library)  # the file, under the name of the link
     shutil.copy2(tree / multiarch / "ld-linux-x86-64.so.2", root / "lib64")
     script = (
-        f"import sys; sys.path.insert(0, {str(AGENT_SOURCE.parent)!r}); import agent.__main__;"
+        f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); import guest.agent.__main__;"
         "print(*(getattr(m, '__file__', None) or '' for m in sys.modules.values()), sep='\\n')"
     )
     for file in run([*_python(tree), "-B", "-c", script]).decode().splitlines():

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from ratoon.errors import GuestError, GuestTimeout
-from ratoon.machine.guest.agent import wire
+from ratoon.machine.guest.shared import wire
 
 #: Characters of what a guest says that go into an error message.
 REASON_LIMIT = 2000

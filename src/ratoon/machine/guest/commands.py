@@ -14,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from ratoon.api.answers import ProcessInfo
 from ratoon.concurrency import run_alongside
 from ratoon.errors import Conflict, GuestError, GuestTimeout, InvalidInput, NotFound, RatoonError
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.channel import Agent, GuestStream, printable
+from ratoon.machine.guest.shared import wire
 
 #: Bytes of output that `exec` keeps, of stdout and stderr each, unless told otherwise.
 OUTPUT_LIMIT = 64 * 1024 * 1024

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ratoon.errors import GuestError, GuestTimeout, NoPython
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.channel import Agent, GuestStream, printable
 from ratoon.machine.guest.commands import OUTPUT_LIMIT
+from ratoon.machine.guest.shared import wire
 
 #: Seconds for the agent to report code whose time is over: it is interrupted, and if that does not
 #: help killed; a loaded host is slow.

@@ -20,8 +20,8 @@ from ratoon.errors import (
     GuestNotADirectory,
     InvalidInput,
 )
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.channel import Agent, GuestStream
+from ratoon.machine.guest.shared import wire
 
 #: A path in the guest, relative to `/` if it does not begin there. Names are bytes on Linux: text
 #: stands for its UTF-8, and a byte that is none for what `os.fsdecode` makes of it. What comes back

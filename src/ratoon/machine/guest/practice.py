@@ -11,9 +11,9 @@ from contextlib import suppress
 
 from ratoon.errors import NoPython
 from ratoon.machine.guest import commands
-from ratoon.machine.guest.agent import wire
 from ratoon.machine.guest.channel import Channel
 from ratoon.machine.guest.evaluation import evaluate
+from ratoon.machine.guest.shared import wire
 
 #: A function is specialized in its ninth run; what is in it, in a run or two more.
 ROUNDS = 12

@@ -8,9 +8,9 @@ from typing import Any
 from ratoon.api.files import Transfer
 from ratoon.concurrency import run_alongside
 from ratoon.errors import GuestError, InvalidInput
-from ratoon.machine.guest.agent.packing import MAX_LISTED
 from ratoon.machine.guest.channel import Agent, GuestStream, printable
 from ratoon.machine.guest.file_requests import GuestPath, conversation
+from ratoon.machine.guest.shared.packing import MAX_LISTED
 
 
 async def extract(

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ratoon.errors import GuestError
-from ratoon.machine.guest.agent import relay, wire
+from ratoon.machine.guest.shared import wire
 from ratoon.machine.volumes.callers import prepare_thread
 from ratoon.machine.volumes.export import Export
 from ratoon.machine.volumes.nfs import ONCE, PROGRAM, VERSION, Nfs
@@ -79,7 +79,7 @@ class VolumeServer:
         nonce = self._decoder.sync()
         if nonce == self._nonce and nonce is not None:
             self._nonce = None
-        elif nonce == relay.HELLO:
+        elif nonce == wire.HELLO:
             self._begin()
         if self._nonce is not None:
             self._decoder.discard()

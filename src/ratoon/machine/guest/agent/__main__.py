@@ -12,7 +12,8 @@ import json
 import os
 import select
 
-from . import dial, files, transfers, watching, wire  # noqa: F401  they answer requests
+from ..shared import wire
+from . import dial, files, transfers, watching  # noqa: F401  they answer requests
 from .evaluator import Evaluator
 from .freezer import Freezer
 from .loop import Loop, call

@@ -7,7 +7,7 @@ import os
 import select
 import socket
 
-from . import wire
+from ..shared import wire
 from .sink import Sink
 from .stream import Refusal, Stream, operation
 

@@ -11,8 +11,8 @@ import json
 import os
 import stat
 
-from . import wire
-from .directories import remove_tree
+from ..shared import wire
+from ..shared.directories import remove_tree
 from .libc import rename_to_nothing
 from .stream import Stream, operation
 

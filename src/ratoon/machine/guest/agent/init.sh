@@ -40,4 +40,4 @@ echo 0 >/proc/sys/vm/compaction_proactiveness
 /bin/busybox ip link set lo up
 /bin/busybox ip link set eth0 up 2>/dev/null && /bin/busybox ip addr add 10.0.2.15/24 dev eth0
 # -I -S: nothing of the environment, no site packages; -B: pages stay clean.
-exec /usr/bin/python3.11 -I -S -B -c 'import sys; sys.path.insert(0, "/ratoon"); import agent.__main__ as a; a.main()'
+exec /usr/bin/python3.11 -I -S -B -c 'import sys; sys.path.insert(0, "/ratoon"); import guest.agent.__main__ as a; a.main()'

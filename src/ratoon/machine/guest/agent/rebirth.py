@@ -7,7 +7,7 @@ import os
 import struct
 import time
 
-from . import wire
+from ..shared import wire
 from .hooks import find_hooks, find_host_keys, renew_host_keys, run_hooks
 from .names import Names
 from .network import Network

@@ -6,7 +6,7 @@ to wait for what this carries.
 
 A session begins as the agent's does: the host sends MARKER and a nonce, this forgets all that was
 under way, closes the connection and answers the same. The kernel connects again, and repeats what
-it had asked. HELLO instead of a nonce asks the host to begin one.
+it had asked.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import select
 import socket
 import struct
 
-from . import wire
+from ..shared import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
 PORT_NAME = "ratoon.volumes"
-HELLO = bytes(wire.NONCE_BYTES)
 CHUNK = 256 * 1024
 #: What one write to the port takes at most.
 PORT_CHUNK = 32 * 1024
@@ -42,7 +41,7 @@ class Relay:
         self._listener = listener
         self._decoder = wire.Decoder()
         self._synced = False
-        self._to_host = bytearray(wire.MARKER + HELLO)
+        self._to_host = bytearray(wire.MARKER + wire.HELLO)
         self._to_kernel = bytearray()
         self._connection: socket.socket | None = None
         #: Of the connection: what comes for another one is too late.
@@ -103,7 +102,7 @@ class Relay:
                 self._synced = False
                 self._hang_up()
                 self._decoder.discard()
-                self._to_host = bytearray(wire.MARKER + HELLO)
+                self._to_host = bytearray(wire.MARKER + wire.HELLO)
             self._flush()
 
     def _read_port(self) -> bytes:

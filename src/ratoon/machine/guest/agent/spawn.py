@@ -7,7 +7,7 @@ import os
 import struct
 import subprocess
 
-from . import wire
+from ..shared import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from . import wire
+from ..shared import wire
 from .loop import call
 
 TYPE_CHECKING = False

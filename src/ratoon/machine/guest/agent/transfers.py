@@ -11,20 +11,20 @@ import os
 import stat
 from collections import deque
 
-from . import tar
+from ..shared import tar
+from ..shared.new_file import NewFile, write_all
+from ..shared.packing import CHUNK, Packer
+from ..shared.unpacking import Unpacker, check_replaceable
 from .files import FileStream, make_parents, text
 from .loop import report
-from .new_file import NewFile, write_all
-from .packing import CHUNK, Packer
 from .stream import Stream, operation
-from .unpacking import Unpacker, check_replaceable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
     from typing import Any
 
-    from .packing import LeftOut
+    from ..shared.packing import LeftOut
     from .stream import Request
 
 NEW_FILE_MODE = 0o644

@@ -1,4 +1,4 @@
-"""A tar stream into a file or a tree; this one file runs on both sides.
+"""A tar stream into a file or a tree.
 
 On the host, what arrives was written by a guest that is not trusted. Nothing is made outside of the
 destination, whatever the archive says: names lead down from its root through real directories,

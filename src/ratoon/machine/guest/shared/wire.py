@@ -1,4 +1,4 @@
-"""The frames that host and guest exchange; this one file runs on both sides.
+"""The frames that host and guest exchange.
 
 A frame is ``length u32 | stream u32 | kind u8 | payload``, big-endian. Streams are numbered by the
 host and run side by side; every stream begins with a REQUEST and ends with a REPLY.
@@ -27,6 +27,8 @@ VERSION = 3
 MARKER = bytes.fromhex("f1e2d3c4b5a697889f8e9dacbbcad9e8")
 NONCE_BYTES = 16
 SYNC_BYTES = len(MARKER) + NONCE_BYTES
+#: What the relay of volumes has in a nonce's place: it asks the host to begin.
+HELLO = bytes(NONCE_BYTES)
 MAX_PAYLOAD = 64 * 1024
 
 #: PART is the beginning of a message too large for one frame; a frame of its real kind ends it.

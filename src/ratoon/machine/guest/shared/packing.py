@@ -1,4 +1,4 @@
-"""A file or a tree into a tar stream, piece by piece; this one file runs on both sides."""
+"""A file or a tree into a tar stream, piece by piece."""
 
 from __future__ import annotations
 

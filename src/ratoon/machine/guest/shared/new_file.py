@@ -1,4 +1,4 @@
-"""A file that gets its name once it is whole; this one file runs on both sides."""
+"""A file that gets its name once it is whole."""
 
 from __future__ import annotations
 

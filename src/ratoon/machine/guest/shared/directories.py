@@ -1,7 +1,6 @@
 """Moving about in a tree of directories by descriptors, never by paths.
 
 So no symbolic link is ever followed, whoever may put one there meanwhile, and no path is too long.
-This one file runs on both sides.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tar format, as far as trees of files need it; this one file runs on both sides.
+"""The tar format, as far as trees of files need it.
 
 Written: POSIX ustar headers with a pax header before each, which has what ustar has no room for:
 long names, times in nanoseconds, large sizes. Any tar reads that. Read: the same, and what the
