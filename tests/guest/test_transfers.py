@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import tarfile
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from hashlib import sha256
 from pathlib import Path
@@ -270,6 +271,20 @@ async def test_what_goes_wrong_is_told_and_leaves_nothing(
     assert listing(tmp_path) == before
     await copies.upload(file, missing / "x")
     assert (missing / "x").is_file()
+
+
+async def test_a_pipe_of_the_host_is_not_waited_for(copies: AsyncFiles, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.open("wb").close())  # waits for a reader
+    writer.start()
+    try:
+        with pytest.raises(HostError, match="pipe: neither a file nor a directory"):
+            await copies.upload(pipe, tmp_path / "there")
+    finally:
+        os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
+        writer.join()
+    assert not (tmp_path / "there").exists()
 
 
 async def test_a_disk_that_has_no_more_room(tmp_path: Path) -> None:

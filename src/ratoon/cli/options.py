@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ratoon.api.defaults import DISK_MIB, RAM_MIB
 from ratoon.errors import InvalidInput
 from ratoon.units import MIB, parse_duration, parse_size
 
@@ -211,13 +212,13 @@ def image_options(
         typer.Option(parser=seconds, metavar="TIME", help="Until it must be up; 600s if not said."),
     ] = None,
     mem_size_mib: Annotated[
-        int | None, typer.Option(help="An image's RAM in MiB; 512 if not said.")
+        int | None, typer.Option(help=f"An image's RAM in MiB; {RAM_MIB} if not said.")
     ] = None,
     vcpus: Annotated[
         int | None, typer.Option(help="An image's virtual CPUs; 1 if not said.")
     ] = None,
     disk_size_mib: Annotated[
-        int | None, typer.Option(help="An image's disk in MiB; 8192 if not said.")
+        int | None, typer.Option(help=f"An image's disk in MiB; {DISK_MIB} if not said.")
     ] = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Use nothing kept of an image, and keep nothing.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ratoon.api.defaults import DISK_MIB, RAM_MIB
 from ratoon.cli.app import Json, print_json, say
 from ratoon.cli.connect import Asked, client_command
 from ratoon.cli.naming import IMAGE, find, known_tags, located
@@ -29,10 +30,12 @@ async def from_image(
     client: AsyncClient,
     image: Annotated[str, typer.Argument(help=IMAGE)],
     tag: Tag,
-    mem_size_mib: Annotated[int | None, typer.Option(help="RAM in MiB; 512 if not said.")] = None,
+    mem_size_mib: Annotated[
+        int | None, typer.Option(help=f"RAM in MiB; {RAM_MIB} if not said.")
+    ] = None,
     vcpus: Annotated[int | None, typer.Option(help="Virtual CPUs; 1 if not said.")] = None,
     disk_size_mib: Annotated[
-        int | None, typer.Option(help="Disk in MiB; 8192 if not said.")
+        int | None, typer.Option(help=f"Disk in MiB; {DISK_MIB} if not said.")
     ] = None,
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Look the image up again, or build it anew.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -24,6 +26,8 @@ CHUNK = 256 * 1024
 def reading(local: Path, on_bytes: OnBytes) -> tuple[AsyncIterator[bytes], int, os.stat_result]:
     """The content of a file of this host piece by piece, its size, and its status."""
     with local_errors():
+        if not stat.S_ISREG(local.stat().st_mode):  # a pipe would be waited for
+            raise OSError(errno.EINVAL, "neither a file nor a directory", str(local))
         file = local.open("rb")
 
     async def pieces() -> AsyncIterator[bytes]:

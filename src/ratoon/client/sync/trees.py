@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,6 +27,8 @@ CHUNK = 256 * 1024
 def reading(local: Path, on_bytes: OnBytes) -> tuple[Iterator[bytes], int, os.stat_result]:
     """The content of a file of this host piece by piece, its size, and its status."""
     with local_errors():
+        if not stat.S_ISREG(local.stat().st_mode):  # a pipe would be waited for
+            raise OSError(errno.EINVAL, "neither a file nor a directory", str(local))
         file = local.open("rb")
 
     def pieces() -> Iterator[bytes]:

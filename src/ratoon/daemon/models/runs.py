@@ -6,12 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ratoon.api.defaults import DISK_MIB, RAM_MIB
 from ratoon.daemon.models.common import Request, Word
 from ratoon.daemon.models.sandboxes import ForkOptions, PublishRequest
-from ratoon.engine.sandbox.base import DISK_BYTES, RAM_BYTES
 from ratoon.engine.sandbox.options import Seconds
 from ratoon.engine.startup.spec import Health
-from ratoon.units import MIB
 
 
 class RunRequest(ForkOptions):
@@ -28,9 +27,9 @@ class RunRequest(ForkOptions):
     env: dict[Word, Word] = Field(default_factory=dict)
     user: Word | None = None
     workdir: Word | None = None
-    ram_mib: Annotated[int, Field(ge=128, le=1 << 20)] = RAM_BYTES // MIB
+    ram_mib: Annotated[int, Field(ge=128, le=1 << 20)] = RAM_MIB
     vcpus: Annotated[int, Field(ge=1, le=64)] = 1
-    disk_mib: Annotated[int, Field(ge=256, le=1 << 24)] = DISK_BYTES // MIB
+    disk_mib: Annotated[int, Field(ge=256, le=1 << 24)] = DISK_MIB
     health: Annotated[Health, Field(discriminator="kind")] | None = None
     publish: list[PublishRequest] = Field(default_factory=list, max_length=64)
     start: bool = True

@@ -7,9 +7,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from ratoon.api.defaults import DISK_MIB, RAM_MIB
 from ratoon.daemon.models.common import Request
-from ratoon.engine.sandbox.base import DISK_BYTES, RAM_BYTES
-from ratoon.units import MIB
 
 Mode = Literal["full", "diff", "live"]
 
@@ -21,9 +20,9 @@ class SnapshotRequest(Request):
     image: str | None = None
     kernel: str | None = None
     rootfs: str | None = None
-    ram_mib: Annotated[int, Field(ge=128, le=1 << 20)] = RAM_BYTES // MIB
+    ram_mib: Annotated[int, Field(ge=128, le=1 << 20)] = RAM_MIB
     vcpus: Annotated[int, Field(ge=1, le=64)] = 1
-    disk_mib: Annotated[int, Field(ge=256, le=1 << 24)] = DISK_BYTES // MIB
+    disk_mib: Annotated[int, Field(ge=256, le=1 << 24)] = DISK_MIB
     network: str = "none"
     refresh: bool = False
 

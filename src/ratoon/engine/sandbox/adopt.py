@@ -171,11 +171,10 @@ async def _catch_up(
     origin = directory.origin(parent)
     if origin and origin.manifest.id == record.stands_on:
         return directory.go_back(origin)
-    entries = await asyncio.to_thread(store.list)
-    for entry in entries:
-        if isinstance(entry, Snapshot) and entry.manifest.id == record.stands_on:
-            return directory.stand_on(entry)
-    raise MachineError("the snapshot that it stands on is gone")
+    found = await asyncio.to_thread(store.find, lambda each: each.manifest.id == record.stands_on)
+    if found is None:
+        raise MachineError("the snapshot that it stands on is gone")
+    return directory.stand_on(found)
 
 
 def _origin(store: Store, directory: SandboxDirectory, parent: Snapshot) -> Snapshot | None:
@@ -198,7 +197,9 @@ async def _end_branch(
 ) -> Snapshot:
     """A branch was cut short after the switch: stand on its snapshot, or undo the switch."""
     if frozen.stat().st_nlink > 1:  # published, and only that was not taken note of
-        found = await asyncio.to_thread(_published, store, frozen)
+        found = await asyncio.to_thread(
+            store.find, lambda each: each.disk_path(each.depth).samefile(frozen)
+        )
         if found is None:  # to undo the switch would be to write to what others stand on
             raise MachineError("its disk is part of a snapshot that is gone")
         return directory.stand_on(found)
@@ -206,18 +207,6 @@ async def _end_branch(
     log.info("sandbox %s: a branch that was cut short is undone", directory.id)
     await run.undo_branch()
     return parent
-
-
-def _published(store: Store, disk: Path) -> Snapshot | None:
-    """The snapshot whose own disk layer is the file `disk`."""
-    for entry in store.list():
-        if isinstance(entry, Snapshot):
-            try:
-                if entry.disk_path(entry.depth).samefile(disk):
-                    return entry
-            except FileNotFoundError:  # deleted meanwhile
-                continue
-    return None
 
 
 def lost(directory: SandboxDirectory, error: RatoonError) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ratoon import files
+from ratoon.api.defaults import DISK_MIB, RAM_MIB
 from ratoon.artifacts import Progress, silent
 from ratoon.engine.sandbox.accelerator import choose_accelerator
 from ratoon.engine.sandbox.boot import boot, boot_from
@@ -43,8 +44,8 @@ from ratoon.store.snapshot.manifest import GuestInfo, MachineConfig
 from ratoon.store.snapshot.store import Store
 from ratoon.units import MIB
 
-RAM_BYTES = 512 * MIB
-DISK_BYTES = 8 * 1024 * MIB
+RAM_BYTES = RAM_MIB * MIB
+DISK_BYTES = DISK_MIB * MIB
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ class BaseBuilder:
                 )
                 booted = await boot(launch)
         except BaseException:
-            directory.remove()
+            await directory.delete()
             raise
         run = Incarnation(
             booted.machine, booted.channel, memory, overlay, launch.runtime, confined.namespace

@@ -37,8 +37,8 @@ class Confiner:
     ) -> AsyncIterator[Confinement]:
         """For a machine of the sandbox in `directory`; if the block fails, it is let go again.
 
-        The control groups stay with the directory until `remove_cgroups`. HostError: this host
-        cannot do that.
+        The control groups stay with the directory, see `SandboxDirectory.remove_cgroups`.
+        HostError: this host cannot do that.
         """
         namespace = await self._namespaces.acquire(network)
         try:
@@ -51,9 +51,3 @@ class Confiner:
     def group(self, directory: Path, limits: Limits) -> Cgroup | None:
         """The sandbox's control groups: those it has, or new ones; None without limits. Blocks."""
         return cgroups.find(directory, limits) or self._groups.create(directory, limits)
-
-
-async def remove_cgroups(directory: Path) -> None:
-    """Remove the control groups of a sandbox that has no machine any more."""
-    if (directory / cgroups.RECORD).exists():
-        await asyncio.to_thread(cgroups.remove, directory)

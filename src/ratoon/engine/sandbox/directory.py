@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import secrets
@@ -190,6 +191,11 @@ class SandboxDirectory:
     def discard_standby(self) -> None:
         """Forget what was written for a standby that was not completed."""
         self._forget(self._standby, self._unfinished)
+
+    async def remove_cgroups(self) -> None:
+        """Remove the control groups of a machine that is gone, beside the event loop."""
+        if (self.path / cgroups.RECORD).exists():
+            await asyncio.to_thread(cgroups.remove, self.path)
 
     def let_go(self) -> None:
         """Hold it no more; it stays."""

@@ -15,7 +15,6 @@ from contextlib import closing, suppress
 from ratoon.concurrency import uncancelled
 from ratoon.engine.sandbox.capture import Buffers, capture, freeze, reserve, thaw
 from ratoon.engine.sandbox.condense import squash_standby_layers
-from ratoon.engine.sandbox.confinement import remove_cgroups
 from ratoon.engine.sandbox.incarnation import Incarnation
 from ratoon.engine.sandbox.layer import Provenance, publish_layer
 from ratoon.engine.sandbox.leaving import Leaving
@@ -119,7 +118,7 @@ class Lifecycle:
             with stages("end"):
                 await sandbox.retire(run)
                 await sandbox.spare.drop()
-                await remove_cgroups(sandbox.directory.path)
+                await sandbox.directory.remove_cgroups()
                 sandbox.directory.forget_overlays()
             with stages("condense"):
                 await squash_standby_layers(sandbox)
@@ -150,7 +149,7 @@ class Lifecycle:
         try:
             await self._start(sandbox, sandbox.parent, stages, None)
         except BaseException:
-            await remove_cgroups(sandbox.directory.path)
+            await sandbox.directory.remove_cgroups()
             raise
 
     async def reset(self, sandbox: Sandbox) -> Stages:

@@ -23,6 +23,7 @@ from ratoon.engine.sources.image import Image
 from ratoon.engine.startup.spec import RunSpec
 from ratoon.machine.guest.build import Guest
 from ratoon.machine.guest.shared import wire
+from ratoon.machine.network.policy import NONE
 from ratoon.machine.vmm import command
 from ratoon.machine.vmm.driver import Accelerator, Hardware
 from ratoon.machine.vmm.qemu import qemu_version
@@ -141,7 +142,7 @@ def started(
         environment={**image.config.env, **spec.env},
         user=spec.user or image.config.user,
         workdir=spec.workdir or image.config.workdir,
-        network=str(options.network or "none"),
+        network=str(options.network or NONE),  # as a fork of the base has it
         mounts={
             volume.target: Mount(
                 source=volume.source,

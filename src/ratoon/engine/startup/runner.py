@@ -42,7 +42,6 @@ from ratoon.errors import (
 )
 from ratoon.machine.guest import commands
 from ratoon.machine.guest.build import Guest, build_guest
-from ratoon.machine.network.policy import NONE
 from ratoon.machine.vmm.driver import Accelerator
 from ratoon.store.snapshot.links import ram_pages, read_links
 from ratoon.store.snapshot.snapshot import Snapshot
@@ -131,7 +130,7 @@ class Runner:
             raise InvalidInput("a command with a health check is started here, and waited for")
         wish = _Wish(
             spec,
-            options.model_copy(update={"network": options.network or NONE}),
+            options,
             image,
             booted(image, spec, guest, accelerator),
             Program(argv, spec.env, spec.user, spec.workdir),

@@ -229,14 +229,13 @@ def _named(manifest: Manifest, tag: str) -> Manifest:
 
 def _check_identity(store: Store, manifest: Manifest) -> None:
     """An id stands for one snapshot: who descends from whom is told by it."""
-    for entry in store.list():
-        if isinstance(entry, Snapshot) and entry.manifest.id == manifest.id:
-            tag = entry.manifest.tag
-            if tag != manifest.tag:
-                raise AlreadyExists(
-                    f"snapshot {manifest.tag} is here already, as {tag}; "
-                    "for a second one choose another tag (--tag)"
-                )
+    tag, identity = manifest.tag, manifest.id
+    found = store.find(lambda each: each.manifest.id == identity and each.manifest.tag != tag)
+    if found:
+        raise AlreadyExists(
+            f"snapshot {tag} is here already, as {found.manifest.tag}; "
+            "for a second one choose another tag (--tag)"
+        )
 
 
 def _existing_layers(

@@ -17,7 +17,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +171,14 @@ class Store:
             except (RatoonError, OSError) as error:
                 found.append(BrokenSnapshot(path.name, error))
         return tuple(found)
+
+    def find(self, fits: Callable[[Snapshot], bool]) -> Snapshot | None:
+        """The first snapshot that `fits`; those that are damaged, or go meanwhile, do not."""
+        for entry in self.list():
+            with suppress(FileNotFoundError):
+                if isinstance(entry, Snapshot) and fits(entry):
+                    return entry
+        return None
 
     def image_roots(self) -> set[str]:
         """What images are named after: the memory roots of all snapshots, and their disk roots.

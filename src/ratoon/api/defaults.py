@@ -1,0 +1,6 @@
+"""What an image is booted with where nobody says otherwise."""
+
+from __future__ import annotations
+
+RAM_MIB = 512
+DISK_MIB = 8192
