@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from ratoon.daemon.problems import error_response, error_responses
 from ratoon.daemon.requests import Flag, while_connected
 from ratoon.engine.sandbox.base import Built
 from ratoon.engine.sandbox.branch import Branched, PendingSnapshot
+from ratoon.engine.sandbox.stages import STANDING_STILL, sum_ms
 from ratoon.errors import InvalidInput, NotFound
 from ratoon.machine.network.policy import NetworkPolicy
 from ratoon.store.snapshot.manifest import check_tag
@@ -30,8 +31,7 @@ from ratoon.units import MIB
 
 router = APIRouter(tags=["snapshots"])
 
-#: The stages of a branch in which its sandbox stands still, and those that make the difference.
-STANDING_STILL = ("pause", "state", "scan", "copy", "disk", "resume")
+#: The stages of a branch that make the difference.
 WRITING = ("scan", "copy", "pack", "digest", "publish")
 
 
@@ -194,8 +194,8 @@ def summarise(entry: Snapshot) -> SnapshotInfo:
         bootable=True,
         branched_from=manifest.branched_from,
         parent_tag=manifest.parent.tag if manifest.parent else None,
-        pause_ms=_sum(manifest.stages, STANDING_STILL),
-        diff_ms=_sum(manifest.stages, WRITING) if manifest.parent else None,
+        pause_ms=sum_ms(manifest.stages, STANDING_STILL),
+        diff_ms=sum_ms(manifest.stages, WRITING) if manifest.parent else None,
         diff_physical_bytes=size,
         diff_logical_bytes=size,
         chain_depth=entry.depth,
@@ -212,7 +212,6 @@ def summarise(entry: Snapshot) -> SnapshotInfo:
 def summarise_branch(branched: Branched, *, measured: bool) -> SnapshotInfo:
     """One that was just made; `measured`: with what its difference took, whatever it is."""
     info = summarise(branched.snapshot)
-    info = replace(info, pause_ms=branched.pause_ms)
     if not measured:
         return info
     size = branched.difference_bytes
@@ -220,14 +219,8 @@ def summarise_branch(branched: Branched, *, measured: bool) -> SnapshotInfo:
         info,
         diff_physical_bytes=size,
         diff_logical_bytes=size,
-        diff_ms=_sum(branched.stages, WRITING) or 0.0,
+        diff_ms=sum_ms(branched.stages, WRITING) or 0.0,
     )
-
-
-def _sum(stages: Mapping[str, float], names: Iterable[str]) -> float | None:
-    """The milliseconds of some stages, if any of them is known."""
-    found = [stages[name] for name in names if name in stages]
-    return round(sum(found), 3) if found else None
 
 
 def _writing(daemon: Daemon, live: PendingSnapshot) -> SnapshotInfo:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from ratoon.engine.sandbox.layer import Provenance, publish_layer
 from ratoon.engine.sandbox.leaving import Leaving
 from ratoon.engine.sandbox.memory_images import MemoryImages
 from ratoon.engine.sandbox.sandbox import Sandbox
-from ratoon.engine.sandbox.stages import Stages
+from ratoon.engine.sandbox.stages import STANDING_STILL, Stages, sum_ms
 from ratoon.engine.sandbox.standing import settle, stand_on, stand_on_itself
 from ratoon.engine.sandbox.start import oserror_as_hosterror
 from ratoon.errors import MachineError
@@ -44,7 +44,7 @@ Mode = Literal["diff", "full"]
 
 @dataclass(frozen=True)
 class Branched:
-    """A new snapshot, and how long its making took, by stage and for the guest, in ms.
+    """A new snapshot, and how long its making took, by stage, in ms.
 
     `difference_bytes`: what the memory takes that the sandbox's parent lacked; of a full branch
     too, which stores more.
@@ -52,9 +52,13 @@ class Branched:
 
     snapshot: Snapshot
     stages: dict[str, float]
-    pause_ms: float
     captured_pages: int
     difference_bytes: int
+
+    @property
+    def pause_ms(self) -> float:
+        """For how long the guest stood still."""
+        return _pause_ms(self.stages)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,6 @@ class _Frozen:
 
     captured: Capture
     overlay: Path
-    pause_ms: float
     provenance: Provenance
 
 
@@ -203,7 +206,7 @@ class Brancher:
             try:
                 frozen = await self._freeze_state(sandbox, run, buffer, provenance, stages)
                 if resumed:
-                    resumed.set_result(frozen.pause_ms)
+                    resumed.set_result(_pause_ms(stages.ms))
                 snapshot, difference = await asyncio.to_thread(
                     write, staging, sandbox.parent, frozen, stages
                 )
@@ -219,7 +222,7 @@ class Brancher:
         stand_on(sandbox, run, snapshot)
         sandbox.persist()
         await self._leave(left, sandbox)
-        return Branched(snapshot, dict(stages.ms), frozen.pause_ms, pages, difference)
+        return Branched(snapshot, dict(stages.ms), pages, difference)
 
     async def _leave(self, left: tuple[Snapshot, ...], sandbox: Sandbox) -> None:
         """Remove what was made of what it stood on, and of that alone."""
@@ -247,7 +250,6 @@ class Brancher:
                 await reserve(run, buffer)
             with stages("quiesce"):
                 still = await freeze(run)
-            began = time.perf_counter()
             try:
                 with stages("pause"):
                     await run.machine.pause()
@@ -258,7 +260,6 @@ class Brancher:
             finally:
                 with stages("resume"):
                     await run.machine.resume()
-                pause_ms = round((time.perf_counter() - began) * 1e3, 3)
                 with stages("thaw"):
                     await thaw(sandbox.id, run)
         except BaseException:
@@ -269,7 +270,7 @@ class Brancher:
             raise
         assert run.frozen
         provenance = replace(provenance, warning=still.warning)
-        return _Frozen(captured, run.frozen, pause_ms, provenance)
+        return _Frozen(captured, run.frozen, provenance)
 
     def _write_diff(
         self, staging: Staging, parent: Snapshot | None, frozen: _Frozen, stages: Stages
@@ -306,6 +307,10 @@ def _provenance(sandbox: Sandbox, base: Base | None = None) -> Provenance:
         assert sandbox.parent is not None, "only a base's own boot has no parent"
         base = sandbox.parent.manifest.machine, sandbox.parent.manifest.guest
     return Provenance(*base, sandbox.network, sandbox.id)
+
+
+def _pause_ms(stages: Mapping[str, float]) -> float:
+    return sum_ms(stages, STANDING_STILL) or 0.0
 
 
 def _stand_on_itself(sandbox: Sandbox, run: Incarnation, snapshot: Snapshot) -> None:

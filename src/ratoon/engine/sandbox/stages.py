@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+
+#: The stages of a branch in which its sandbox stands still.
+STANDING_STILL = ("pause", "state", "scan", "copy", "disk", "resume")
+
+
+def sum_ms(stages: Mapping[str, float], names: Iterable[str]) -> float | None:
+    """The milliseconds of some stages, if any of them is known."""
+    found = [stages[name] for name in names if name in stages]
+    return round(sum(found), 3) if found else None
 
 
 class Stages:
