@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ratoon.machine.vmm import command
 from ratoon.machine.vmm.driver import Boot, Hardware, Launch
+from ratoon.machine.vmm.given_files import ByPath, GivenFiles
 
 LAUNCH = Launch(
     name="sb-1",
@@ -23,7 +26,7 @@ BOOT = Boot(Path("/guest/vmlinuz"), Path("/guest/initramfs"), "console=ttyS0 qui
 
 
 def words(launch: Launch = LAUNCH) -> list[str]:
-    return command.arguments(launch, qmp_fd=7, agent_fd=9, volumes_fd=10)
+    return command.arguments(launch, ByPath(), qmp_fd=7, agent_fd=9, volumes_fd=10)
 
 
 def values(option: str, launch: Launch = LAUNCH) -> list[str]:
@@ -59,7 +62,8 @@ def test_restored_and_booted_are_the_same_machine() -> None:
 def test_memory_is_mapped_privately() -> None:
     (memory,) = values("-object")
     assert memory == (
-        "memory-backend-file,id=ram,size=536870912,mem-path=/images/root.ram,share=off,merge=off"
+        "memory-backend-file,id=ram,size=536870912,mem-path=/images/root.ram,share=off,"
+        "readonly=on,rom=off,merge=off"
     )
     assert values("-m") == ["536870912B"]
     assert values("-machine") == ["microvm,memory-backend=ram,suppress-vmdesc=on"]
@@ -85,7 +89,7 @@ def test_an_overlay_without_layers_has_no_backing() -> None:
 
 
 def test_an_overlay_is_not_flushed() -> None:
-    node = command.overlay_node(Path("/o"), "overlay3")
+    node = command.overlay_node("/dev/fdset/3", "overlay3")
     assert node["node-name"] == "overlay3"
     assert node["cache"] == node["file"]["cache"] == {"direct": False, "no-flush": True}
 
@@ -137,6 +141,40 @@ def test_commas_in_paths_and_names_do_not_end_an_option() -> None:
     layer, top = nodes(launch)
     assert layer["file"]["filename"] == '/a,b/"layer".qcow2'
     assert top["file"]["filename"] == "/a,b/over,lay.qcow2"
+
+
+def test_no_path_is_opened_by_its_name(tmp_path: Path) -> None:
+    """All is found by descriptor; a set's path is told, and opens nothing."""
+    names = ("memory", "layer,0", "top", "vmlinuz", "initramfs")
+    memory, layer, top, kernel, initramfs = (tmp_path / name for name in names)
+    for name in names:
+        (tmp_path / name).touch()
+    boot = Boot(kernel, initramfs, "quiet")
+    launch = replace(
+        LAUNCH, memory=memory, disks=(layer,), overlay=top, log=tmp_path / "log", boot=boot
+    )
+    with GivenFiles() as given:
+        line = command.arguments(launch, given, qmp_fd=7, agent_fd=9)
+        assert not [word for word in line if str(tmp_path) in word]
+        opened = {
+            (Path(f"/proc/self/fd/{fd}").readlink(), flags_of(fd)) for fd in given.descriptors
+        }
+    assert opened == {
+        *((path, os.O_RDONLY) for path in (memory, layer, top, kernel, initramfs)),
+        (top, os.O_RDWR),
+        (tmp_path / "log.console", os.O_WRONLY | os.O_APPEND),
+    }
+    told = [value for _, value in given.options]
+    assert [value.partition(",opaque=")[2] for value in told] == [
+        str(tmp_path / "log.console"),
+        str(layer).replace(",", ",,"),
+        *[str(top)] * 2,
+    ]
+    assert [value.partition("set=")[2].partition(",")[0] for value in told] == ["0", "1", "2", "2"]
+
+
+def flags_of(fd: int) -> int:
+    return fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_APPEND)
 
 
 def test_the_processor() -> None:

@@ -30,6 +30,7 @@ from ratoon.machine.guest.channel import Channel
 from ratoon.machine.guest.practice import practise
 from ratoon.machine.vmm import command
 from ratoon.machine.vmm.driver import Accelerator, Boot, Hardware, Launch
+from ratoon.machine.vmm.given_files import ByPath
 from ratoon.store.disk.qcow2 import OverlayTemplates
 
 #: Seconds that a guest may take to boot, or to come back, and that a save may take.
@@ -149,7 +150,7 @@ class Peers:
         fd = os.open(self.state, os.O_RDONLY | os.O_CLOEXEC)
         try:
             incoming = ("-incoming", f"fd:{fd}")
-            async with self._running(replace(launch, descriptors=(fd,)), incoming) as peer:
+            async with self._running(launch, incoming, fd) as peer:
                 await peer.go_on()
                 yield peer
         finally:
@@ -173,7 +174,9 @@ class Peers:
         )
 
     @asynccontextmanager
-    async def _running(self, launch: Launch, more: tuple[str, ...]) -> AsyncIterator[Peer]:
+    async def _running(
+        self, launch: Launch, more: tuple[str, ...], *descriptors: int
+    ) -> AsyncIterator[Peer]:
         with _listening() as (qmp_socket, qmp_path), _listening() as (agent_socket, agent_path):
             fds = (qmp_socket.fileno(), agent_socket.fileno())
             words = _arguments(launch, *fds)
@@ -183,7 +186,7 @@ class Peers:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(*fds, *launch.descriptors),
+                    pass_fds=(*fds, *descriptors),
                 )
             qmp = QMPClient("peer")
             channel = None
@@ -207,7 +210,7 @@ class Peers:
 
 def _arguments(launch: Launch, qmp_fd: int, agent_fd: int) -> list[str]:
     """As for Ratoon's machines, but with plain RAM, no lean format of states, and not waiting."""
-    words = command.arguments(launch, qmp_fd=qmp_fd, agent_fd=agent_fd)
+    words = command.arguments(launch, ByPath(), qmp_fd=qmp_fd, agent_fd=agent_fd)
     words[words.index("-object") + 1] = (
         f"memory-backend-ram,id=ram,size={launch.hardware.ram_bytes}"
     )

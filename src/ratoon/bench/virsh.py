@@ -21,6 +21,7 @@ from ratoon.errors import RatoonError
 from ratoon.machine.guest.channel import Channel
 from ratoon.machine.vmm import command
 from ratoon.machine.vmm.driver import Launch
+from ratoon.machine.vmm.given_files import ByPath
 
 _CONFIG = """\
 user = "root"
@@ -182,7 +183,7 @@ class Domain:
 
     def _arguments(self) -> list[str]:
         """Those of Ratoon's machines that libvirt does not give by itself."""
-        words = iter(command.arguments(self.launch, qmp_fd=-1, agent_fd=-1))
+        words = iter(command.arguments(self.launch, ByPath(), qmp_fd=-1, agent_fd=-1))
         found: list[str] = []
         for word in words:
             if word in _ITS_FLAGS:

@@ -108,7 +108,7 @@ async def _attach(
         # Before the agent is asked anything: it may be waiting for a file of theirs.
         volumes = mounts.serve(name, machine)
         await machine.confine(find(directory.path, limits), limits.disk_bytes)
-        overlay = await machine.active_overlay()
+        overlay = await machine.active_overlay(directory.overlays())
         channel = await Channel.connect(machine.agent_socket, name)
         run = Incarnation(
             machine, channel, record.memory, overlay, record.runtime, namespace, volumes
@@ -124,6 +124,8 @@ async def _attach(
                 if overlay != record.overlay:
                     parent = await _end_branch(store, directory, run, record.overlay, parent)
         directory.forget_overlays(run.overlay, run.frozen)
+        if not run.frozen:
+            await machine.settle_overlay()
     except BaseException:
         if channel:
             channel.close()

@@ -213,6 +213,7 @@ class Brancher:
             except BaseException:
                 if staging.published:  # too late: others may have come to rely on it
                     stand_on(sandbox, run, load_snapshot(staging.target))
+                    await run.settle_disk()
                     await self._leave(left, sandbox)
                 elif run.frozen:
                     with suppress(MachineError):  # tried again by the next branch
@@ -221,6 +222,7 @@ class Brancher:
             pages = len(frozen.captured.numbers)
         stand_on(sandbox, run, snapshot)
         sandbox.persist()
+        await run.settle_disk()
         await self._leave(left, sandbox)
         return Branched(snapshot, dict(stages.ms), pages, difference)
 

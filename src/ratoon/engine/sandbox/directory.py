@@ -50,7 +50,7 @@ class SandboxDirectory:
         self.path = path
         self._runtime = runtime / path.name
         self._lock = lock
-        self._overlays = max((number + 1 for number in self._overlay_numbers()), default=0)
+        self._overlays = max((_number(each) + 1 for each in self.overlays()), default=0)
         taken = self._runtime.iterdir() if self._runtime.exists() else ()
         self._machines = max((int(name.name) for name in taken), default=0)
 
@@ -86,9 +86,13 @@ class SandboxDirectory:
         self._overlays += 1
         return self.path / f"disk{number}.qcow2"
 
+    def overlays(self) -> tuple[Path, ...]:
+        """Those that are there, in no order."""
+        return tuple(path for path in self.path.iterdir() if _OVERLAY.fullmatch(path.name))
+
     def forget_overlays(self, *keep: Path | None) -> None:
         """Unlink all overlays but these: no machine writes to them, and layers have links."""
-        for path in self.path.glob("disk*.qcow2"):
+        for path in self.overlays():
             if path not in keep:
                 path.unlink()
 
@@ -212,11 +216,6 @@ class SandboxDirectory:
         """As `remove`, beside the event loop: control groups are slow, and so are many links."""
         await in_thread(self.remove)
 
-    def _overlay_numbers(self) -> Iterator[int]:
-        for path in self.path.iterdir():
-            if match := _OVERLAY.fullmatch(path.name):
-                yield int(match[1] or 0)
-
     @property
     def _new(self) -> Path:
         return self.path / f"{PARENT}.new"
@@ -263,3 +262,9 @@ class SandboxDirectory:
     def _forget(self, *names: Path) -> None:
         for name in names:
             shutil.rmtree(name, ignore_errors=True)
+
+
+def _number(overlay: Path) -> int:
+    match = _OVERLAY.fullmatch(overlay.name)
+    assert match
+    return int(match[1] or 0)

@@ -36,7 +36,7 @@ class HeldDisk:
 
     #: How many of the lowest layers are held: the base, and what a flattened disk has.
     covered: int = 0
-    #: What the machine's process must inherit: the base and the flattened disk, or nothing.
+    #: Of the base and the flattened disk, or none.
     descriptors: tuple[int, ...] = ()
 
     @classmethod

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ratoon.engine.sandbox.deaths import sandbox_death_as_error
 from ratoon.engine.sandbox.memory_images import MappedMemory
-from ratoon.errors import RatoonError
+from ratoon.errors import MachineError, RatoonError
 from ratoon.machine.guest.channel import Channel, printable
 from ratoon.machine.network.namespaces import Namespace
 from ratoon.machine.vmm.driver import Machine
@@ -95,6 +96,11 @@ class Incarnation:
         assert self.frozen
         self.overlay.unlink()
         self.overlay, self.frozen = self.frozen, None
+
+    async def settle_disk(self) -> None:
+        """The overlay that a branch has frozen is a layer now: the machine can write it no more."""
+        with suppress(MachineError):  # a machine that is lost writes nothing either
+            await self.machine.settle_overlay()
 
     async def let_go(self) -> None:
         """Speak to the machine no more; it goes on."""

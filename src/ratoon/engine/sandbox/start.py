@@ -150,13 +150,12 @@ class MachineStarter:
                 launch = Launch(
                     name=directory.id,
                     hardware=Hardware(config.ram_bytes, config.vcpus, config.accelerator),
-                    # By descriptor: QEMU makes a new file, all zeros, where the name is gone.
+                    # By descriptor: the name may be gone by now.
                     memory=Path(f"/proc/self/fd/{image.fd}"),
                     disks=verified.disk.paths(twin),
                     overlay=overlay,
                     log=directory.log,
                     runtime=runtime,
-                    descriptors=(image.fd, *verified.disk.descriptors),
                     netns=confined.namespace.fd,
                     restrict=confined.namespace.restrict,
                     cgroup=confined.cgroup,

@@ -1,4 +1,7 @@
-"""QEMU's command line, as a pure function of what the machine is started from."""
+"""QEMU's command line: what the machine consists of, and the files that it is started from.
+
+No path of the host is on it that QEMU opens: see `given_files`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ratoon.machine.vmm.driver import Hardware, Launch
+from ratoon.machine.vmm.given_files import APPEND, READ, READ_AND_WRITE, Files
 
 BINARY = "qemu-system-x86_64"
 MACHINE = "microvm"
@@ -25,10 +29,14 @@ def cpu_model(hardware: Hardware) -> str:
 
 
 def arguments(
-    launch: Launch, *, qmp_fd: int, agent_fd: int, volumes_fd: int | None = None
+    launch: Launch, files: Files, *, qmp_fd: int, agent_fd: int, volumes_fd: int | None = None
 ) -> list[str]:
-    """The arguments after the program's name; the descriptors are listening unix sockets."""
+    """The arguments after the program's name, without what `files` may have to say of them.
+
+    The descriptors are listening unix sockets.
+    """
     hardware = launch.hardware
+    console = files.in_set(console_log(launch.log), APPEND)
     lines: list[tuple[str, ...]] = [
         ("-name", launch.name),
         ("-nodefaults",),
@@ -42,14 +50,14 @@ def arguments(
         ("-m", f"{hardware.ram_bytes}B"),
         # A description of the state in itself would be of use to other QEMU versions only.
         ("-machine", f"{MACHINE},memory-backend=ram,suppress-vmdesc=on"),
-        ("-object", _memory(launch)),
+        ("-object", _memory(launch, files)),
         ("-global", "virtio-mmio.force-legacy=false"),
         ("-global", "migration.send-configuration=off"),
         ("-chardev", f"socket,id=qmp,fd={qmp_fd},server=on,wait=off"),
         ("-mon", "chardev=qmp,mode=control"),
-        ("-chardev", f"file,id=console,path={_escape(console_log(launch.log))},append=on"),
+        ("-chardev", f"file,id=console,path={_escape(console)},append=on"),
         ("-serial", "chardev:console"),
-        *_disk_nodes(launch),
+        *_disk_nodes(launch, files),
         # A full host stops the guest with an error that can be resumed, not a broken file system.
         ("-device", f"virtio-blk-device,drive={FIRST_OVERLAY},id=disk,werror=stop,rerror=stop"),
         ("-chardev", f"socket,id=agent,fd={agent_fd},server=on,wait=off"),
@@ -66,7 +74,8 @@ def arguments(
         lines.append(("-S", "-incoming", "defer"))
     else:
         boot = launch.boot
-        lines.append(("-kernel", str(boot.kernel), "-initrd", str(boot.initramfs)))
+        lines.append(("-kernel", files.inherited(boot.kernel)))
+        lines.append(("-initrd", files.inherited(boot.initramfs)))
         lines.append(("-append", boot.command_line))
     return [word for line in lines for word in line]
 
@@ -76,39 +85,50 @@ def console_log(log: Path) -> Path:
     return log.with_name(f"{log.name}.console")
 
 
-def overlay_node(path: Path, name: str) -> dict[str, Any]:
+def overlay_node(filename: str, name: str) -> dict[str, Any]:
     """The block node of a writable overlay; its backing node is given when it is used.
 
     no-flush: what the guest flushes reaches the page cache only, and `stop` does not wait for the
     disk. A sandbox's disk need not survive power loss; whoever publishes one flushes it.
     """
-    cache = {"direct": False, "no-flush": True}
-    file = {"driver": "file", "filename": str(path), "cache": cache}
-    return {"driver": "qcow2", "node-name": name, "file": file, "cache": cache, "discard": "unmap"}
+    return _node(filename, name, no_flush=True, discard="unmap")
 
 
-def _memory(launch: Launch) -> str:
-    size = launch.hardware.ram_bytes
-    path = _escape(launch.memory)
-    return f"memory-backend-file,id=ram,size={size},mem-path={path},share=off,merge=off"
+def _node(filename: str, name: str, *, no_flush: bool = False, **more: Any) -> dict[str, Any]:
+    """Without QEMU's own locks: they belong to the open file, which a set of descriptors shares.
+
+    Who holds the sandbox's directory is who may start a machine on its overlay, and nobody writes
+    to layers.
+    """
+    cache = {"direct": False, "no-flush": no_flush}
+    file = {"driver": "file", "filename": filename, "locking": "off", "cache": cache}
+    return {"driver": "qcow2", "node-name": name, "file": file, "cache": cache, **more}
 
 
-def _disk_nodes(launch: Launch) -> list[tuple[str, ...]]:
+def _memory(launch: Launch, files: Files) -> str:
+    """The guest's RAM: a private mapping of a file that is opened for reading alone."""
+    size, path = launch.hardware.ram_bytes, _escape(files.inherited(launch.memory))
+    return (
+        f"memory-backend-file,id=ram,size={size},mem-path={path},share=off,readonly=on,rom=off,"
+        "merge=off"
+    )
+
+
+def _disk_nodes(launch: Launch, files: Files) -> list[tuple[str, ...]]:
     """Read-only layers base first, each the next one's backing node, and the overlay on top.
 
     The graph is given here because one layer's inode has many names: no header may carry a path.
     """
-    lines: list[tuple[str, ...]] = []
-    backing: str | None = None
-    for number, path in enumerate(launch.disks):
-        name = f"layer{number}"
-        file = {"driver": "file", "filename": str(path)}
-        node = {"driver": "qcow2", "node-name": name, "read-only": True, "file": file}
-        lines.append(("-blockdev", json.dumps({**node, "backing": backing})))
-        backing = name
-    top = {**overlay_node(launch.overlay, FIRST_OVERLAY), "backing": backing}
-    lines.append(("-blockdev", json.dumps(top)))
-    return lines
+    nodes = [
+        _node(files.in_set(path, READ), f"layer{number}", **{"read-only": True})
+        for number, path in enumerate(launch.disks)
+    ]
+    nodes.append(overlay_node(files.in_set(launch.overlay, READ_AND_WRITE), FIRST_OVERLAY))
+    below = [None, *(node["node-name"] for node in nodes)]
+    return [
+        ("-blockdev", json.dumps({**node, "backing": backing}))
+        for node, backing in zip(nodes, below, strict=False)
+    ]
 
 
 def _volumes(fd: int | None) -> str:
@@ -116,6 +136,6 @@ def _volumes(fd: int | None) -> str:
     return "null,id=volumes" if fd is None else f"socket,id=volumes,fd={fd},server=on,wait=off"
 
 
-def _escape(path: Path) -> str:
+def _escape(path: str) -> str:
     """A path inside QEMU's comma-separated options."""
-    return str(path).replace(",", ",,")
+    return path.replace(",", ",,")

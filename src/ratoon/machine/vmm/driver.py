@@ -48,12 +48,12 @@ class Launch:
 
     `memory` is mapped privately: it is never written to. `disks` are read-only layers, base first;
     `overlay` is the writable one on top, whose header names no backing file. Without `boot` the
-    machine waits, paused, for `load_state`. The process inherits `descriptors` under their numbers,
-    so `memory` may name one of them as /proc/self/fd/N. `netns` is a descriptor of the network
-    namespace that its process runs in, None the caller's; `restrict` has QEMU let no packet of the
-    guest out in the first place. The process lives in `cgroup`, and no file that it writes grows
-    beyond `file_limit` bytes: a guest whose disk would have to stands still then. It dies with its
-    owner, unless it `survives` that: it can be attached to again then.
+    machine waits, paused, for `load_state`. All files are opened by who starts it, and so may be
+    named by a descriptor, as /proc/self/fd/N. `netns` is a descriptor of the network namespace that
+    its process runs in, None the caller's; `restrict` has QEMU let no packet of the guest out in
+    the first place. The process lives in `cgroup`, and no file that it writes grows beyond
+    `file_limit` bytes: a guest whose disk would have to stands still then. It dies with its owner,
+    unless it `survives` that: it can be attached to again then.
     """
 
     name: str
@@ -64,7 +64,6 @@ class Launch:
     log: Path
     runtime: Path
     boot: Boot | None = None
-    descriptors: tuple[int, ...] = ()
     netns: int | None = None
     restrict: bool = True
     cgroup: Cgroup | None = None
@@ -124,6 +123,12 @@ class Machine(Protocol):
 
     async def switch_overlay(self) -> None:
         """Freeze the disk's writable layer and write to the added overlay from now on."""
+
+    async def settle_overlay(self) -> None:
+        """Keep no way to write to the layer that `switch_overlay` has frozen: others read it now.
+
+        There is no `undo_overlay` then.
+        """
 
     async def drop_overlay(self) -> None:
         """Forget an added overlay that was not switched to."""

@@ -11,7 +11,7 @@ import resource
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     ExitStack,
@@ -30,9 +30,11 @@ from ratoon.errors import HostError, MachineDied, MachineError
 from ratoon.machine.network.netns import entered
 from ratoon.machine.vmm import command
 from ratoon.machine.vmm.driver import Cgroup, Launch
+from ratoon.machine.vmm.given_files import READ_AND_WRITE, GivenFiles
 from ratoon.machine.vmm.logs import bound_logs, log_tail
 from ratoon.machine.vmm.process import MachineProcess, prefer_to_kill
 from ratoon.machine.vmm.standstill import EVENTS, Standstill
+from ratoon.units import MIB
 
 # What goes wrong in a conversation is raised as an error of ours; it need not be logged as well.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
@@ -41,11 +43,15 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 COMMAND_TIMEOUT = 60
 #: Seconds between looks at the length of the logs.
 LOGS_INTERVAL = 10.0
+#: The first version that maps a file privately which it may only read.
+OLDEST = (8, 2)
+#: A device state takes some hundred KiB; what a machine gives for one is not taken on trust.
+LONGEST_STATE = 64 * MIB
 
 
 @cache
 def qemu_version() -> str:
-    """QEMU's version, as `7.2.22`."""
+    """QEMU's version, as `10.0.2`. HostError: it is not there, or too old."""
     try:
         output = subprocess.run(
             [command.BINARY, "--version"], capture_output=True, text=True, check=True
@@ -57,7 +63,17 @@ def qemu_version() -> str:
     match = re.search(r"version (\d+\.\d+\.\d+)", output)
     if match is None:
         raise HostError(f"{command.BINARY} states no version: {output[:100]}")
+    if is_too_old(match[1]):
+        raise HostError(
+            f"{command.BINARY} is of version {match[1]}; Ratoon needs {OLDEST[0]}.{OLDEST[1]} or "
+            "later: `make setup` installs it, on Debian 12 from its backports"
+        )
     return match[1]
+
+
+def is_too_old(version: str) -> bool:
+    """Whether Ratoon no longer speaks to a QEMU of this version, nor loads its device states."""
+    return tuple(map(int, version.split(".")[:2])) < OLDEST
 
 
 class QemuMachine:
@@ -78,6 +94,8 @@ class QemuMachine:
         self._active: str | None = command.FIRST_OVERLAY
         self._below: str | None = None
         self._added: str | None = None
+        #: The sets of descriptors that they were opened from.
+        self._sets: dict[str, int] = {}
         self._cgroup: Cgroup | None = None
         self._standstill = Standstill(name, log.parent)
         self._killing = False
@@ -95,8 +113,12 @@ class QemuMachine:
         with ExitStack() as held:
             sockets = [launch.runtime / name for name in ("qmp", "agent", "volumes")]
             qmp, agent, volumes = (held.enter_context(_listener(path)).fileno() for path in sockets)
-            arguments = command.arguments(launch, qmp_fd=qmp, agent_fd=agent, volumes_fd=volumes)
-            words = [*_confinement(launch.survives), command.BINARY, *arguments]
+            given = held.enter_context(GivenFiles())
+            arguments = command.arguments(
+                launch, given, qmp_fd=qmp, agent_fd=agent, volumes_fd=volumes
+            )
+            options = [word for option in given.options for word in option]
+            words = [*_confinement(launch.survives), command.BINARY, *options, *arguments]
             inside = nullcontext() if launch.netns is None else entered(launch.netns)
             with launch.log.open("ab") as log, inside:
                 process = subprocess.Popen(
@@ -104,7 +126,7 @@ class QemuMachine:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(qmp, agent, volumes, *launch.descriptors),
+                    pass_fds=(qmp, agent, volumes, *given.descriptors),
                     start_new_session=True,
                     # SIGXFSZ stays ignored, as Python has it: a write beyond the limit of a file
                     # fails then, instead of ending QEMU.
@@ -144,10 +166,11 @@ class QemuMachine:
     def has_died(self) -> bool:
         return self._process.died.done()
 
-    async def active_overlay(self) -> Path:
-        """Which file the guest's disk writes go to; after `attach`.
+    async def active_overlay(self, among: Iterable[Path]) -> Path:
+        """Which of these files the guest's disk writes go to; after `attach`.
 
         An overlay that was added and not switched to is forgotten, as by `drop_overlay`.
+        MachineError: none of them, says QEMU.
         """
         nodes = await self._execute("query-named-block-nodes", flat=True)
         names = {node["node-name"] for node in nodes}
@@ -162,7 +185,14 @@ class QemuMachine:
             if number > active:
                 self._added = command.OVERLAY + str(number)
                 await self.drop_overlay()
-        return _file_of(drive["inserted"]["file"])
+        given = await self._set_of(self._active)
+        for fdset in await self._execute("query-fdsets"):
+            if fdset["fdset-id"] == given:
+                told = {Path(each["opaque"]).name for each in fdset["fds"]}
+                for path in among:
+                    if path.name in told:
+                        return path
+        raise MachineError(f"QEMU of {self._name} writes to a disk that it was not given")
 
     async def is_running(self) -> bool:
         """Whether the guest runs; not when it is paused, or stands still."""
@@ -231,24 +261,36 @@ class QemuMachine:
             path = f"/dev/fdset/{fdset}"
             await self._execute("xen-save-devices-state", filename=path, live=False)
             await self._execute("remove-fd", **{"fdset-id": fdset})
-            return os.pread(fd, os.fstat(fd).st_size, 0)
+            if (size := os.fstat(fd).st_size) > LONGEST_STATE:
+                raise MachineError(f"QEMU of {self._name} gave {size} bytes for a device state")
+            return os.pread(fd, size, 0)
         finally:
             os.close(fd)
 
     async def add_overlay(self, overlay: Path) -> None:
         name = command.OVERLAY + str(self._overlays)
-        node = command.overlay_node(overlay, name)
-        await self._execute("blockdev-add", **node, backing=None)
-        self._added = name
+        fdset = await self._give(overlay)
+        try:
+            node = command.overlay_node(f"/dev/fdset/{fdset}", name)
+            await self._execute("blockdev-add", **node, backing=None)
+        except MachineError:
+            with suppress(MachineError):
+                await self._execute("remove-fd", **{"fdset-id": fdset})
+            raise
+        self._added, self._sets[name] = name, fdset
         self._overlays += 1
 
     async def switch_overlay(self) -> None:
         await self._execute("blockdev-snapshot", node=self._active, overlay=self._added)
         self._below, self._active, self._added = self._active, self._added, None
 
+    async def settle_overlay(self) -> None:
+        if self._below is not None:
+            await self._execute("remove-fd", **{"fdset-id": await self._set_of(self._below)})
+
     async def drop_overlay(self) -> None:
         if self._added is not None:
-            await self._execute("blockdev-del", **{"node-name": self._added})
+            await self._remove_overlay(self._added)
             self._added = None
 
     async def undo_overlay(self) -> None:
@@ -262,7 +304,8 @@ class QemuMachine:
             await asyncio.sleep(0.01)
         while await self._execute("query-block-jobs"):
             await asyncio.sleep(0.01)
-        await self._execute("blockdev-del", **{"node-name": self._active})
+        assert self._active
+        await self._remove_overlay(self._active)
         self._active, self._below = self._below, None
 
     async def wait_died(self) -> str:
@@ -309,6 +352,32 @@ class QemuMachine:
         if status == -signal.SIGKILL:
             return "it was killed, by somebody or by the kernel for want of memory (see dmesg)"
         return f"it got {signal.Signals(-status).name}" if status and status < 0 else None
+
+    async def _give(self, overlay: Path) -> int:
+        """Give QEMU a set of descriptors of `overlay`, see `given_files`; its number."""
+        fdset: dict[str, int] = {}
+        for flags in READ_AND_WRITE:
+            fd = os.open(overlay, flags | os.O_CLOEXEC)
+            try:
+                given = await self._hand_over(fd, "add-fd", opaque=str(overlay), **fdset)
+            finally:
+                os.close(fd)
+            fdset = {"fdset-id": given["fdset-id"]}
+        return fdset["fdset-id"]
+
+    async def _set_of(self, overlay: str) -> int:
+        """The number of the set that a node's file was opened from."""
+        if overlay not in self._sets:
+            nodes = await self._execute("query-named-block-nodes", flat=True)
+            files = {node["node-name"]: node["file"] for node in nodes}
+            self._sets[overlay] = int(_file_of(files[overlay]).name)
+        return self._sets[overlay]
+
+    async def _remove_overlay(self, overlay: str) -> None:
+        fdset = await self._set_of(overlay)
+        await self._execute("blockdev-del", **{"node-name": overlay})
+        await self._execute("remove-fd", **{"fdset-id": fdset})
+        del self._sets[overlay]
 
     async def _hand_over(self, fd: int, name: str, **arguments: Any) -> Any:
         """Execute a command that takes a descriptor."""
@@ -373,8 +442,7 @@ def _confinement(survives: bool) -> list[str]:
     if not survives:
         words += ["--pdeathsig", "KILL"]
     if os.geteuid() == 0:
-        # The one that is left is for the memory file: mode 0444, but QEMU opens it for writing.
-        words += ["--inh-caps", "-all", "--bounding-set", "-all,+dac_override"]
+        words += ["--inh-caps", "-all", "--bounding-set", "-all"]
     return [*words, "--"]
 
 
