@@ -242,19 +242,23 @@ async def test_nothing_is_left_after_ten_machines(launch: Launch) -> None:
 # Starts that fail -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["memory", "overlay", "layer", "kernel"])
-async def test_a_file_that_is_not_there_is_named(launch: Launch, what: str) -> None:
-    gone = Path("/nowhere") / what
-    change: dict[str, Any] = {
-        "memory": {"memory": gone},
-        "overlay": {"overlay": gone},
-        "layer": {"disks": (gone,)},
-        "kernel": {"boot": Boot(gone, launch.memory, "")},
-    }[what]
+GONE = Path("/nowhere/file")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"memory": GONE},
+        {"overlay": GONE},
+        {"disks": (GONE,)},
+        {"boot": Boot(GONE, Path("/dev/null"), "")},
+    ],
+)
+async def test_a_file_that_is_not_there_is_named(launch: Launch, change: dict[str, Any]) -> None:
     before = descriptors()
     with pytest.raises(FileNotFoundError) as failure:
         await QemuMachine.start(replace(launch, **change))
-    assert str(failure.value.filename) == str(gone)
+    assert str(failure.value.filename) == str(GONE)
     assert descriptors() == before
     assert processes_of(launch) == []
 
