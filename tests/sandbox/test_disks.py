@@ -43,9 +43,9 @@ def chain(store: Store, files: int) -> list[Snapshot]:
     return snapshots
 
 
-async def fork(disks: DiskChooser, snapshot: Snapshot, *, burst: bool = False) -> list[str]:
+async def fork(disks: DiskChooser, snapshot: Snapshot) -> list[str]:
     """What a fork opens, by name, once what it has begun in the background is done."""
-    disk = disks.hold(snapshot, burst=burst)
+    disk = disks.hold(snapshot)
     paths = disk.paths(snapshot)
     assert disk.is_whole(snapshot) == all(path.parent == DESCRIPTORS for path in paths)
     paths = tuple(path.readlink() if path.parent == DESCRIPTORS else path for path in paths)
@@ -65,8 +65,10 @@ def flat(head: Snapshot) -> str:
 
 async def test_few_layers_are_opened_as_they_are(store: Store, disks: DiskChooser) -> None:
     head = chain(store, FEW)[-1]
-    for burst in (False, False, True):
-        assert await fork(disks, head, burst=burst) == layers(0, head)
+    for _ in range(2):
+        assert await fork(disks, head) == layers(0, head)
+    disks.expect_many(head)
+    assert await fork(disks, head) == layers(0, head)
     assert not list(store.images.iterdir())
 
 
@@ -77,16 +79,17 @@ async def test_the_second_fork_has_it_made_and_the_third_opens_it(
     assert await fork(disks, head) == layers(0, head)
     assert not list(store.images.iterdir())
     assert await fork(disks, head) == layers(0, head)
-    for burst in (False, True):
-        assert await fork(disks, head, burst=burst) == ["ancestry/0/disk.qcow2", flat(head)]
+    assert await fork(disks, head) == ["ancestry/0/disk.qcow2", flat(head)]
 
 
-@pytest.mark.parametrize(("files", "burst"), [(FEW + 1, True), (MANY + 1, False)])
-async def test_a_burst_or_many_layers_have_it_made_at_once(
-    store: Store, disks: DiskChooser, files: int, burst: bool
+@pytest.mark.parametrize(("files", "many"), [(FEW + 1, True), (MANY + 1, False)])
+async def test_many_forks_or_many_layers_have_it_made_at_once(
+    store: Store, disks: DiskChooser, files: int, many: bool
 ) -> None:
     head = chain(store, files)[-1]
-    assert await fork(disks, head, burst=burst) == layers(0, head)
+    if many:
+        disks.expect_many(head)
+    assert await fork(disks, head) == layers(0, head)
     assert await fork(disks, head) == ["ancestry/0/disk.qcow2", flat(head)]
 
 
@@ -114,7 +117,7 @@ async def test_nobody_waits_for_one_and_it_is_not_made_of_what_is_deleted(
     store: Store, disks: DiskChooser, caplog: pytest.LogCaptureFixture
 ) -> None:
     head = chain(store, FEW + 1)[-1]
-    held = [disks.hold(head, burst=True) for _ in range(50)]
+    held = [disks.hold(head) for _ in range(50)]
     assert [disk.descriptors for disk in held] == [()] * 50
     store.delete(head.manifest.tag)
     with caplog.at_level(logging.INFO):
@@ -135,7 +138,8 @@ async def test_a_failure_is_told_and_tried_again(
     head = chain(store, FEW + 1)[-1]
     with monkeypatch.context() as patch:
         patch.setenv("PATH", "/nowhere")
-        await fork(disks, head, burst=True)
+        disks.expect_many(head)
+        await fork(disks, head)
     assert f"the disk of snapshot {head.manifest.tag} was not flattened: " in caplog.text
     assert not list(store.images.glob("[!.]*"))
     await fork(disks, head)
@@ -157,12 +161,14 @@ async def test_what_is_made_while_its_sandbox_leaves_it_goes_too(
         merge(*arguments)
 
     monkeypatch.setattr("ratoon.store.snapshot.flat_disks.merge", slowly)
-    disks.hold(own, burst=True).close()
+    disks.expect_many(own)
+    disks.hold(own).close()
     assert await asyncio.to_thread(begun.wait, 30)
     await disks.remove(*own.manifest.disk_roots)
     may_end.set()
     await disks.settle()
     assert waited == [True], "who left waited for what is made"
     assert not list(store.images.glob("*.qcow2"))
-    assert await fork(disks, own, burst=True) == layers(0, own)
+    disks.expect_many(own)
+    assert await fork(disks, own) == layers(0, own)
     assert await fork(disks, own) == ["ancestry/0/disk.qcow2", flat(own)]

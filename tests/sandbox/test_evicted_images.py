@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ratoon.engine.sandbox import memory_images as memory_images_module
 from ratoon.engine.sandbox.memory_images import ATTEMPTS, MappedMemory, MemoryImages
 from ratoon.errors import HostError
 from ratoon.store.memory.image import ImageStore
@@ -39,7 +40,10 @@ def head(tmp_path: Path) -> Snapshot:
 
 
 @pytest.fixture
-async def memory_images(tmp_path: Path, times: int) -> AsyncIterator[MemoryImages]:
+async def memory_images(
+    tmp_path: Path, times: int, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[MemoryImages]:
+    monkeypatch.setattr(memory_images_module, "PATCH_LIMIT", 0)  # so that none does without
     memory_images = MemoryImages(Evicted(tmp_path / "images", times))
     yield memory_images
     await memory_images.settle()
@@ -47,7 +51,7 @@ async def memory_images(tmp_path: Path, times: int) -> AsyncIterator[MemoryImage
 
 @pytest.mark.parametrize("times", [0, 1, ATTEMPTS - 1])
 async def test_an_evicted_image_is_made_again(memory_images: MemoryImages, head: Snapshot) -> None:
-    image, patch = await memory_images.choose(head, head, burst=True)
+    image, patch = await memory_images.choose(head, head)
     with image:
         assert patch is None
         assert os.pread(image.fd, RAM * PAGE_SIZE, 0) == ram_of(CHAIN).tobytes()
@@ -60,7 +64,7 @@ async def test_a_store_that_keeps_no_image_is_an_error(
     ImageStore(tmp_path / "images").make((), RAM)  # free, so nobody evicts it
     before = open_files()
     with pytest.raises(HostError, match="s1 is evicted as soon as it is made: raise RATOON_IMAGE_"):
-        await memory_images.choose(head, head, burst=True)
+        await memory_images.choose(head, head)
     assert open_files() == before
 
 
@@ -70,7 +74,7 @@ async def test_what_is_mapped_is_the_file_that_was_opened(
 ) -> None:
     path = await memory_images.make_image(head)
     expected = MappedMemory.of(path)
-    image, _ = await memory_images.choose(head, head, burst=False)
+    image, _ = await memory_images.choose(head, head)
     with image:
         memory_images._images.remove(path.stem)
         await memory_images.make_image(head)

@@ -53,7 +53,8 @@ def chain(store: Store) -> list[Snapshot]:
 
 
 async def flatten(disks: DiskChooser, snapshot: Snapshot) -> None:
-    disks.hold(snapshot, burst=True).close()
+    disks.expect_many(snapshot)
+    disks.hold(snapshot).close()
     await disks.settle()
 
 

@@ -47,13 +47,9 @@ def chain(tmp_path: Path) -> list[Snapshot]:
 
 
 async def choose(
-    memory_images: MemoryImages,
-    snapshot: Snapshot,
-    twin: Snapshot | None = None,
-    *,
-    burst: bool = False,
+    memory_images: MemoryImages, snapshot: Snapshot, twin: Snapshot | None = None
 ) -> tuple[MappedMemory, Patch | None]:
-    image, patch = await memory_images.choose(twin or snapshot, snapshot, burst=burst)
+    image, patch = await memory_images.choose(twin or snapshot, snapshot)
     with image:
         return MappedMemory.of_image(image), patch
 
@@ -135,7 +131,7 @@ async def test_a_head_that_is_forgotten_begins_anew(
     assert images.find(root, RAM) is None
 
 
-async def test_a_burst_has_its_image_at_once_and_once(
+async def test_an_image_that_many_ask_for_is_made_once(
     memory_images: MemoryImages,
     images: ImageStore,
     chain: list[Snapshot],
@@ -149,11 +145,11 @@ async def test_a_burst_has_its_image_at_once_and_once(
         return make(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(images, "make", counting)
-    chosen = await asyncio.gather(*(choose(memory_images, chain[2], burst=True) for _ in range(20)))
-    image = images.find(chain[2].manifest.memory_root, RAM)
-    assert image
-    assert set(chosen) == {(MappedMemory.of(image), None)}
-    assert sum(bool(args[0]) for args in made) == 1
+    asked = await asyncio.gather(*(memory_images.make_image(chain[2]) for _ in range(20)))
+    asked.append(await memory_images.make_image(chain[2]))
+    assert set(asked) == {images.find(chain[2].manifest.memory_root, RAM)}
+    assert len(made) == 1
+    assert await choose(memory_images, chain[2]) == (MappedMemory.of(asked[0]), None)
 
 
 @pytest.mark.parametrize(("limit", "patches"), [(4, True), (3, False)])
@@ -171,16 +167,16 @@ async def test_above_the_limit_the_image_is_made_first(
     assert patched(memory, memory_images, patch) == ram_of(CHAIN).tobytes()
 
 
-async def test_a_burst_that_is_cancelled_leaves_the_image_to_the_others(
-    memory_images: MemoryImages, chain: list[Snapshot]
+async def test_who_is_cancelled_leaves_the_image_to_the_others(
+    memory_images: MemoryImages, images: ImageStore, chain: list[Snapshot]
 ) -> None:
-    forks = [asyncio.create_task(choose(memory_images, chain[2], burst=True)) for _ in range(5)]
+    asked = [asyncio.create_task(memory_images.make_image(chain[2])) for _ in range(5)]
     while not memory_images._making:
         await asyncio.sleep(0)
-    forks[0].cancel()
-    cancelled, *others = await asyncio.gather(*forks, return_exceptions=True)
+    asked[0].cancel()
+    cancelled, *others = await asyncio.gather(*asked, return_exceptions=True)
     assert isinstance(cancelled, asyncio.CancelledError)
-    assert {type(other) for other in others} == {tuple}
+    assert set(others) == {images.find(chain[2].manifest.memory_root, RAM)}
 
 
 # What does not fit together -------------------------------------------------------------------
@@ -258,12 +254,11 @@ async def test_a_background_image_that_fails_is_told_to_the_log(
 
 
 async def test_a_snapshot_that_is_deleted_meanwhile(
-    memory_images: MemoryImages, chain: list[Snapshot], tmp_path: Path
+    memory_images: MemoryImages, chain: list[Snapshot]
 ) -> None:
-    twin = make_chain(tmp_path / "twin", CHAIN)[2]
     shutil.rmtree(chain[2].path)
     with pytest.raises(NotFound, match="s2 was deleted meanwhile"):
-        await choose(memory_images, chain[2], twin, burst=True)
+        await memory_images.make_image(chain[2])
 
 
 # Digest arrays --------------------------------------------------------------------------------

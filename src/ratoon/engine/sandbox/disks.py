@@ -76,14 +76,17 @@ class DiskChooser:
         self._making: BackgroundBuilds[None] = BackgroundBuilds(self._flats.remove)
         self._one_at_a_time = asyncio.Semaphore(1)
 
-    def hold(self, source: Snapshot, *, burst: bool) -> HeldDisk:
-        """What a fork of `source` opens; `burst`: it is one of many."""
+    def expect_many(self, source: Snapshot) -> None:
+        """The next fork of `source` is not the only one."""
+        self._forked.add(source.manifest.disk_root)
+
+    def hold(self, source: Snapshot) -> HeldDisk:
+        """What a fork of `source` opens."""
         root = source.manifest.disk_root
         disk = HeldDisk.of(source, self._flats.nearest(source.manifest))
         files = len(disk.paths(source))
-        again = burst or root in self._forked
         few = HELD if disk.covered else FEW
-        if files > (few if again else MANY):
+        if files > (few if root in self._forked else MANY):
             self._making.begin(root, lambda: self._make(source))
         self._forked.add(root)
         return disk

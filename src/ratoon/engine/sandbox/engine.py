@@ -205,7 +205,7 @@ class Engine:
         """A sandbox forked from snapshot `tag`; its agent has answered. See `Forker.fork`."""
         source = self._forkable(tag)
         with self._admission.require_room(1):
-            return await self._fork(source, options, burst=False)
+            return await self._fork(source, options)
 
     async def fork(
         self, tag: str, n: int = 1, options: SandboxOptions | None = None
@@ -253,7 +253,7 @@ class Engine:
 
         async def attempt(ended: Callable[[], None]) -> Sandbox | RatoonError:
             try:
-                return await self._fork(source, options, burst=n > 1)
+                return await self._fork(source, options)
             except RatoonError as error:
                 return error
             finally:
@@ -262,6 +262,11 @@ class Engine:
         tasks: list[asyncio.Task[Sandbox | RatoonError]] = []
         try:
             with self._admission.require_room(n) as ended:
+                if n > 1:
+                    try:
+                        await self._forker.expect_many(source)
+                    except RatoonError as error:
+                        return [error] * n
                 async with asyncio.TaskGroup() as group:
                     tasks += [group.create_task(attempt(ended)) for _ in range(n)]
         except BaseException:
@@ -273,10 +278,8 @@ class Engine:
             raise
         return [task.result() for task in tasks]
 
-    async def _fork(
-        self, source: Snapshot, options: SandboxOptions | None, *, burst: bool
-    ) -> Sandbox:
-        sandbox = await self._forker.fork(source, options or SandboxOptions(), burst=burst)
+    async def _fork(self, source: Snapshot, options: SandboxOptions | None) -> Sandbox:
+        sandbox = await self._forker.fork(source, options or SandboxOptions())
         self._sandboxes[sandbox.id] = sandbox
         try:
             if self.keep:

@@ -54,10 +54,14 @@ class Forker:
         #: Machines that were started ahead, which it takes first.
         self.pool = Pool(self.reserve)
 
-    async def fork(
-        self, source: Snapshot, options: SandboxOptions, *, burst: bool = False
-    ) -> Sandbox:
-        """A sandbox forked from `source`, whose agent has answered; `burst`: one of many.
+    async def expect_many(self, source: Snapshot) -> None:
+        """Have what many forks of `source`, which come next, share. Errors: as `fork`."""
+        check_compatible(source, self._accelerators)
+        with oserror_as_hosterror(f"snapshot {source.manifest.tag} was not forked"):
+            await self._starter.expect_many(source)
+
+    async def fork(self, source: Snapshot, options: SandboxOptions) -> Sandbox:
+        """A sandbox forked from `source`, whose agent has answered.
 
         Corrupt naming the snapshot and the file or page that is damaged; NotFound if it was deleted
         meanwhile; Incompatible with this host's QEMU; MachineDied; HostError if a file cannot be
@@ -75,15 +79,16 @@ class Forker:
                         return await self._wake(waiting, options, stages)
                     except MachineDied:  # as it waited, most likely
                         log.warning("a machine of the pool had died: %s", waiting.directory.id)
-                reserved = await self._reserve(source, options, stages, burst=burst)
+                reserved = await self._reserve(source, options, stages)
                 return await self._wake(reserved, options, stages)
 
     async def reserve(self, source: Snapshot) -> PooledMachine:
         """The first half of a fork: a machine that waits. Errors: as `fork`."""
         options = SandboxOptions(network=NetworkPolicy.parse(source.manifest.network))
+        await self.expect_many(source)
         async with self._starts:
             with oserror_as_hosterror(f"snapshot {source.manifest.tag} was not forked"):
-                return await self._reserve(source, options, Stages(), burst=True)
+                return await self._reserve(source, options, Stages())
 
     async def _limit(self, reserved: PooledMachine, options: SandboxOptions) -> None:
         try:
@@ -93,7 +98,7 @@ class Forker:
             raise
 
     async def _reserve(
-        self, source: Snapshot, options: SandboxOptions, stages: Stages, *, burst: bool
+        self, source: Snapshot, options: SandboxOptions, stages: Stages
     ) -> PooledMachine:
         with stages("resolve"):
             check_compatible(source, self._accelerators)
@@ -102,7 +107,7 @@ class Forker:
             )
         try:
             with source.noticing_deletion():
-                verified = await self._starter.verify(source, stages, burst=burst)
+                verified = await self._starter.verify(source, stages)
             with closing(verified.disk):
                 twin = directory.twin_of(source)
                 async with _standing(directory, source) as stands:
@@ -114,7 +119,6 @@ class Forker:
                         stages,
                         stands=stands,
                         published=source,
-                        burst=burst,
                     )
         except BaseException:
             await directory.delete()

@@ -128,14 +128,12 @@ class MemoryImages:
         self._images.hits += image is not None
         return image
 
-    async def choose(
-        self, twin: Snapshot, published: Snapshot, *, burst: bool
-    ) -> tuple[OpenImage, Patch | None]:
+    async def choose(self, twin: Snapshot, published: Snapshot) -> tuple[OpenImage, Patch | None]:
         """What a fork maps, to be closed, and what is to be written into it besides, if anything.
 
         The patch is read from the sandbox's own `twin` of the snapshot. An image outlives the
         sandbox, so it is made from what is `published`: in the background for the second fork of a
-        head, at once for a `burst` of forks.
+        head, at once where the patch were too large.
         """
         root = twin.manifest.memory_root
         pages = ram_pages(twin)
@@ -144,7 +142,7 @@ class MemoryImages:
         self._images.misses += 1
         links = await asyncio.to_thread(read_links, twin)
         image, covered = self._images.nearest(links, pages)
-        if burst or count_above(links, covered) * PAGE_SIZE > PATCH_LIMIT:
+        if count_above(links, covered) * PAGE_SIZE > PATCH_LIMIT:
             image.close()
             return await self._made_and_opened(published), None
         if root in self._forked:
@@ -165,6 +163,8 @@ class MemoryImages:
 
     async def make_image(self, snapshot: Snapshot) -> Path:
         """The image of a published snapshot, made now unless it is there; Corrupt, NotFound."""
+        if found := self._images.find(snapshot.manifest.memory_root, ram_pages(snapshot)):
+            return found
         return await asyncio.shield(self._make(snapshot))
 
     def _make(self, snapshot: Snapshot) -> asyncio.Task[Path]:

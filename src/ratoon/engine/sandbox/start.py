@@ -96,13 +96,18 @@ class MachineStarter:
         self._confiner = confiner
         self._survives = survives
 
-    async def verify(self, source: Snapshot, stages: Stages, *, burst: bool = False) -> Verified:
-        """The device state and the disk of `source`, checked; `burst`: see `MemoryImages.choose`.
+    async def expect_many(self, source: Snapshot) -> None:
+        """Have what many machines on `source` share: its image, and soon a flattened disk.
 
-        Corrupt names the file.
+        Corrupt, NotFound.
         """
+        self._disks.expect_many(source)
+        await self._memory_images.make_image(source)
+
+    async def verify(self, source: Snapshot, stages: Stages) -> Verified:
+        """The device state and the disk of `source`, checked. Corrupt names the file."""
         with stages("verify"):
-            disk = self._disks.hold(source, burst=burst)
+            disk = self._disks.hold(source)
             try:
                 await asyncio.to_thread(verify_disks, source, disk.covered)
                 return Verified(read_vmstate(source), disk)
@@ -120,14 +125,12 @@ class MachineStarter:
         *,
         stands: Callable[[], Awaitable[object]] = _stands,
         published: Snapshot | None = None,
-        burst: bool = False,
     ) -> PreparedMachine:
         """Start a machine on `twin`, the directory's own links to a snapshot.
 
         `stands` waits until the twin is there; until then it is not touched. `published`: where an
-        image is made from, if that is not the twin; `burst`: see `MemoryImages.choose`. Corrupt
-        names the page that is damaged. If this fails, the process is gone, and what it had to
-        itself.
+        image is made from, if that is not the twin. Corrupt names the page that is damaged. If this
+        fails, the process is gone, and what it had to itself.
         """
         assert options.network is not None
         with stages("image"):
@@ -137,9 +140,7 @@ class MachineStarter:
             )
             if image is None:
                 await stands()
-                image, patch = await self._memory_images.choose(
-                    twin, published or twin, burst=burst
-                )
+                image, patch = await self._memory_images.choose(twin, published or twin)
         confine = self._confiner.confine(directory.path, options.network, options.limits)
         with image, _own_files(directory) as (overlay, runtime):
             memory = MappedMemory.of_image(image)
