@@ -283,6 +283,29 @@ def test_another_file_system_is_not_entered() -> None:
     assert "pts: what is in it is on another file system" in packer.left_out.listed
 
 
+def test_content_that_is_made_as_it_is_read(tmp_path: Path) -> None:
+    """Whatever its size is said to be: 0 in /proc, a page in /sys."""
+    for name in ("/proc/version", "/proc/self/environ", "/sys/class/net/lo/mtu"):
+        unpack(pack(Path(name)), tmp_path / "to")
+        assert (tmp_path / "to").read_bytes() == Path(name).read_bytes() != b""
+
+
+def test_a_tree_of_such_content_without_what_cannot_be_read(tmp_path: Path) -> None:
+    packer = Packer(b"/proc/sys/vm", owners=False)
+    unpack(b"".join(packer.chunks()), tmp_path / "to")
+    swappiness = Path("/proc/sys/vm/swappiness").read_text()
+    assert (tmp_path / "to/swappiness").read_text() == swappiness
+    assert not (tmp_path / "to/drop_caches").exists()
+    assert "drop_caches: Permission denied" in packer.left_out.listed
+
+
+def test_no_end_of_such_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "MAX_MADE", 10)
+    with pytest.raises(OSError, match="too large") as raised:
+        pack(Path("/proc/version"))
+    assert raised.value.filename == b"/proc/version"
+
+
 def test_a_file_that_grows_is_packed_as_it_was_met(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"a" * 100_000)
     chunks = Packer(os.fsencode(tmp_path), owners=False).chunks()

@@ -24,7 +24,8 @@ TEXTS = {
 }
 #: Of this one the image's own stays, where it has one: the agent adds to it.
 KEPT = "etc/hosts"
-#: What the guest mounts something on; not through links, which lead elsewhere before its chroot.
+#: What the guest mounts on or writes to; not through links, which lead elsewhere before the disk is
+#: its root. With their modes, where the image has none.
 DIRECTORIES = {"proc": 0o555, "sys": 0o555, "dev": 0o755, "run": 0o755, "tmp": 0o1777}
 
 # linux/mount.h, mount_setattr(2): Linux 5.12
@@ -58,8 +59,8 @@ def main(disk: str, place: str, *command: str) -> None:
 def furnish() -> None:
     """Put what a container runtime provides into the current root."""
     for name, mode in DIRECTORIES.items():
-        _own_directory(Path(name))
-        Path(name).chmod(mode)
+        if _own_directory(Path(name)):
+            Path(name).chmod(mode)
     if not Path("etc").is_dir():
         _own_directory(Path("etc"))
     for name, text in TEXTS.items():
@@ -71,10 +72,13 @@ def furnish() -> None:
             file.write(text)
 
 
-def _own_directory(path: Path) -> None:
-    if path.is_symlink() or not path.is_dir():
-        _remove(path)
-        path.mkdir()
+def _own_directory(path: Path) -> bool:
+    """Have a directory there; whether it is new."""
+    if path.is_dir() and not path.is_symlink():
+        return False
+    _remove(path)
+    path.mkdir()
+    return True
 
 
 def _remove(path: Path) -> None:

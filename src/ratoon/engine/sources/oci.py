@@ -150,7 +150,7 @@ class OciImage:
     ) -> Path:
         """See `resolve.root_disk`."""
         inputs = {
-            "format": 2,
+            "format": 3,
             "manifest": image.digest,
             "disk_bytes": disk_bytes,
             "file_system": FILE_SYSTEM,

@@ -68,7 +68,7 @@ class Tree:
     ) -> Path:
         """See `resolve.root_disk`. Conflict: it is not what it was when it was resolved."""
         inputs = {
-            "format": 2,
+            "format": 3,
             "tree": image.digest,
             "disk_bytes": disk_bytes,
             "file_system": FILE_SYSTEM,

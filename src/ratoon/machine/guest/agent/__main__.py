@@ -16,10 +16,11 @@ from ..shared import wire
 from . import dial, files, transfers, watching  # noqa: F401  they answer requests
 from .evaluator import Evaluator
 from .freezer import Freezer
+from .libc import enter_root
 from .loop import Loop, call
 from .port import find_port
 from .processes import Processes
-from .rebirth import SYSROOT, Identity
+from .rebirth import Identity
 from .stream import Stream, operation, operations
 from .volumes import Volumes
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:  # `typing` itself would cost start-up time
     Request = dict[str, Any]
 
 PORT_NAME = "ratoon.agent"
+#: Where init has mounted the sandbox's root file system.
+SYSROOT = "/sysroot"
 CHUNK = 32 * 1024
 #: With this many bytes waiting for the port no stream has room: what they read from fills up.
 OUTPUT_LIMIT = 256 * 1024
@@ -232,8 +235,7 @@ def main() -> None:
     port = os.open(find_port(PORT_NAME), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     agent = Agent(port)
     agent.volumes.prepare()
-    os.chroot(SYSROOT)
-    os.chdir("/")
+    enter_root(SYSROOT)
     agent.identity.move_in()
     # What start-up made stays; leaving it out of collections keeps its pages shared between forks.
     gc.freeze()

@@ -12,8 +12,15 @@ import stat
 from . import libc
 from .loop import report
 
-#: Where they are besides; in memory, and made by init.
+#: Where they are besides, in memory.
 ROOM = "/run/ratoon"
+
+
+def make_room() -> None:
+    """In the sandbox's root: have ROOM, which is empty, and nothing of the disk."""
+    os.makedirs(ROOM, exist_ok=True)
+    flags = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
+    libc.mount(b"tmpfs", ROOM, b"tmpfs", flags, b"mode=755,size=1m")
 
 
 class BoundFile:

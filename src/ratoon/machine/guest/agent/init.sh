@@ -17,17 +17,16 @@ done
 /bin/busybox mount -t cgroup2 cgroup2 /sys/fs/cgroup
 /bin/busybox mkdir /sys/fs/cgroup/sandbox /sys/fs/cgroup/agent /sys/fs/cgroup/volumes
 cd /sysroot
-/bin/busybox mkdir -p proc sys dev run tmp
+/bin/busybox mkdir -p proc sys dev run
+[ -d tmp ] || /bin/busybox mkdir -m 1777 tmp
 /bin/busybox mount -t proc proc proc
 /bin/busybox mount -t sysfs sysfs sys
 /bin/busybox mount -t devtmpfs devtmpfs dev
-/bin/busybox mkdir -p dev/pts dev/shm
+/bin/busybox mkdir -p dev/pts dev/shm dev/mqueue
 /bin/busybox mount -t devpts -o mode=620,ptmxmode=666 devpts dev/pts
 /bin/busybox mount -t tmpfs -o mode=1777 tmpfs dev/shm
-/bin/busybox mount -t tmpfs -o mode=755 tmpfs run
-/bin/busybox mount -t tmpfs -o mode=1777 tmpfs tmp
-/bin/busybox mkdir -p run/ratoon
-: >run/ratoon/instance-id
+/bin/busybox mount -t mqueue mqueue dev/mqueue
+/bin/busybox mount -t cgroup2 cgroup2 sys/fs/cgroup
 /bin/busybox ln -sf /proc/self/fd dev/fd
 /bin/busybox ln -sf /proc/self/fd/0 dev/stdin
 /bin/busybox ln -sf /proc/self/fd/1 dev/stdout
@@ -37,6 +36,24 @@ cd /
 # anew and dirties pages: no neighbour discovery, no compaction in advance.
 echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6
 echo 0 >/proc/sys/vm/compaction_proactiveness
+# As on a current Docker host; docs/guest.md says where each of them is from.
+while read -r name value; do
+    echo "$value" >"/proc/sys/$name"
+done <<END
+fs/file-max 9223372036854775807
+fs/inotify/max_user_watches 524288
+fs/protected_fifos 1
+fs/protected_regular 2
+kernel/pid_max 4194304
+net/ipv4/ip_unprivileged_port_start 0
+net/ipv4/ping_group_range 0 2147483647
+net/ipv4/tcp_max_syn_backlog 1024
+vm/max_map_count 1048576
+END
+ulimit -Hn 524288
+ulimit -Sn 1024
+ulimit -u unlimited
+ulimit -c unlimited
 /bin/busybox ip link set lo up
 /bin/busybox ip link set eth0 up 2>/dev/null && /bin/busybox ip addr add 10.0.2.15/24 dev eth0
 # -I -S: nothing of the environment, no site packages; -B: pages stay clean.

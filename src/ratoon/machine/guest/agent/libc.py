@@ -17,7 +17,7 @@ IN_ONLYDIR, IN_DONT_FOLLOW, IN_EXCL_UNLINK = 0x0100_0000, 0x0200_0000, 0x0400_00
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
-MS_RDONLY, MS_NOSUID, MS_NODEV, _MS_BIND = 1, 2, 4, 4096
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, _MS_BIND, _MS_MOVE = 1, 2, 4, 8, 4096, 8192
 _MNT_DETACH = 2
 _INIT_MODULE, _SYNCFS = 175, 306
 _EVENT = struct.Struct("iIII")
@@ -57,6 +57,18 @@ def rename_to_nothing(source: bytes, target: bytes) -> None:
 def bind(source: str, target: str) -> None:
     """Mount the file `source` over the file `target`."""
     mount(os.fsencode(source), target, None, _MS_BIND, None)
+
+
+def enter_root(root: str) -> None:
+    """Have what is mounted at `root` as the root of all that is mounted, and be there.
+
+    Not by chroot alone: who is in such a root can make no user namespaces (EPERM). The kernel's own
+    threads, which share the root of process 1, come along, and so do programs that they start.
+    """
+    os.chdir(root)
+    mount(b".", "/", None, _MS_MOVE, None)
+    os.chroot(".")
+    os.chdir("/")
 
 
 def mount(source: bytes, target: str, kind: bytes | None, flags: int, data: bytes | None) -> None:

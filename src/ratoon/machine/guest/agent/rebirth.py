@@ -8,6 +8,7 @@ import struct
 import time
 
 from ..shared import wire
+from .bound import ROOM, make_room
 from .hooks import find_hooks, find_host_keys, renew_host_keys, run_hooks
 from .names import Names
 from .network import Network
@@ -16,9 +17,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .evaluator import Evaluator
     from .freezer import Freezer
-
-#: Where the sandbox's root file system is, seen from the initramfs.
-SYSROOT = "/sysroot"
 
 #: Seconds for the kernel to be done with what has just exited (RCU): each fork would do it again.
 SETTLE = 0.02
@@ -39,13 +37,13 @@ class Identity:
         self._evaluator = evaluator
         self._freezer = freezer
         self._random = _open("/dev/random", os.O_WRONLY)
-        # A file in memory, made by init.
-        self._instance_id = _open(f"{SYSROOT}/run/ratoon/instance-id", os.O_WRONLY)
         #: What a fork of this state has to do besides, as was found when it was frozen.
         self._chores: Chores | None = None
 
     def move_in(self) -> None:
         """In the sandbox's root: what it finds there of who it is, and of where it leads."""
+        make_room()
+        self._instance_id = _open(f"{ROOM}/instance-id", os.O_WRONLY | os.O_CREAT)
         self._names = Names()
         self._network = Network()
 

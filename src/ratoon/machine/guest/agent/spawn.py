@@ -95,6 +95,9 @@ def start(
                 read, write = os.pipe2(os.O_CLOEXEC)
                 ours.append(write)
                 theirs.append(read)
+            if user is not None:  # by name they can be opened by who owns them: /dev/stdout
+                for fd in theirs:
+                    os.fchown(fd, user.uid, user.gid)
             pid = _start(argv, env, cwd, user, [read, *theirs[:2]], terminal=False)
             outputs = [(ours[0], wire.STDOUT), (ours[1], wire.STDERR)]
             stdin = ours[2] if with_stdin else None

@@ -149,8 +149,11 @@ class Write(Receiver):
             self._replace(path)
             return
         how = {"append": os.O_APPEND, "in-place": os.O_TRUNC}[request["how"]]
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        self._fd = os.open(path, flags | how, NEW_FILE_MODE)
+        flags = how | os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:  # who might create it gets EACCES for another's file in /tmp (fs.protected_regular)
+            self._fd = os.open(path, flags)
+        except FileNotFoundError:
+            self._fd = os.open(path, flags | os.O_CREAT, NEW_FILE_MODE)
 
     def _replace(self, path: bytes) -> None:
         check_replaceable(path)

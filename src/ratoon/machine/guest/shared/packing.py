@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 CHUNK = 64 * 1024
 #: Of small things, so many bytes are gathered: a few of them are a pause's worth of system calls.
 GATHERED = 16 * 1024
+#: Bytes of a file that is made as it is read: it is held in memory, for its size comes first.
+MAX_MADE = 32 * 1024 * 1024
 #: Longer names no system call takes.
 MAX_NAME = 4095
 #: What was left out is listed up to here, and counted.
@@ -44,6 +46,9 @@ class Packer:
     Sockets, pipes and devices are left out, and what another file system holds. A tree that changes
     meanwhile is packed as it is met, each thing for itself; only a file that becomes shorter while
     it is read is an error.
+
+    What a file of /proc or /sys has is known when it is read to its end, whatever its size is said
+    to be; those of a tree that cannot be read are left out.
     """
 
     def __init__(self, path: bytes, *, owners: bool) -> None:
@@ -51,6 +56,8 @@ class Packer:
         self._path = path
         self._owners = owners
         self._status = os.stat(path)
+        #: Such a file system stores nothing, and makes content as it is read.
+        self._stores = bool(os.statvfs(path).f_blocks)
         #: Of files with several names, the one that was packed.
         self._first_names: dict[tuple[int, int], bytes] = {}
         self._gathered = bytearray()
@@ -112,7 +119,14 @@ class Packer:
         elif kind == stat.S_IFLNK:
             self._add(path, tar.SYMLINK, status, os.readlink(name, dir_fd=cursor.fd))
         elif kind == stat.S_IFREG:
-            yield from self._file(name, cursor.fd, path)
+            try:
+                yield from self._file(name, cursor.fd, path)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if self._stores or status.st_blocks:
+                    raise
+                self.left_out.add(path, error.strerror or "")
         else:
             self.left_out.add(path, "neither a file, a directory nor a link")
         return False
@@ -129,8 +143,10 @@ class Packer:
                 if first != path:
                     self._add(path, tar.HARD_LINK, status, first)
                     return
-            left = status.st_size
-            self._add(path, tar.FILE, status, size=left)
+            if not self._stores and not status.st_blocks:
+                fd = _read_whole(fd)
+            left = size = os.fstat(fd).st_size
+            self._add(path, tar.FILE, status, size=size)
             while left:
                 data = os.read(fd, min(CHUNK, left))
                 if not data:
@@ -140,7 +156,7 @@ class Packer:
                     self._gathered += data
                     data = self._take()
                 yield data
-            self._gathered += tar.padding(status.st_size)
+            self._gathered += tar.padding(size)
         finally:
             os.close(fd)
 
@@ -170,3 +186,20 @@ class Packer:
         gathered = bytes(self._gathered)
         self._gathered.clear()
         return gathered
+
+
+def _read_whole(made: int) -> int:
+    """A file in memory with what is read from `made`, in place of it; closes that."""
+    memory = os.memfd_create("made", os.MFD_CLOEXEC)
+    try:
+        size = 0
+        while data := os.read(made, CHUNK):
+            size += os.write(memory, data)
+            if size > MAX_MADE:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    except BaseException:
+        os.close(memory)
+        raise
+    os.lseek(memory, 0, os.SEEK_SET)
+    os.close(made)
+    return memory
