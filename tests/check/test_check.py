@@ -22,6 +22,7 @@ from ratoon.store.check.findings import Finding, Kind, Report
 from ratoon.store.check.repair import plan_repairs
 from ratoon.store.check.scrub import EVERYTHING
 from ratoon.store.memory.image import ImageStore
+from ratoon.store.snapshot import manifest
 from ratoon.store.snapshot.manifest import encode
 from ratoon.store.snapshot.snapshot import Snapshot, link_snapshot
 from ratoon.store.snapshot.store import Store
@@ -92,6 +93,18 @@ def test_a_parent_that_is_gone_is_a_note(store: Store, head: Snapshot) -> None:
     assert report.sound
     publish(store, "base", {1: 1})  # another one of that name
     assert kinds(check_store(store)) == [Kind.PARENT_GONE]
+
+
+def test_what_no_qemu_of_today_loads_is_a_note(
+    store: Store, head: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "OLDEST_QEMU", (999, 0))
+    report = check_store(store, read_data=EVERYTHING)
+    assert [(found.kind, found.snapshot) for found in report.findings] == [
+        (Kind.OUTDATED, tag) for tag in ("base", "head", "middle")
+    ]
+    assert head.manifest.machine.qemu_version in report.findings[0].what
+    assert report.sound
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.b3"])

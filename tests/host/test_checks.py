@@ -51,20 +51,8 @@ def test_programs() -> None:
     assert check == Check("programs", "bad", "missing: cpio, setpriv", "run `make setup`")
 
 
-@pytest.mark.parametrize(
-    ("version", "said"),
-    [
-        ("7.2.22", "opens images for writing"),
-        ("8.1.9", "opens images for writing"),
-        ("8.2.0", "readonly=on,rom=off"),
-        ("10.0.2", "readonly=on,rom=off"),
-    ],
-)
-def test_qemu_by_its_version(version: str, said: str) -> None:
-    check = checks.check_qemu(ask_qemu, lambda: version)
-    assert check.state == "ok"
-    assert check.found.startswith(version)
-    assert said in check.found
+def test_qemu() -> None:
+    assert checks.check_qemu(ask_qemu, lambda: "10.0.2") == Check("QEMU", "ok", "10.0.2")
 
 
 @pytest.mark.parametrize(("option", "lacking"), [("-machine", "microvm"), ("-netdev", "user")])

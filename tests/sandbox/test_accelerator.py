@@ -37,7 +37,7 @@ def prober(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prober:
     (tmp_path / "kvm").touch()
     monkeypatch.setenv("RATOON_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(accelerator, "KVM_DEVICE", tmp_path / "kvm")
-    monkeypatch.setattr(accelerator, "qemu_version", lambda: "7.2.22")
+    monkeypatch.setattr(accelerator, "qemu_version", lambda: "10.0.2")
     monkeypatch.setattr(accelerator, "_probe", prober)
     return prober
 
@@ -94,7 +94,7 @@ async def test_another_kernel_initramfs_or_qemu_is_probed_anew(
     await choose_accelerator(GUEST)
     await choose_accelerator(replace(GUEST, kernel_digest="0c" * 32))
     await choose_accelerator(replace(GUEST, initramfs_digest="0c" * 32))
-    monkeypatch.setattr(accelerator, "qemu_version", lambda: "7.2.23")
+    monkeypatch.setattr(accelerator, "qemu_version", lambda: "10.0.3")
     await choose_accelerator(GUEST)
     assert len(prober.asked) == len(answers(tmp_path)) == 4
 

@@ -22,7 +22,7 @@ TCG: frozenset[Accelerator] = frozenset(("tcg",))
 
 @pytest.fixture(autouse=True)
 def host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fork, "qemu_version", lambda: "7.2.22")
+    monkeypatch.setattr(fork, "qemu_version", lambda: "10.0.2")
     monkeypatch.setattr(fork, "host_tsc_khz", lambda: 2_100_000)
 
 
@@ -45,8 +45,8 @@ def made_with(snapshot: Snapshot, **machine: Any) -> Snapshot:
     "machine",
     [
         {},
-        {"qemu_version": "7.2.0"},
-        {"qemu_version": "7.2"},
+        {"qemu_version": "10.0.0"},
+        {"qemu_version": "10.0"},
         {"tsc_khz": 2_100_900},
         {"tsc_khz": 2_099_100},
         {"vcpus": 4, "ram_bytes": 1 << 30, "cpu": "another"},
@@ -59,9 +59,9 @@ def test_what_fits(snapshot: Snapshot, machine: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("machine", "theirs", "ours"),
     [
-        ({"qemu_version": "7.3.22"}, "QEMU 7.3.22", "7.2.22"),
-        ({"qemu_version": "8.2.22"}, "QEMU 8.2.22", "7.2.22"),
-        ({"qemu_version": "7.20.1"}, "QEMU 7.20.1", "7.2.22"),
+        ({"qemu_version": "10.1.2"}, "QEMU 10.1.2", "10.0.2"),
+        ({"qemu_version": "8.2.2"}, "QEMU 8.2.2", "10.0.2"),
+        ({"qemu_version": "10.20.1"}, "QEMU 10.20.1", "10.0.2"),
         ({"accelerator": "kvm"}, "accelerator kvm", "tcg"),
         ({"machine": "q35"}, "machine q35", "microvm"),
         ({"devices": ("virtio-blk",)}, r"devices \('virtio-blk',\)", r"\('virtio-blk', 'virtio-s"),

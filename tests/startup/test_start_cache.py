@@ -26,7 +26,7 @@ IMAGE = "blake3:1"
 @pytest.fixture
 async def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Engine]:
     monkeypatch.setenv("RATOON_RUNTIME", str(tmp_path / "run"))
-    monkeypatch.setattr(key, "qemu_version", lambda: "7.2.22")
+    monkeypatch.setattr(key, "qemu_version", lambda: "10.0.2")
     async with Engine.open(tmp_path / "home") as engine:
         yield engine
 
@@ -36,7 +36,7 @@ def cache(engine: Engine) -> StartCache:
     return StartCache(engine.store)
 
 
-def document(image: str = IMAGE, qemu_version: str = "7.2.22") -> Booted:
+def document(image: str = IMAGE, qemu_version: str = "10.0.2") -> Booted:
     return Booted(
         image=image,
         kernel="k",
@@ -70,9 +70,9 @@ def test_what_was_kept_is_found(engine: Engine, cache: StartCache) -> None:
 
 
 def test_a_miss_names_what_differs(engine: Engine, cache: StartCache) -> None:
-    keep(engine, cache, document(qemu_version="7.2.1"))
-    keep(engine, cache, document("blake3:2", "7.2.1"))
-    with pytest.raises(NotFound, match=r"differs: qemu_version is 7.2.1 there, 7.2.22 here$"):
+    keep(engine, cache, document(qemu_version="10.0.1"))
+    keep(engine, cache, document("blake3:2", "10.0.1"))
+    with pytest.raises(NotFound, match=r"differs: qemu_version is 10.0.1 there, 10.0.2 here$"):
         cache.find(document(), "debian")
 
 
@@ -84,8 +84,8 @@ def test_a_miss_is_compared_with_starts_of_the_same_image(
         cache.find(document(), "python")
     with pytest.raises(NotFound, match=r"differs: image is blake3:2 there, blake3:1 here$"):
         cache.find(document(), "debian")  # the name leads to another one by now
-    keep(engine, cache, document(qemu_version="7.2.1"))
-    with pytest.raises(NotFound, match=r"differs: qemu_version is 7.2.1 there, 7.2.22 here$"):
+    keep(engine, cache, document(qemu_version="10.0.1"))
+    with pytest.raises(NotFound, match=r"differs: qemu_version is 10.0.1 there, 10.0.2 here$"):
         cache.find(document(), "python")  # the same one by another name
 
 
@@ -112,7 +112,7 @@ def test_a_damaged_document_is_a_miss(engine: Engine, cache: StartCache, content
 def test_a_document_that_was_edited_is_a_miss(engine: Engine, cache: StartCache) -> None:
     entry = keep(engine, cache, document())
     path = cache.directory / f"{entry.key}.json"
-    path.write_text(path.read_text().replace("7.2.22", "8.0.0"))
+    path.write_text(path.read_text().replace("10.0.2", "11.0.0"))
     with pytest.raises(NotFound, match="not what its key says"):
         cache.find(document(), "debian")
 
@@ -150,7 +150,7 @@ async def test_one_at_a_time_makes_a_start(cache: StartCache) -> None:
 
 async def test_pruning_takes_what_no_run_can_use(engine: Engine, cache: StartCache) -> None:
     good = keep(engine, cache, document())
-    old = keep(engine, cache, document(qemu_version="7.2.1"))
+    old = keep(engine, cache, document(qemu_version="10.0.1"))
     gone = keep(engine, cache, document("blake3:3"))
     engine.store.delete(gone.snapshot.tag)
     publish(engine.store, "start-" + "0" * 24)

@@ -112,7 +112,7 @@ def test_what_a_start_stands_on_is_named_within_it(document: Started) -> None:
 
 
 def test_what_another_qemu_made_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(key, "qemu_version", lambda: "7.2.22")
+    monkeypatch.setattr(key, "qemu_version", lambda: "10.0.2")
     here = Booted(
         image="sha256:1",
         kernel="k",
@@ -124,15 +124,15 @@ def test_what_another_qemu_made_does_not_fit(monkeypatch: pytest.MonkeyPatch) ->
         disk_bytes=1,
         machine=command.MACHINE,
         devices=command.DEVICES,
-        qemu_version="7.2.22",
+        qemu_version="10.0.2",
         accelerator="tcg",
         cpu="max",
         host_cpu=None,
     )
     assert unfit(here) == ()
-    monkeypatch.setattr(key, "qemu_version", lambda: "8.0.0")
+    monkeypatch.setattr(key, "qemu_version", lambda: "11.0.0")
     (found,) = unfit(here)
-    assert str(found) == "qemu_version is 7.2.22 there, 8.0.0 here"
+    assert str(found) == "qemu_version is 10.0.2 there, 11.0.0 here"
 
 
 @given(st.text(max_size=300), st.text(max_size=200), st.text(max_size=200))

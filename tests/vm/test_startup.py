@@ -176,7 +176,7 @@ async def test_a_start_that_is_gone_or_of_another_qemu_is_made_anew(
     assert (second.tier, second.missed) == (1, (gone,))
     (entry,) = (each for each in runner.cache.entries() if isinstance(each.document, Started))
     assert isinstance(entry.document, Started)
-    below = entry.document.booted.model_copy(update={"qemu_version": "7.2.0"})
+    below = entry.document.booted.model_copy(update={"qemu_version": "10.0.0"})
     snapshot = engine.store.get(entry.snapshot.tag)
     runner.cache.remove(entry.key)
     older = entry.document.model_copy(update={"booted": below})
@@ -184,7 +184,7 @@ async def test_a_start_that_is_gone_or_of_another_qemu_is_made_anew(
     third = await runner.run(wanted)
     await third.sandbox.kill()
     assert third.tier == 1
-    assert "booted.qemu_version is 7.2.0 there" in third.missed[0]
+    assert "booted.qemu_version is 10.0.0 there" in third.missed[0]
 
 
 async def test_a_run_without_the_cache_leaves_nothing(engine: Engine, runner: Runner) -> None:

@@ -597,6 +597,7 @@ def no_cache() -> Iterator[None]:
     [
         (None, "does not run"),
         ("exit 1", "does not run"),
+        ("echo QEMU emulator version 7.2.22", r"7\.2\.22 is too old: Ratoon needs 8\.2 or later"),
         ("echo QEMU emulator version unknown", "states no version: QEMU emulator version unknown"),
     ],
 )

@@ -132,6 +132,10 @@ class Volume:
     read_only: bool = False
 
 
+#: `outdated`: it runs or stands by with a QEMU that this Ratoon does not speak to.
+ListedState = Literal["running", "standby", "dead", "outdated"]
+
+
 @dataclass(frozen=True)
 class SandboxInfo:
     """A sandbox. `pid` is that of its machine, and null where it has none.
@@ -144,7 +148,7 @@ class SandboxInfo:
 
     id: str
     snapshot_tag: str
-    state: Literal["running", "standby", "dead", "killed"]
+    state: Literal[ListedState, "killed"]
     created_at_unix: int
     pid: int | None
     stands_on: str

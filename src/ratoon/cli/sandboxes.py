@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ratoon.api.answers import ListedState
 from ratoon.cli.app import Json, complain, explain, print_json, say
 from ratoon.cli.connect import all_of, client_command
 from ratoon.cli.naming import NAME, Sandbox, Sandboxes, find, known_ids, known_tags
@@ -79,7 +80,7 @@ def _show_forks(made: Sequence[AsyncSandbox | RatoonError], as_json: bool) -> No
         raise typer.Exit(1)
 
 
-State = Annotated[str | None, typer.Option(help="Those alone: running, standby or dead.")]
+State = Annotated[ListedState | None, typer.Option(help="Those alone.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Ids alone.")]
 
 
@@ -93,9 +94,7 @@ async def list_sandboxes(
     as_json: Json = False,
 ) -> None:
     """List the sandboxes."""
-    if state not in (None, "running", "standby", "dead"):
-        raise InvalidInput(f"--state {state}: it is running, standby or dead")
-    found = await client.sandboxes(metadata=dict(label or []), state=state)  # type: ignore[arg-type]
+    found = await client.sandboxes(metadata=dict(label or []), state=state)
     if as_json:
         print_json([asdict(each) for each in found])
     elif quiet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Iterator, Mapping
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -11,6 +12,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from ratoon.api.answers import ListedState
 from ratoon.engine.sandbox.engine import Engine
 
 #: Seconds: from a stage of a fork to a request that waited for a base to boot.
@@ -85,7 +87,7 @@ class _EngineState(Collector):
         engine, images = self._engine, self._engine.images
         states = Tally(each.state for each in engine.sandboxes)
         sandboxes = GaugeMetricFamily("ratoon_sandboxes", "Sandboxes there are.", labels=["state"])
-        for state in ("running", "standby", "dead"):
+        for state in get_args(ListedState):
             sandboxes.add_metric([state], states[state])
         yield sandboxes
         pooled = GaugeMetricFamily("ratoon_pool_machines", "Machines that wait.", labels=["tag"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
+from ratoon.api.answers import ListedState
 from ratoon.api.http_only import Pong
 from ratoon.daemon.context import Daemon, TheDaemon
 from ratoon.daemon.forkd import Changed, ForkRequest, SandboxInfo
@@ -62,7 +63,7 @@ async def fork(
 async def list_sandboxes(
     daemon: TheDaemon,
     metadata: Annotated[list[str], Query(description="KEY:VALUE; all of them must be so.")] = [],  # noqa: B006
-    state: Literal["running", "standby", "dead"] | None = None,
+    state: ListedState | None = None,
 ) -> list[SandboxInfo]:
     """All sandboxes, or those that are as asked for."""
     wanted = [_pair(each) for each in metadata]

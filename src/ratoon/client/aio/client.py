@@ -17,6 +17,7 @@ from ratoon.api.answers import (
     Changed,
     EvalResult,
     Event,
+    ListedState,
     PoolInfo,
     RunInfo,
     SandboxInfo,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 Infos = list[SandboxInfo]
 Forks = list["AsyncSandbox | RatoonError"]
-State = Literal["running", "standby", "dead"]
 
 
 class AsyncClient:
@@ -141,7 +141,7 @@ class AsyncClient:
         return AsyncSandbox(self, read(SandboxInfo, await self._connection.ask("GET", path)))
 
     async def sandboxes(
-        self, *, metadata: Mapping[str, str] | None = None, state: State | None = None
+        self, *, metadata: Mapping[str, str] | None = None, state: ListedState | None = None
     ) -> list[SandboxInfo]:
         """All sandboxes, or those that have this metadata, and are in this state."""
         pairs = [f"{key}:{value}" for key, value in (metadata or {}).items()]
@@ -321,7 +321,7 @@ class AsyncSandbox:
         cls,
         *,
         metadata: Mapping[str, str] | None = None,
-        state: State | None = None,
+        state: ListedState | None = None,
         client: AsyncClient | None = None,
     ) -> Infos:
         """All sandboxes, or those that have this metadata, and are in this state."""

@@ -18,6 +18,7 @@ from ratoon.api.answers import (
     Changed,
     EvalResult,
     Event,
+    ListedState,
     PoolInfo,
     RunInfo,
     SandboxInfo,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 Infos = list[SandboxInfo]
 Forks = list["Sandbox | RatoonError"]
-State = Literal["running", "standby", "dead"]
 
 
 class Client:
@@ -142,7 +142,7 @@ class Client:
         return Sandbox(self, read(SandboxInfo, self._connection.ask("GET", path)))
 
     def sandboxes(
-        self, *, metadata: Mapping[str, str] | None = None, state: State | None = None
+        self, *, metadata: Mapping[str, str] | None = None, state: ListedState | None = None
     ) -> list[SandboxInfo]:
         """All sandboxes, or those that have this metadata, and are in this state."""
         pairs = [f"{key}:{value}" for key, value in (metadata or {}).items()]
@@ -322,7 +322,7 @@ class Sandbox:
         cls,
         *,
         metadata: Mapping[str, str] | None = None,
-        state: State | None = None,
+        state: ListedState | None = None,
         client: Client | None = None,
     ) -> Infos:
         """All sandboxes, or those that have this metadata, and are in this state."""

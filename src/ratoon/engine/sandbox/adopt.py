@@ -12,14 +12,22 @@ import logging
 from pathlib import Path
 
 from ratoon.engine.sandbox.capture import thaw
-from ratoon.engine.sandbox.directory import SandboxDirectory
+from ratoon.engine.sandbox.directory import PARENT, SandboxDirectory
 from ratoon.engine.sandbox.incarnation import Incarnation
 from ratoon.engine.sandbox.mounts import Mounts
 from ratoon.engine.sandbox.record import Record, RunRecord, is_alive, read_record
 from ratoon.engine.sandbox.sandbox import Owner, Sandbox
 from ratoon.engine.sandbox.start import oserror_as_hosterror
 from ratoon.engine.sandbox.sweep import kill_strays
-from ratoon.errors import GuestError, HostError, MachineDied, MachineError, OutOfDisk, RatoonError
+from ratoon.errors import (
+    GuestError,
+    HostError,
+    Incompatible,
+    MachineDied,
+    MachineError,
+    OutOfDisk,
+    RatoonError,
+)
 from ratoon.machine.guest.channel import Channel
 from ratoon.machine.host.cgroups import find
 from ratoon.machine.host.limits import Limits
@@ -27,7 +35,7 @@ from ratoon.machine.network.namespaces import Namespace, Namespaces
 from ratoon.machine.network.policy import NONE
 from ratoon.machine.vmm.logs import log_tail
 from ratoon.machine.vmm.qemu import QemuMachine
-from ratoon.store.snapshot.snapshot import Snapshot
+from ratoon.store.snapshot.snapshot import Snapshot, load_snapshot
 from ratoon.store.snapshot.store import Store
 
 log = logging.getLogger(__name__)
@@ -39,12 +47,14 @@ HELLO_TIMEOUT = 60.0
 async def adopt(
     store: Store, namespaces: Namespaces, directory: SandboxDirectory, owner: Owner
 ) -> Sandbox:
-    """The sandbox in a directory that is held and has a record: as it was, or dead.
+    """The sandbox in a directory that is held and has a record: as it was, or dead, or outdated.
 
     Corrupt: it cannot be made out what it stands on.
     """
     record = read_record(directory.path)
     assert record is not None
+    if outdated := await _find_outdated(store, directory, record, owner):
+        return outdated
     run, death = None, None
     if record.run is None or not is_alive(record.run):
         await asyncio.to_thread(kill_strays, directory.path)
@@ -78,7 +88,7 @@ async def adopt(
         parent=parent,
         origin=await asyncio.to_thread(_origin, store, directory, parent),
         mounts=mounts,
-        cause_of_death=death,
+        lost=death,
         kept=True,
     )
     if run is None and death is None:
@@ -86,6 +96,29 @@ async def adopt(
     if death is None:
         sandbox.persist()
     return sandbox
+
+
+async def _find_outdated(
+    store: Store, directory: SandboxDirectory, record: Record, owner: Owner
+) -> Sandbox | None:
+    """The sandbox, if its QEMU is too old; nothing of it is touched."""
+    try:
+        parent = load_snapshot(directory.path / PARENT)
+    except RatoonError:  # somebody died while it was replaced
+        return None
+    machine = parent.manifest.machine
+    if not machine.is_outdated:
+        return None
+    lost = Incompatible(
+        f"sandbox {record.id} {'runs on' if record.run else 'stands by for'} QEMU "
+        f"{machine.qemu_version}, to which this Ratoon does not speak. It is kept as it is: kill "
+        "it, or stop this daemon and have the Ratoon that made it serve it"
+    )
+    log.warning("%s", lost)
+    mounts = await _hold(store, record)
+    return Sandbox(
+        directory, None, record, owner, parent=parent, origin=None, mounts=mounts, lost=lost
+    )
 
 
 async def _attach(

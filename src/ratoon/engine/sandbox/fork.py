@@ -25,6 +25,7 @@ from ratoon.machine.vmm import command
 from ratoon.machine.vmm.driver import Accelerator
 from ratoon.machine.vmm.qemu import qemu_version
 from ratoon.machine.vmm.tsc import host_tsc_khz, same_rate
+from ratoon.store.snapshot.manifest import qemu_series
 from ratoon.store.snapshot.snapshot import Snapshot
 from ratoon.store.snapshot.store import Store
 
@@ -215,4 +216,4 @@ def check_compatible(snapshot: Snapshot, accelerators: frozenset[Accelerator]) -
 
 def _same_series(version: str) -> bool:
     """microvm is not a versioned machine type: states fit within a major.minor alone."""
-    return version.split(".")[:2] == qemu_version().split(".")[:2]
+    return qemu_series(version) == qemu_series(qemu_version())

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from ratoon.api.answers import PublishedPort
-from ratoon.concurrency import uncancelled
+from ratoon.api.answers import ListedState, PublishedPort
+from ratoon.concurrency import in_thread, uncancelled
 from ratoon.engine.sandbox.deaths import sandbox_death_as_error
 from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.events import Events
@@ -24,7 +24,8 @@ from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.record import Record, forget_record, record_of, write_record
 from ratoon.engine.sandbox.spare import Spare
 from ratoon.engine.sandbox.stages import Stages
-from ratoon.errors import Conflict, GuestError, MachineDied, RatoonError
+from ratoon.engine.sandbox.sweep import kill_strays
+from ratoon.errors import Conflict, GuestError, Incompatible, MachineDied, RatoonError
 from ratoon.machine.guest import commands
 from ratoon.machine.guest.channel import Channel, GuestStream
 from ratoon.machine.guest.commands import ExecResult
@@ -37,7 +38,7 @@ from ratoon.store.snapshot.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
-State = Literal["running", "standby", "dead", "killed"]
+State = Literal[ListedState, "killed"]
 
 
 async def _nothing(sandbox: Sandbox) -> None:
@@ -74,7 +75,7 @@ class Sandbox:
         origin: Snapshot | None,
         mounts: Mounts,
         stages: Stages | None = None,
-        cause_of_death: MachineDied | None = None,
+        lost: RatoonError | None = None,
         kept: bool = False,
     ) -> None:
         self._directory = directory
@@ -90,8 +91,9 @@ class Sandbox:
         #: The stages of the fork, in milliseconds, and all of it until the agent had answered.
         self.stages = dict(stages.ms) if stages else {}
         self.fork_ms = stages.total_ms if stages else 0.0
-        #: Why it is dead, where that was found out by whoever took it over.
-        self.cause_of_death = cause_of_death
+        #: Why it is of no use, as was found out by whoever took it over: MachineDied, or
+        #: Incompatible, where its QEMU is too old; it is left as it is then, until it is killed.
+        self.lost = lost
         #: Whether it is written down, so that it can be taken over by another process.
         self.kept = kept
         #: Held by whoever changes what the sandbox stands on.
@@ -109,7 +111,7 @@ class Sandbox:
         self._ending: asyncio.Task[None] | None = None
         self._users = 0
         self._last_used = time.monotonic()
-        for port in record.ports:
+        for port in () if lost else record.ports:
             try:
                 self._ports.publish(port.guest_port, port.host_port)
             except RatoonError as error:  # somebody else has it by now
@@ -160,7 +162,9 @@ class Sandbox:
     def state(self) -> State:
         if self._ending:
             return "killed"
-        if self.cause_of_death or (self._incarnation and self._incarnation.machine.has_died):
+        if isinstance(self.lost, Incompatible):
+            return "outdated"
+        if self.lost or (self._incarnation and self._incarnation.machine.has_died):
             return "dead"
         return "running" if self._incarnation else "standby"
 
@@ -168,11 +172,11 @@ class Sandbox:
 
     @property
     def incarnation(self) -> Incarnation:
-        """Its present run. Conflict: it is in standby, or killed. MachineDied: found dead."""
+        """Its present run. Conflict: it is in standby, or killed; `lost`, if it is."""
         if self._ending:
             raise Conflict(f"sandbox {self.id} was killed")
-        if self.cause_of_death:
-            raise self.cause_of_death
+        if self.lost:
+            raise self.lost
         if self._incarnation is None:
             raise Conflict(f"sandbox {self.id} is in standby; resume it first")
         return self._incarnation
@@ -386,6 +390,8 @@ class Sandbox:
             if self._incarnation and self._incarnation is not ended:  # of a reset, or a resume
                 await self.retire(self._incarnation, now=now)
             await self.spare.drop()
+            if self.lost:
+                await in_thread(kill_strays, self._directory.path)
             await self._directory.delete()
         self.mounts.let_go()
         await self._owner.on_killed(self)

@@ -131,6 +131,8 @@ class Lifecycle:
         """
         stages = Stages()
         async with sandbox.changing:
+            if sandbox.lost:
+                raise sandbox.lost
             if sandbox.state != "standby":
                 raise Conflict(f"sandbox {sandbox.id} is {sandbox.state}, not in standby")
             await self._resume(sandbox, stages)

@@ -34,6 +34,7 @@ from ratoon.machine.vmm.given_files import READ_AND_WRITE, GivenFiles
 from ratoon.machine.vmm.logs import bound_logs, log_tail
 from ratoon.machine.vmm.process import MachineProcess, prefer_to_kill
 from ratoon.machine.vmm.standstill import EVENTS, Standstill
+from ratoon.store.snapshot.manifest import OLDEST_QEMU, qemu_series
 from ratoon.units import MIB
 
 # What goes wrong in a conversation is raised as an error of ours; it need not be logged as well.
@@ -43,8 +44,6 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 COMMAND_TIMEOUT = 60
 #: Seconds between looks at the length of the logs.
 LOGS_INTERVAL = 10.0
-#: The first version that maps a file privately which it may only read.
-OLDEST = (8, 2)
 #: A device state takes some hundred KiB; what a machine gives for one is not taken on trust.
 LONGEST_STATE = 64 * MIB
 
@@ -63,17 +62,13 @@ def qemu_version() -> str:
     match = re.search(r"version (\d+\.\d+\.\d+)", output)
     if match is None:
         raise HostError(f"{command.BINARY} states no version: {output[:100]}")
-    if is_too_old(match[1]):
+    if qemu_series(match[1]) < OLDEST_QEMU:
         raise HostError(
-            f"{command.BINARY} is of version {match[1]}; Ratoon needs {OLDEST[0]}.{OLDEST[1]} or "
-            "later: `make setup` installs it, on Debian 12 from its backports"
+            f"{command.BINARY} {match[1]} is too old: Ratoon needs "
+            f"{'.'.join(map(str, OLDEST_QEMU))} or later; `make setup` installs it, on Debian 12 "
+            "from its backports"
         )
     return match[1]
-
-
-def is_too_old(version: str) -> bool:
-    """Whether Ratoon no longer speaks to a QEMU of this version, nor loads its device states."""
-    return tuple(map(int, version.split(".")[:2])) < OLDEST
 
 
 class QemuMachine:

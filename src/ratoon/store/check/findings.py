@@ -36,6 +36,7 @@ class Kind(Enum):
     ORPHAN = "orphan"
     MODE = "wrong mode"
     PARENT_GONE = "parent gone"
+    OUTDATED = "outdated snapshot"
     UNUSED_IMAGE = "unused image"
 
     @property
@@ -50,6 +51,7 @@ _SEVERITIES = {
     Kind.ORPHAN: Severity.MINOR,
     Kind.MODE: Severity.MINOR,
     Kind.PARENT_GONE: Severity.NOTE,
+    Kind.OUTDATED: Severity.NOTE,
     Kind.UNUSED_IMAGE: Severity.NOTE,
 }
 
@@ -68,6 +70,7 @@ _WAYS_OUT = {
     Kind.ORPHAN: "Ratoon did not make it: move it elsewhere, or delete it",
     Kind.MODE: f"{_REPAIR}, which sets the mode",
     Kind.PARENT_GONE: "nothing to do: the snapshot has all that it needs",
+    Kind.OUTDATED: "build it anew; until it is deleted, what it stores can still be read",
     Kind.UNUSED_IMAGE: "nothing to do: it is a cache, and may be deleted",
 }
 

@@ -152,7 +152,10 @@ def check_indexes(
 def check_relations(
     surveyed: Sequence[Surveyed], unreadable_tags: frozenset[str]
 ) -> Iterator[Finding]:
-    """Each layer below must be as the snapshot that added it says, while that one is there."""
+    """Each layer below must be as the snapshot that added it says, while that one is there.
+
+    What no QEMU of today loads is told as well.
+    """
     owners = {entry.snapshot.manifest.id: entry for entry in surveyed}
     for entry in surveyed:
         manifest = entry.snapshot.manifest
@@ -166,6 +169,9 @@ def check_relations(
                 what = f"its layer {layer.tag} is not that of snapshot {owner.tag}: "
                 what += _difference(layer, own)
                 yield Finding.of(Kind.SNAPSHOT, path, what, snapshot=entry.tag)
+        if manifest.machine.is_outdated and entry.exists():
+            what = f"made with QEMU {manifest.machine.qemu_version}, it can be forked no more"
+            yield Finding.of(Kind.OUTDATED, path, what, snapshot=entry.tag)
         parent = manifest.parent
         gone = parent and parent.id not in owners and parent.tag not in unreadable_tags
         if parent and gone and entry.exists():

@@ -73,6 +73,10 @@ class LayerRef(Document):
     anonymous: bool = False
 
 
+#: Of QEMU, whose device states are of use: the first that maps a file which it may only read.
+OLDEST_QEMU = (8, 2)
+
+
 class MachineConfig(Document):
     """The machine that the device state belongs to; a fork must be given the same one.
 
@@ -90,6 +94,17 @@ class MachineConfig(Document):
     initramfs_digest: Digest
     disk_bytes: Annotated[int, Field(gt=0, lt=1 << 63)]
     devices: Annotated[tuple[str, ...], Field(fail_fast=True)]
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether its QEMU is one that no Ratoon of today runs."""
+        return qemu_series(self.qemu_version) < OLDEST_QEMU
+
+
+def qemu_series(version: str) -> tuple[int, int]:
+    """Of QEMU's version `10.0.2`, (10, 0): device states fit within it. (0, 0): it is none."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 class GuestInfo(Document):
