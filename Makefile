@@ -1,7 +1,7 @@
 # The front door: `make demo` shows what Ratoon does, `make test` tests all of it.
 # Both set up what they need, and are quick the second time.
 
-.PHONY: help setup demo test test-fast soak lint bench clean
+.PHONY: help setup demo test test-fast soak lint bench clean clean-sources
 .DEFAULT_GOAL := help
 
 PYTHON_IN_VENV := .venv/bin/python
@@ -37,6 +37,9 @@ lint: setup  ## formatter, linter and type checker
 
 bench: setup  ## all benches, half an hour; every sample as CSV and JSON in build/bench
 	@.venv/bin/ratoon bench all
+
+clean-sources:  ## have apt take nothing from Debian's backports for Ratoon any more
+	@if [ "$$(id -u)" -eq 0 ]; then scripts/backports.sh remove; else sudo scripts/backports.sh remove; fi
 
 clean:  ## remove what was built in the checkout; the cache outside stays
 	rm -rf build dist .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -20,7 +20,19 @@ as_root() {
     fi
 }
 
-installed() { dpkg-query -W -f='${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed; }
+# shellcheck source=/dev/null
+distribution=$(. /etc/os-release && echo "$ID-${VERSION_CODENAME-}")
+
+# Whether a package is there, and of the version that it must have at least.
+installed() {
+    case $1-$distribution in
+    qemu-*) least=1:8.2 ;;
+    e2fsprogs-debian-bookworm) least=1.47.1 ;;
+    *) least=0 ;;
+    esac
+    state=$(dpkg-query -W -f='${db:Status-Status} ${Version}' "$1" 2>/dev/null) &&
+        [ "${state% *}" = installed ] && dpkg --compare-versions "${state#* }" ge "$least"
+}
 
 python=${PYTHON:-python3}
 if ! "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
@@ -32,6 +44,10 @@ missing=
 for package in $packages; do
     installed "$package" || missing="$missing $package"
 done
+
+case "$distribution:$missing " in
+debian-bookworm:*" qemu-"* | debian-bookworm:*" e2fsprogs "*) as_root scripts/backports.sh add ;;
+esac
 
 # The guest's kernel is fetched by apt later, so the package lists must be there and be recent.
 lists=.venv/.package-lists
