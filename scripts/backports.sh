@@ -9,11 +9,17 @@ suite=bookworm-backports
 
 say() { printf 'setup: %s\n' "$*"; }
 
+# Prints where a suite of Debian comes from, as far as its lists are there.
+mirror_of() {
+    apt-get indextargets --format '$(REPO_URI)' \
+        "Codename: $1" 'Component: main' 'Created-By: Packages' | head -n 1
+}
+
 case ${1-} in
 add)
-    if [ ! -e "$source" ] && ! apt-get indextargets --format '$(SUITE)' | grep -qx "$suite"; then
-        mirror=$(apt-get indextargets --format '$(REPO_URI)' \
-            'Codename: bookworm' 'Component: main' 'Created-By: Packages' | head -n 1)
+    [ -n "$(mirror_of bookworm)" ] || apt-get update -qq
+    if [ ! -e "$source" ] && [ -z "$(mirror_of "$suite")" ]; then
+        mirror=$(mirror_of bookworm)
         if [ -z "$mirror" ]; then
             say "this host's apt has no source of Debian's bookworm: add one" >&2
             exit 1

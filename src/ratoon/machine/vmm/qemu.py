@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import re
@@ -365,7 +364,7 @@ class QemuMachine:
         if overlay not in self._sets:
             nodes = await self._execute("query-named-block-nodes", flat=True)
             files = {node["node-name"]: node["file"] for node in nodes}
-            self._sets[overlay] = int(_file_of(files[overlay]).name)
+            self._sets[overlay] = int(Path(files[command.file_node(overlay)]).name)
         return self._sets[overlay]
 
     async def _remove_overlay(self, overlay: str) -> None:
@@ -419,13 +418,6 @@ class QemuMachine:
 
 def _number(overlay: str) -> int:
     return int(overlay.removeprefix(command.OVERLAY))
-
-
-def _file_of(filename: str) -> Path:
-    """The file of a node: QEMU names one as JSON where its graph is not that of the headers."""
-    if filename.startswith("json:"):
-        filename = json.loads(filename.removeprefix("json:"))["file"]["filename"]
-    return Path(filename)
 
 
 def _confinement(survives: bool) -> list[str]:
