@@ -101,8 +101,10 @@ def _node(filename: str, name: str, *, no_flush: bool = False, **more: Any) -> d
     to layers.
     """
     cache = {"direct": False, "no-flush": no_flush}
-    file = {"driver": "file", "node-name": file_node(name), "filename": filename}
-    file |= {"locking": "off", "cache": cache}
+    file = {
+        **{"driver": "file", "node-name": file_node(name), "filename": filename},
+        **{"locking": "off", "cache": cache},
+    }
     return {"driver": "qcow2", "node-name": name, "file": file, "cache": cache, **more}
 
 
