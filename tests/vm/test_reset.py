@@ -166,6 +166,21 @@ async def test_a_spare_that_died_is_not_used(engine: Engine, source: Sandbox) ->
     await sh(source, CHECK)
 
 
+@pytest.mark.parametrize("source", [True], indirect=True)
+async def test_after_any_branch_the_spare_is_of_that(engine: Engine, source: Sandbox) -> None:
+    for number, branch in enumerate((engine.branch, engine.begin_branch)):
+        await spare_waits(source)
+        await sh(source, f"echo {number} >/root/branched")
+        await branch(source, f"next-{number}")
+        await engine.settle()
+        await spare_waits(source)
+        (spare,) = set(processes_of(source.directory.path)) - {source.pid}
+        await sh(source, "rm /root/branched")
+        await engine.reset(source)
+        assert source.pid == spare
+        await sh(source, f"{CHECK}; [ $(cat /root/branched) = {number} ]")
+
+
 async def test_a_command_under_way_is_told(engine: Engine, source: Sandbox) -> None:
     command = asyncio.create_task(source.exec(["sleep", "1000"]))
     await sh(source, "true")

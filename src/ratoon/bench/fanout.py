@@ -12,7 +12,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,11 +24,14 @@ from ratoon.bench.plots import Plot, Series
 from ratoon.bench.samples import Samples, forget_files, percentile, read_bytes
 from ratoon.bench.tables import Table, Target, spread
 from ratoon.bench.textbook import data_of, images_from
+from ratoon.engine.sandbox.base import BootedGuest
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.fork import CONCURRENT_STARTS
+from ratoon.engine.sandbox.incarnation import Incarnation
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import HostError, RatoonError
 from ratoon.files import clone_range
+from ratoon.machine.guest import commands
 from ratoon.machine.host.usage import usage
 from ratoon.store.memory.cache import OpenImage
 from ratoon.units import MIB
@@ -39,7 +42,7 @@ BURST = 25
 BOOTS = 2 * CONCURRENT_STARTS
 DISK_BYTES = 8 << 30
 
-Outcomes = list[Sandbox | RatoonError]
+Outcomes = Sequence[Sandbox | BootedGuest | RatoonError]
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ async def measure(shop: Workshop) -> Samples:
             await engine.settle()
             await asyncio.to_thread(forget_files, shop.home)
             rows.append(await _burst("nothing cached", number, n, engine.fork(base, n)))
-        rows.append(await _burst("cold boots", number, BOOTS, _boot(engine)))
+        async with AsyncExitStack() as stack:
+            rows.append(await _burst("cold boots", number, BOOTS, _boot(engine, stack)))
     with mounted("xfs", DISK_BYTES) as root:
         async with Engine.open(root / "home") as other:
             await other.bases.from_image("debian", "base", progress=shop.say)
@@ -149,29 +153,30 @@ def _reflink(source: int, target: int) -> bool:
     return clone_range(source, 0, size, target, 0)
 
 
-async def _boot(engine: Engine) -> Outcomes:
+async def _boot(engine: Engine, stack: AsyncExitStack) -> Outcomes:
     places = asyncio.Semaphore(CONCURRENT_STARTS)
 
-    async def one() -> Sandbox | RatoonError:
+    async def one() -> BootedGuest | RatoonError:
         async with places:
             try:
-                return await engine.bases.boot("debian")
+                return await stack.enter_async_context(engine.bases.boot("debian"))
             except RatoonError as error:
                 return error
 
-    return list(await asyncio.gather(*(one() for _ in range(BOOTS))))
+    return await asyncio.gather(*(one() for _ in range(BOOTS)))
 
 
 async def _burst(what: str, number: int, n: int, starting: Coroutine[Any, Any, Outcomes]) -> Burst:
-    """Until each of them has answered a command; then all are killed."""
+    """Until each of them has answered a command; then all sandboxes are killed."""
     before = read_bytes("self")
     began = time.perf_counter()
     outcomes = await starting
     sandboxes = [outcome for outcome in outcomes if isinstance(outcome, Sandbox)]
+    runs = [each.incarnation for each in outcomes if not isinstance(each, RatoonError)]
     try:
-        execs = await asyncio.gather(*(_first_exec(sandbox) for sandbox in sandboxes))
+        execs = await asyncio.gather(*map(_first_exec, runs))
         wall = time.perf_counter() - began
-        forks = [sandbox.fork_ms for sandbox in sandboxes]
+        forks = [sandbox.fork_ms for sandbox in sandboxes] or [0.0]
         return Burst(
             what=what,
             n=n,
@@ -181,23 +186,29 @@ async def _burst(what: str, number: int, n: int, starting: Coroutine[Any, Any, O
             fork_p50_ms=round(percentile(forks, 50), 1),
             fork_p95_ms=round(percentile(forks, 95), 1),
             exec_p50_ms=round(median(ms for _, ms in execs), 1),
-            private_bytes=sum(map(_private_bytes, sandboxes)),
-            read_bytes=read_bytes("self") - before + sum(read_bytes(s.pid) for s in sandboxes),
+            private_bytes=sum(map(_private_bytes, runs)),
+            read_bytes=read_bytes("self")
+            - before
+            + sum(read_bytes(run.machine.pid) for run in runs),
         )
     finally:
         await asyncio.gather(*(sandbox.kill() for sandbox in sandboxes))
 
 
-async def _first_exec(sandbox: Sandbox) -> tuple[bool, float]:
+async def _first_exec(run: Incarnation) -> tuple[bool, float]:
     began = time.perf_counter()
-    result = await sandbox.exec(["hostname"], timeout=120)
+    result = await commands.exec(run.channel, ["hostname"], timeout=120)
     took = (time.perf_counter() - began) * 1e3
-    return result.stdout.decode().strip() == sandbox.id, took
+    return result.stdout.decode().strip() == run.channel.name, took
 
 
-def _private_bytes(sandbox: Sandbox) -> int:
-    used = usage(sandbox.pid, sandbox.incarnation.overlay)
+def _private_bytes(run: Incarnation) -> int:
+    used = usage(run.machine.pid, run.overlay)
     return used.memory_bytes if used else 0
+
+
+def _read_bytes(run: Incarnation) -> int:
+    return read_bytes(run.machine.pid)
 
 
 def _of(rows: Sequence[Burst], what: str, n: int) -> list[Burst]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from ratoon.bench.bench import Bench, Workshop
+from ratoon.bench.peers import Guest as Booted
 from ratoon.bench.peers import Peers
 from ratoon.bench.plots import Plot, Series
 from ratoon.bench.restore import Guest
@@ -56,8 +57,8 @@ async def measure(shop: Workshop) -> Samples:
         shop.say(f"round {number + 1} of {shop.iterations}")
         async with await shop.engine.fork_one(base) as sandbox:
             rows += await _passes("fork", sandbox, number)
-        async with await shop.engine.bases.boot("debian") as sandbox:
-            rows += await _passes("booted", sandbox, number)
+        async with shop.engine.bases.boot("debian") as booted:
+            rows += await _passes("booted", Booted(booted.incarnation.channel), number)
         async with peers.booted(peers.own_disk) as peer:
             rows += await _passes("plain", peer, number)
     return {"tracking": rows}

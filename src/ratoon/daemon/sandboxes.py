@@ -250,8 +250,7 @@ def summarise(sandbox: Sandbox) -> SandboxInfo:
     """A sandbox as the API shows it."""
     record, options = sandbox.record, sandbox.options
     branched = record.last_branch_memory
-    assert sandbox.parent is not None, "only a base's own boot has no parent"
-    stands_on = sandbox.parent.manifest.reference.tag
+    stands_on = sandbox.snapshot_tag
     limits = LimitsOfSandbox(
         memory_mib=_mib(options.limits.memory_bytes),
         cpus=options.limits.cpus,

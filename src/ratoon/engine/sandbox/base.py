@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ratoon import files
 from ratoon.api.defaults import DISK_MIB, RAM_MIB
 from ratoon.artifacts import Progress, silent
+from ratoon.concurrency import uncancelled
 from ratoon.engine.sandbox.accelerator import choose_accelerator
 from ratoon.engine.sandbox.boot import boot, boot_from
-from ratoon.engine.sandbox.branch import Branched, Brancher
+from ratoon.engine.sandbox.branch import Branched
+from ratoon.engine.sandbox.capture import Buffers, capture_last, reserve
 from ratoon.engine.sandbox.confinement import Confiner
+from ratoon.engine.sandbox.deaths import sandbox_death_as_error
 from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.incarnation import Incarnation
+from ratoon.engine.sandbox.layer import Provenance, publish_layer
 from ratoon.engine.sandbox.memory_images import MappedMemory, MemoryImages
-from ratoon.engine.sandbox.mounts import Mounts
-from ratoon.engine.sandbox.options import SandboxOptions
-from ratoon.engine.sandbox.record import new_machine_id, new_record
-from ratoon.engine.sandbox.sandbox import Owner, Sandbox
+from ratoon.engine.sandbox.record import new_machine_id
 from ratoon.engine.sandbox.stages import Stages
-from ratoon.engine.sandbox.start import rebirth, under
+from ratoon.engine.sandbox.start import oserror_as_hosterror, rebirth, under
 from ratoon.engine.sources.host_files import take
 from ratoon.engine.sources.image import Image
 from ratoon.engine.sources.resolve import resolve, root_disk
@@ -74,6 +76,16 @@ class _Source:
     network: NetworkPolicy
 
 
+@dataclass(frozen=True)
+class BootedGuest:
+    """A guest that was booted cold: it stands on no snapshot, and is no sandbox."""
+
+    incarnation: Incarnation
+    name: str
+    machine_id: str
+    agent_version: int
+
+
 class BaseBuilder:
     """Boots images, and publishes what came of it."""
 
@@ -82,14 +94,14 @@ class BaseBuilder:
         store: Store,
         images: ImageStore,
         memory_images: MemoryImages,
-        brancher: Brancher,
+        buffers: Buffers,
         confiner: Confiner,
         runtime: Path,
     ) -> None:
         self._store = store
         self._images = images
         self._memory_images = memory_images
-        self._brancher = brancher
+        self._buffers = buffers
         self._confiner = confiner
         self._runtime = runtime
 
@@ -165,51 +177,74 @@ class BaseBuilder:
             f"booting {source.name} with {hardware.ram_bytes // MIB} MiB of RAM "
             f"on {hardware.accelerator}"
         )
-        with stages("boot"):
-            sandbox, agent_version = await self._boot(
-                source.guest, source.disk, hardware, source.network
-            )
-        async with sandbox:
+        async with AsyncExitStack() as stack:
+            with stages("boot"):
+                booting = self._booted(source.guest, source.disk, hardware, source.network)
+                guest = await stack.enter_async_context(booting)
+            run = guest.incarnation
             with stages("warm"):
-                if source.image:
-                    await set_defaults(sandbox, source.image.config)
-                async with sandbox.in_use() as channel:
+                async with sandbox_death_as_error(guest.name, run.machine):
+                    if source.image:
+                        await set_defaults(run.channel, source.image.config)
                     kind = under(source.network, wire.PRACTICE)
-                    await practise(channel, sandbox.id, sandbox.machine_id, kind)
+                    await practise(run.channel, guest.name, guest.machine_id, kind)
             with stages("branch"):
                 progress(f"taking snapshot {tag}")
-                info = GuestInfo(
-                    image=source.name,
-                    agent_version=agent_version,
-                    digest=source.image.digest if source.image else None,
-                    config=source.image.config if source.image else ImageConfig(),
-                )
-                config = _config(hardware, source.guest, source.disk_bytes)
-                branched = await self._brancher.branch(sandbox, tag, base=(config, info))
+                branched = await uncancelled(self._publish(guest, source, tag))
         with stages("image"):
             await self._memory_images.make_image(branched.snapshot)
         return Built(branched, stages.ms, stages.total_ms)
 
-    async def boot(self, image: str) -> Sandbox:
-        """A sandbox that was booted cold and stands on no snapshot: to compare forks with."""
+    async def _publish(self, guest: BootedGuest, source: _Source, tag: str) -> Branched:
+        info = GuestInfo(
+            image=source.name,
+            agent_version=guest.agent_version,
+            digest=source.image.digest if source.image else None,
+            config=source.image.config if source.image else ImageConfig(),
+        )
+        config = _config(source.hardware, source.guest, source.disk_bytes)
+        run, stages = guest.incarnation, Stages()
+        with (
+            oserror_as_hosterror(f"snapshot {tag} was not written"),
+            self._store.stage(tag) as staging,
+            self._buffers.borrow() as buffer,
+        ):
+            with stages("prepare"):
+                await reserve(run, buffer)
+            captured, still = await capture_last(run, buffer, stages)
+            snapshot = await asyncio.to_thread(
+                publish_layer,
+                staging,
+                self._memory_images,
+                None,
+                captured,
+                run.overlay,
+                Provenance(config, info, source.network, guest.name, still.warning),
+                stages,
+            )
+            size = snapshot.manifest.layers[-1].memory.size
+            return Branched(snapshot, stages.ms, len(captured.numbers), size)
+
+    @asynccontextmanager
+    async def boot(self, image: str) -> AsyncIterator[BootedGuest]:
+        """A guest that was booted cold, to compare forks with; it ends with the block."""
         found = await asyncio.to_thread(resolve, image)
         guest, disk, accelerator = await _build(found, DISK_BYTES, silent)
-        sandbox, _ = await self._boot(guest, disk, Hardware(RAM_BYTES, 1, accelerator), NONE)
-        try:
-            await set_defaults(sandbox, found.config)
-        except BaseException:
-            await sandbox.kill()
-            raise
-        return sandbox
+        hardware = Hardware(RAM_BYTES, 1, accelerator)
+        async with self._booted(guest, disk, hardware, NONE) as booted:
+            await set_defaults(booted.incarnation.channel, found.config)
+            yield booted
 
-    async def _boot(
+    @asynccontextmanager
+    async def _booted(
         self, guest: Guest, disk: Path, hardware: Hardware, network: NetworkPolicy
-    ) -> tuple[Sandbox, int]:
-        """A cold-booted sandbox: a fork of all-zero RAM, given a kernel and no device state."""
+    ) -> AsyncIterator[BootedGuest]:
+        """A fork of all-zero RAM, given a kernel and no device state; it ends with the block."""
         zero = await asyncio.to_thread(self._images.make, (), hardware.ram_bytes // PAGE_SIZE)
         memory = MappedMemory.of(zero)
         directory = SandboxDirectory.create(self._store.sandboxes, self._store.lock, self._runtime)
-        try:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(directory.delete)
             overlay = directory.next_overlay()
             await asyncio.to_thread(files.copy_sparse, disk, overlay)
             async with self._confiner.confine(directory.path, NONE, Limits()) as confined:
@@ -225,24 +260,14 @@ class BaseBuilder:
                     netns=confined.namespace.fd,
                 )
                 booted = await boot(launch)
-        except BaseException:
-            await directory.delete()
-            raise
-        run = Incarnation(
-            booted.machine, booted.channel, memory, overlay, launch.runtime, confined.namespace
-        )
-        options = SandboxOptions(network=network)
-        record = new_record(directory.id, new_machine_id(), options, None)
-        sandbox = Sandbox(
-            directory, run, record, Owner(), parent=None, origin=None, mounts=Mounts.none()
-        )
-        try:
+            run = Incarnation(
+                booted.machine, booted.channel, memory, overlay, launch.runtime, confined.namespace
+            )
+            stack.push_async_callback(run.end)
+            found = BootedGuest(run, directory.id, new_machine_id(), booted.agent_version)
             kind = under(network, wire.FORK)
-            await rebirth(sandbox.id, sandbox.machine_id, run.machine, run.channel, kind)
-        except BaseException:
-            await sandbox.kill()
-            raise
-        return sandbox, booted.agent_version
+            await rebirth(found.name, found.machine_id, run.machine, run.channel, kind)
+            yield found
 
 
 async def _build(

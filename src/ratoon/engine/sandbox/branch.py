@@ -20,7 +20,7 @@ from ratoon.concurrency import uncancelled
 from ratoon.engine.sandbox.capture import Buffers, Capture, capture, freeze, reserve, thaw
 from ratoon.engine.sandbox.condense import squash_standby_layers
 from ratoon.engine.sandbox.incarnation import Incarnation
-from ratoon.engine.sandbox.layer import Provenance, publish_layer
+from ratoon.engine.sandbox.layer import Provenance, provenance_of, publish_layer
 from ratoon.engine.sandbox.leaving import Leaving
 from ratoon.engine.sandbox.memory_images import MemoryImages
 from ratoon.engine.sandbox.sandbox import Sandbox
@@ -31,7 +31,6 @@ from ratoon.errors import MachineError
 from ratoon.store.disk.qcow2 import OverlayTemplates
 from ratoon.store.memory.process import PageBuffer
 from ratoon.store.snapshot.compact import publish_flat
-from ratoon.store.snapshot.manifest import GuestInfo, MachineConfig
 from ratoon.store.snapshot.snapshot import Snapshot, link_snapshot, load_snapshot
 from ratoon.store.snapshot.staging import Staging
 from ratoon.store.snapshot.store import Store
@@ -91,11 +90,9 @@ class _Frozen:
     provenance: Provenance
 
 
-#: What all snapshots above a base have in common.
-Base = tuple[MachineConfig, GuestInfo]
 #: Writes what is frozen as a snapshot, given its parent; that, and what the difference in memory
 #: takes; blocks.
-Write = Callable[[Staging, Snapshot | None, _Frozen, Stages], tuple[Snapshot, int]]
+Write = Callable[[Staging, Snapshot, _Frozen, Stages], tuple[Snapshot, int]]
 #: Has a sandbox, with this incarnation, stand on what was published.
 StandOn = Callable[[Sandbox, Incarnation, Snapshot], None]
 
@@ -123,19 +120,17 @@ class Brancher:
         tag: str,
         *,
         mode: Mode = "diff",
-        base: Base | None = None,
         resumed: asyncio.Future[float] | None = None,
     ) -> Branched:
         """Publish the sandbox's present state as snapshot `tag`; the sandbox goes on.
 
-        Of a sandbox without a parent this makes a base, of which its own boot alone knows what it
-        is. `resumed` gets the pause in ms as soon as the sandbox runs again. If it fails, the
-        sandbox goes on as before and the store is as it was. AlreadyExists, InFlight; InvalidInput
-        for a bad tag; Conflict in standby; HostError. Once it has begun it is not interrupted: if
-        the caller is cancelled, there may be a snapshot afterwards.
+        `resumed` gets the pause in ms as soon as the sandbox runs again. If it fails, the sandbox
+        goes on as before and the store is as it was. AlreadyExists, InFlight; InvalidInput for a
+        bad tag; Conflict in standby; HostError. Once it has begun it is not interrupted: if the
+        caller is cancelled, there may be a snapshot afterwards.
         """
-        provenance = _provenance(sandbox, base)
-        write = self._write_full if mode == "full" and sandbox.parent else self._write_diff
+        provenance = provenance_of(sandbox)
+        write = self._write_full if mode == "full" else self._write_diff
         with (
             oserror_as_hosterror(f"snapshot {tag} was not written"),
             self._store.stage(tag) as staging,
@@ -174,12 +169,11 @@ class Brancher:
             async with sandbox.changing:
                 if sandbox.state != "standby":
                     await uncancelled(self._branch_to_itself(sandbox, sandbox.incarnation))
-                assert sandbox.parent is not None
                 return link_snapshot(sandbox.parent, directory)
 
     async def _branch_to_itself(self, sandbox: Sandbox, run: Incarnation) -> None:
         """Have the sandbox stand on its present state, which is published to nobody else."""
-        provenance = replace(_provenance(sandbox), anonymous=True)
+        provenance = replace(provenance_of(sandbox), anonymous=True)
         await sandbox.spare.settle()  # it opens files by their names, which change
         settle(sandbox)
         before = sandbox.standing
@@ -231,6 +225,7 @@ class Brancher:
         if sandbox.parent is sandbox.origin:
             await sandbox.spare.drop()  # it is of another origin, and may be having an image made
         await self._leaving.leave(*left, keep=sandbox.standing)
+        sandbox.stock_spare()
 
     async def _freeze_state(
         self,
@@ -275,7 +270,7 @@ class Brancher:
         return _Frozen(captured, run.frozen, provenance)
 
     def _write_diff(
-        self, staging: Staging, parent: Snapshot | None, frozen: _Frozen, stages: Stages
+        self, staging: Staging, parent: Snapshot, frozen: _Frozen, stages: Stages
     ) -> tuple[Snapshot, int]:
         snapshot = publish_layer(
             staging,
@@ -289,7 +284,7 @@ class Brancher:
         return snapshot, snapshot.manifest.layers[-1].memory.size
 
     def _write_full(
-        self, staging: Staging, parent: Snapshot | None, frozen: _Frozen, stages: Stages
+        self, staging: Staging, parent: Snapshot, frozen: _Frozen, stages: Stages
     ) -> tuple[Snapshot, int]:
         """All that the guest has, as one layer: first the difference, then what it lies on."""
         name = frozen.provenance.branched_from
@@ -301,14 +296,6 @@ class Brancher:
             diff, size = self._write_diff(aside, parent, unnamed, stages)
             with stages("flatten"):
                 return publish_flat(diff, staging, name, diff.manifest.stages), size
-
-
-def _provenance(sandbox: Sandbox, base: Base | None = None) -> Provenance:
-    """Of the sandbox's present state; `base` where it has no parent to know it from."""
-    if base is None:
-        assert sandbox.parent is not None, "only a base's own boot has no parent"
-        base = sandbox.parent.manifest.machine, sandbox.parent.manifest.guest
-    return Provenance(*base, sandbox.network, sandbox.id)
 
 
 def _pause_ms(stages: Mapping[str, float]) -> float:

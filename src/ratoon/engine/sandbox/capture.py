@@ -79,6 +79,17 @@ async def capture(run: Incarnation, buffer: PageBuffer, stages: Stages) -> Captu
     return Capture(state, numbers, pages)
 
 
+async def capture_last(
+    run: Incarnation, buffer: PageBuffer, stages: Stages
+) -> tuple[Capture, Stillness]:
+    """As `capture`, of a guest that runs and shall not go on; its overlay is part of it."""
+    with stages("quiesce"):
+        still = await freeze(run)
+    with stages("pause"):
+        await run.machine.pause()
+    return await capture(run, buffer, stages), still
+
+
 async def freeze(run: Incarnation) -> Stillness:
     """Stop the sandbox's processes, so that none runs in a fork before it is reborn.
 

@@ -26,7 +26,6 @@ async def squash_standby_layers(sandbox: Sandbox) -> None:
     The caller holds `sandbox.changing`. If it fails they stay, until the next time.
     """
     parent = sandbox.parent
-    assert parent is not None, "only a base's own boot has no parent"
     if anonymous_layers(parent.manifest) <= LIMIT:
         return
     try:

@@ -92,12 +92,14 @@ class Engine:
         )
         self._brancher = Brancher(store, self._memory_images, self._leaving, templates, buffers)
         self._lifecycle = Lifecycle(self._memory_images, self._leaving, starter, buffers)
-        self._owner = Owner(self.events, self._lifecycle.wake, self._forget)
+        self._owner = Owner(
+            self.events, self._lifecycle.wake, self._forget, self._lifecycle.prepare
+        )
         self._forker = Forker(store, starter, runtime, accelerators, self._owner)
         self.pool = self._forker.pool
         #: Makes bases.
         self.bases = BaseBuilder(
-            store, self.images, self._memory_images, self._brancher, confiner, runtime
+            store, self.images, self._memory_images, buffers, confiner, runtime
         )
         self._live = BackgroundBranches(self.events)
 
@@ -285,10 +287,10 @@ class Engine:
             if self.keep:
                 with oserror_as_hosterror(f"sandbox {sandbox.id} was not forked"):
                     sandbox.keep()
-            await self._lifecycle.restock(sandbox)
         except BaseException:
             await sandbox.kill()
             raise
+        sandbox.stock_spare()
         self.events.tell("created", sandbox=sandbox.id, snapshot=sandbox.record.forked_from)
         return sandbox
 
@@ -305,7 +307,7 @@ class Engine:
                 lost(directory, error)
             else:
                 self._sandboxes[sandbox.id] = sandbox
-                await self._lifecycle.restock(sandbox)
+                sandbox.stock_spare()
 
     async def _let_go(self) -> None:
         await self._live.settle()
@@ -320,9 +322,7 @@ class Engine:
         `diff`: what changed since its last branch, or its fork; `full`: all of it, of depth 0.
         """
         async with sandbox.awake():  # also if it stands still: a branch lets it go on
-            branched = await self._brancher.branch(sandbox, tag, mode=mode)
-            await self._lifecycle.restock(sandbox)
-        return branched
+            return await self._brancher.branch(sandbox, tag, mode=mode)
 
     async def begin_branch(
         self, sandbox: Sandbox, tag: str, mode: Mode = "diff"

@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from ratoon.engine.sandbox.capture import Capture
 from ratoon.engine.sandbox.memory_images import MemoryImages
+from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.machine.network.policy import NetworkPolicy
 from ratoon.store.disk.qcow2 import disk_root, file_digest
@@ -45,6 +46,12 @@ class Provenance:
     branched_from: str
     warning: str | None = None
     anonymous: bool = False
+
+
+def provenance_of(sandbox: Sandbox) -> Provenance:
+    """Of a sandbox's present state, if nothing goes wrong as it is stopped."""
+    manifest = sandbox.parent.manifest
+    return Provenance(manifest.machine, manifest.guest, sandbox.network, sandbox.id)
 
 
 def publish_layer(

@@ -65,7 +65,7 @@ def new_machine_id() -> str:
 
 
 def new_record(
-    sandbox_id: str, machine_id: str, options: SandboxOptions, parent: Snapshot | None
+    sandbox_id: str, machine_id: str, options: SandboxOptions, parent: Snapshot
 ) -> Record:
     """Of a sandbox that begins now, on `parent`."""
     return Record(
@@ -75,7 +75,7 @@ def new_record(
         options=options,
         run=None,
         wakes=False,
-        forked_from=parent.manifest.reference.tag if parent else None,
+        forked_from=parent.manifest.reference.tag,
         branch_count=0,
         last_branch_memory=None,
     )
@@ -86,9 +86,9 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def record_of(run: Incarnation, parent: Snapshot | None, directory: Path) -> RunRecord:
+def record_of(run: Incarnation, parent: Snapshot, directory: Path) -> RunRecord:
     """Of a run, in a sandbox's directory, on `parent`. ProcessLookupError: its process is gone."""
-    elsewhere = parent if parent and parent.path != directory / PARENT else None
+    stands_on = None if parent.path == directory / PARENT else parent.manifest.id
     return RunRecord(
         boot_id=boot_id(),
         pid=run.machine.pid,
@@ -97,7 +97,7 @@ def record_of(run: Incarnation, parent: Snapshot | None, directory: Path) -> Run
         overlay=run.overlay,
         runtime=run.runtime,
         uplink=run.namespace.uplink,
-        stands_on=elsewhere.manifest.id if elsewhere else None,
+        stands_on=stands_on,
     )
 
 

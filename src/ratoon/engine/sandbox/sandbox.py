@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.record import Record, forget_record, record_of, write_record
 from ratoon.engine.sandbox.spare import Spare
 from ratoon.engine.sandbox.stages import Stages
+from ratoon.engine.sandbox.start import PreparedMachine
 from ratoon.engine.sandbox.sweep import kill_strays
 from ratoon.errors import Conflict, GuestError, Incompatible, MachineDied, RatoonError
 from ratoon.machine.guest import commands
@@ -41,20 +43,18 @@ log = logging.getLogger(__name__)
 State = Literal[ListedState, "killed"]
 
 
-async def _nothing(sandbox: Sandbox) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Owner:
     """What a sandbox has of whoever looks after it."""
 
     #: Where it is told what happens to it.
-    events: Events = field(default_factory=Events)
+    events: Events
     #: Resumes it, where it wakes when it is used.
-    wake: Callable[[Sandbox], Awaitable[object]] = _nothing
+    wake: Callable[[Sandbox], Awaitable[object]]
     #: Called once it has been killed.
-    on_killed: Callable[[Sandbox], Awaitable[object]] = _nothing
+    on_killed: Callable[[Sandbox], Awaitable[object]]
+    #: Starts a machine of it on a snapshot, as a spare.
+    prepare: Callable[[Sandbox, Snapshot], Coroutine[Any, Any, PreparedMachine]]
 
 
 class Sandbox:
@@ -71,7 +71,7 @@ class Sandbox:
         record: Record,
         owner: Owner,
         *,
-        parent: Snapshot | None,
+        parent: Snapshot,
         origin: Snapshot | None,
         mounts: Mounts,
         stages: Stages | None = None,
@@ -144,14 +144,14 @@ class Sandbox:
         return self._owner.events
 
     @property
-    def snapshot_tag(self) -> str | None:
+    def snapshot_tag(self) -> str:
         """The published snapshot that it stands on: its last branch, or what it was forked from."""
-        return self.parent.manifest.reference.tag if self.parent else None
+        return self.parent.manifest.reference.tag
 
     @property
     def standing(self) -> tuple[Snapshot, ...]:
         """What it stands on, and what a reset goes back to."""
-        return tuple(each for each in (self.parent, self.origin) if each)
+        return (self.parent, *([self.origin] if self.origin else ()))
 
     @property
     def network(self) -> NetworkPolicy:
@@ -212,6 +212,11 @@ class Sandbox:
             "standby" if incarnation is None else "reset" if before else "resumed", sandbox=self.id
         )
         return before
+
+    def stock_spare(self) -> None:
+        """Have a machine started for its next reset, if it is to have one and has none."""
+        if self.options.spare and self.state == "running" and self.origin:
+            self.spare.stock(partial(self._owner.prepare, self, self.origin))
 
     async def retire(self, run: Incarnation, *, now: bool = False) -> None:
         """End a machine of it; where its volumes could not be synced before, that is told."""

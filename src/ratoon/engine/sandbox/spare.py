@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ratoon.engine.sandbox.start import PreparedMachine
@@ -20,10 +20,10 @@ class Spare:
         self._id = sandbox_id
         self._starting: asyncio.Task[PreparedMachine] | None = None
 
-    def stock(self, start: Coroutine[Any, Any, PreparedMachine]) -> None:
+    def stock(self, start: Callable[[], Coroutine[Any, Any, PreparedMachine]]) -> None:
         """Have a machine started, where there is none."""
-        assert self._starting is None
-        self._starting = asyncio.create_task(start)
+        if self._starting is None:
+            self._starting = asyncio.create_task(start())
 
     async def settle(self) -> None:
         """Wait until it is started, or has failed."""

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import closing, suppress
+from dataclasses import replace
 
 from ratoon.concurrency import uncancelled
-from ratoon.engine.sandbox.capture import Buffers, capture, freeze, reserve, thaw
+from ratoon.engine.sandbox.capture import Buffers, capture_last, freeze, reserve, thaw
 from ratoon.engine.sandbox.condense import squash_standby_layers
 from ratoon.engine.sandbox.incarnation import Incarnation
-from ratoon.engine.sandbox.layer import Provenance, publish_layer
+from ratoon.engine.sandbox.layer import provenance_of, publish_layer
 from ratoon.engine.sandbox.leaving import Leaving
 from ratoon.engine.sandbox.memory_images import MemoryImages
 from ratoon.engine.sandbox.sandbox import Sandbox
@@ -73,27 +74,13 @@ class Lifecycle:
         with stages("prepare"):
             settle(sandbox)
         parent = sandbox.parent
-        assert parent is not None, "only a base's own boot has no parent"
-        manifest = parent.manifest
         with self._buffers.borrow() as buffer, sandbox.directory.stage() as staging:
             with stages("prepare"):
                 if run.frozen:  # an undo that failed: what is below the overlay is in no layer
                     await run.undo_branch()
                 await reserve(run, buffer)
             try:
-                with stages("quiesce"):
-                    still = await freeze(run)
-                with stages("pause"):
-                    await run.machine.pause()
-                captured = await capture(run, buffer, stages)
-                provenance = Provenance(
-                    manifest.machine,
-                    manifest.guest,
-                    sandbox.network,
-                    sandbox.id,
-                    still.warning,
-                    anonymous=True,
-                )
+                captured, still = await capture_last(run, buffer, stages)
                 snapshot = await asyncio.to_thread(
                     publish_layer,
                     staging,
@@ -101,7 +88,7 @@ class Lifecycle:
                     parent,
                     captured,
                     run.overlay,
-                    provenance,
+                    replace(provenance_of(sandbox), warning=still.warning, anonymous=True),
                     stages,
                 )
                 sandbox.become(None)
@@ -136,7 +123,6 @@ class Lifecycle:
             if sandbox.state != "standby":
                 raise Conflict(f"sandbox {sandbox.id} is {sandbox.state}, not in standby")
             await self._resume(sandbox, stages)
-        await self.restock(sandbox)
         return stages
 
     async def wake(self, sandbox: Sandbox) -> None:
@@ -144,15 +130,14 @@ class Lifecycle:
         async with sandbox.changing:
             if sandbox.wakes and sandbox.state == "standby":
                 await self._resume(sandbox, Stages())
-        await self.restock(sandbox)
 
     async def _resume(self, sandbox: Sandbox, stages: Stages) -> None:
-        assert sandbox.parent is not None
         try:
             await self._start(sandbox, sandbox.parent, stages, None)
         except BaseException:
             await sandbox.directory.remove_cgroups()
             raise
+        sandbox.stock_spare()
 
     async def reset(self, sandbox: Sandbox) -> Stages:
         """Take the sandbox back to its origin: its last branch, or what it was forked from.
@@ -165,7 +150,6 @@ class Lifecycle:
         stages = Stages()
         async with sandbox.changing:
             before, left, origin = sandbox.incarnation, sandbox.parent, origin_of(sandbox)
-            assert left is not None
             after = await self._start(sandbox, origin, stages, before)
             with stages("end"):  # too late to cancel it
                 await uncancelled(self._end(sandbox, before, after, left))
@@ -181,19 +165,8 @@ class Lifecycle:
             go_back(sandbox)
             sandbox.persist()
             sandbox.directory.forget_overlays(after.overlay)
-            self._stock(sandbox)
+            sandbox.stock_spare()
             await self._leaving.leave(left, keep=sandbox.standing)
-
-    async def restock(self, sandbox: Sandbox) -> None:
-        """Have the spare machine of a sandbox, if it is to have one, fit its origin."""
-        if sandbox.options.spare:
-            async with sandbox.changing:
-                await sandbox.spare.drop()
-                self._stock(sandbox)
-
-    def _stock(self, sandbox: Sandbox) -> None:
-        if sandbox.options.spare and sandbox.state == "running" and sandbox.origin:
-            sandbox.spare.stock(self._prepare(sandbox, sandbox.origin, Stages()))
 
     async def _start(
         self, sandbox: Sandbox, source: Snapshot, stages: Stages, before: Incarnation | None
@@ -205,7 +178,7 @@ class Lifecycle:
         try:
             run = await self._wake_spare(sandbox, source, stages, before)
             if run is None:
-                prepared = await self._prepare(sandbox, source, stages)
+                prepared = await self.prepare(sandbox, source, stages)
                 run = await self._wake(sandbox, prepared, stages, before)
             left, sandbox.parent = sandbox.parent, source
             try:
@@ -256,7 +229,11 @@ class Lifecycle:
             log.warning("the spare machine of sandbox %s had died", sandbox.id)
             return None
 
-    async def _prepare(self, sandbox: Sandbox, source: Snapshot, stages: Stages) -> PreparedMachine:
+    async def prepare(
+        self, sandbox: Sandbox, source: Snapshot, stages: Stages | None = None
+    ) -> PreparedMachine:
+        """A machine of the sandbox that waits for the device state of `source`."""
+        stages = stages or Stages()
         with oserror_as_hosterror(f"sandbox {sandbox.id} was not started"):
             verified = await self._starter.verify(source, stages)
             with closing(verified.disk):

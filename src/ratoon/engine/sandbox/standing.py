@@ -35,7 +35,6 @@ def stand_on(sandbox: Sandbox, run: Incarnation, snapshot: Snapshot) -> None:
 def stand_on_itself(sandbox: Sandbox, snapshot: Snapshot) -> None:
     """It stands on its own state, published from its directory; its origin stays. OSError."""
     before = sandbox.parent
-    assert before is not None, "only a base's own boot has no parent"
     sandbox.parent = sandbox.directory.stand_on_itself(snapshot, before)
     if sandbox.origin is before:
         sandbox.origin = Snapshot(sandbox.directory.path / ORIGIN, before.manifest)
@@ -65,7 +64,6 @@ def go_back(sandbox: Sandbox) -> None:
 def settle(sandbox: Sandbox) -> None:
     """Have its directory tell what it stands on, if that could not be done before. OSError."""
     parent, directory = sandbox.parent, sandbox.directory
-    assert parent is not None, "only a base's own boot has no parent"
     if parent.path == directory.path / ORIGIN:
         sandbox.parent = sandbox.origin = directory.go_back(parent)
     elif parent.path != directory.path / PARENT:

@@ -363,4 +363,4 @@ def _run(wish: _Wish, sandbox: Sandbox, pid: int | None, tier: Literal[0, 1, 2])
 
 
 def _stands_on(sandbox: Sandbox, entry: Entry) -> bool:
-    return sandbox.parent is not None and sandbox.parent.manifest.id == entry.snapshot.id
+    return sandbox.parent.manifest.id == entry.snapshot.id
