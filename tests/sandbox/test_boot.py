@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from ratoon.engine.sandbox import boot as boot_module
-from ratoon.engine.sandbox.boot import boot
+from ratoon.engine.sandbox.boot import boot, boot_from
 from ratoon.errors import BootTimeout, GuestError, MachineDied
+from ratoon.machine.guest.build import Guest
 from ratoon.machine.guest.shared import wire
 from ratoon.machine.vmm import command
 from ratoon.machine.vmm.driver import Hardware, Launch
@@ -98,7 +99,7 @@ async def answers(
 def launch() -> Iterator[Launch]:
     with tempfile.TemporaryDirectory(prefix="ratoon-") as name:
         place = Path(name)
-        hardware = Hardware(1 << 20, 1, "tcg")
+        hardware = Hardware(1 << 20, 1, "tcg", "max")
         yield Launch("base", hardware, place / "m", (), place / "d", place / "log", place)
 
 
@@ -200,3 +201,10 @@ async def test_a_boot_that_is_cancelled(
     with pytest.raises(asyncio.CancelledError):
         await booting
     assert machines[0].killed
+
+
+def test_the_counter_s_rate_is_told_where_a_guest_would_have_to_measure_it() -> None:
+    """Under KVM its clock tells it."""
+    guest = Guest(Path("/vmlinuz"), "0a" * 32, Path("/initramfs"), "0b" * 32)
+    assert "tsc_early_khz=" in boot_from(guest, "tcg").command_line
+    assert "tsc_early_khz=" not in boot_from(guest, "kvm").command_line

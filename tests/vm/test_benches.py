@@ -18,6 +18,7 @@ from ratoon.bench.virsh import Domain, Virsh
 from ratoon.engine.sandbox.engine import DISK_BYTES, Engine
 from ratoon.engine.sources.resolve import resolve, root_disk
 from ratoon.errors import AlreadyExists, NotFound, RatoonError
+from ratoon.machine.vmm.driver import Hardware
 from ratoon.store.memory.image import ImageStore
 from ratoon.store.snapshot.links import ram_pages, read_links
 
@@ -81,7 +82,8 @@ async def test_what_libvirt_saved_comes_back(engine: Engine, tmp_path: Path) -> 
     """Twice the same, from a disk that the first one wrote to."""
     disk = root_disk(resolve("debian"), DISK_BYTES)
     machine = engine.store.get("base").manifest.machine
-    peers = Peers(tmp_path, machine.ram_bytes, machine.accelerator, disk)
+    hardware = Hardware(machine.ram_bytes, 1, machine.accelerator, machine.cpu)
+    peers = Peers(tmp_path, hardware, disk)
     with leaves_nothing(engine):
         async with Virsh.running(tmp_path / "libvirt") as virsh:
             domain = Domain(virsh, peers.boot(tmp_path / "domain.qcow2"))

@@ -67,7 +67,7 @@ async def runner(engine: Engine) -> AsyncIterator[Runner]:
     image = await asyncio.to_thread(resolve, "debian")
     guest = await asyncio.to_thread(build_guest)
     probe = await choose_accelerator(guest)
-    document = booted(image, spec(), guest, probe.accelerator)
+    document = booted(image, spec(), guest, probe)
     runner.cache.write(document, engine.store.get("base"), image="debian", pid=None, stages_ms={})
     yield runner
     shutil.rmtree(runner.cache.directory)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ratoon.errors import MachineDied, MachineError
+from ratoon.machine.vmm.cpu import EMULATED
 from ratoon.machine.vmm.driver import Hardware, Launch
 from ratoon.machine.vmm.process import MachineProcess, started_at
 from ratoon.machine.vmm.qemu import QemuMachine
@@ -44,7 +45,7 @@ def launch_in(place: Path, *, survives: bool) -> Launch:
         templates.create(place / f"{name}.qcow2", DISK)
     return Launch(
         name="sb-test",
-        hardware=Hardware(RAM, 1, "tcg"),
+        hardware=Hardware(RAM, 1, "tcg", EMULATED),
         memory=memory,
         disks=(place / "base.qcow2",),
         overlay=place / "disk.qcow2",

@@ -25,6 +25,7 @@ from ratoon.errors import HostError, MachineDied, MachineError
 from ratoon.machine.network.netns import new_namespace
 from ratoon.machine.vmm import command, logs, process, qemu
 from ratoon.machine.vmm.command import BINARY
+from ratoon.machine.vmm.cpu import EMULATED
 from ratoon.machine.vmm.driver import Boot, Hardware, Launch
 from ratoon.machine.vmm.qemu import QemuMachine, qemu_version
 from ratoon.store.disk.qcow2 import OverlayTemplates, check_header
@@ -51,7 +52,7 @@ def launch(place: Path) -> Launch:
     templates.create(place / "disk.qcow2", DISK)
     return Launch(
         name="sb-test",
-        hardware=Hardware(RAM, 1, "tcg"),
+        hardware=Hardware(RAM, 1, "tcg", EMULATED),
         memory=memory,
         disks=(place / "base.qcow2",),
         overlay=place / "disk.qcow2",
@@ -319,12 +320,13 @@ async def test_the_owner_dies_and_so_does_its_machine(launch: Launch, place: Pat
     script = """
 import asyncio, json, sys
 from pathlib import Path
+from ratoon.machine.vmm.cpu import EMULATED
 from ratoon.machine.vmm.driver import Hardware, Launch
 from ratoon.machine.vmm.qemu import QemuMachine
 
 async def main():
     place = Path(sys.argv[1])
-    hardware = Hardware(int(sys.argv[2]), 1, "tcg")
+    hardware = Hardware(int(sys.argv[2]), 1, "tcg", "max")
     disks = (place / "base.qcow2",)
     machine = await QemuMachine.start(
         Launch("sb-test", hardware, place / "memory", disks, place / "disk.qcow2",

@@ -22,7 +22,10 @@ def io_error(reason: str, *, nospace: bool = False) -> dict[str, Any]:
 
 @pytest.fixture
 def standstill() -> Standstill:
-    return Standstill("sb-1", Path("/sandboxes/sb-1"))
+    """Of a machine that stops for no other reason than its disk."""
+
+    made = Standstill("sb-1", Path("/sandboxes/sb-1"), lambda: made.begin())  # noqa: PLW0108 - it is not made yet
+    return made
 
 
 async def waiting(standstill: Standstill, seconds: float = 60) -> str:
@@ -68,6 +71,21 @@ async def test_a_stop_on_request_interrupts_nobody(standstill: Standstill) -> No
     with standstill.pausing():
         standstill.hear(STOP)
     await asyncio.sleep(0)
+    assert not task.done()
+    task.cancel()
+
+
+async def test_a_stop_unasked_is_looked_into_first() -> None:
+    """A guest that has ended stops in the same way: whoever waits for it is not to make room."""
+    stops: list[None] = []
+    standstill = Standstill("sb-1", Path("/sandboxes/sb-1"), lambda: stops.append(None))
+    (task,) = await started(1, standstill)
+    with standstill.pausing():
+        standstill.hear(STOP)
+    assert not stops
+    standstill.hear(STOP)
+    await asyncio.sleep(0)
+    assert len(stops) == 1
     assert not task.done()
     task.cancel()
 

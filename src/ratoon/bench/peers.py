@@ -29,7 +29,7 @@ from ratoon.machine.guest.build import build_guest
 from ratoon.machine.guest.channel import Channel
 from ratoon.machine.guest.practice import practise
 from ratoon.machine.vmm import command
-from ratoon.machine.vmm.driver import Accelerator, Boot, Hardware, Launch
+from ratoon.machine.vmm.driver import Boot, Hardware, Launch
 from ratoon.machine.vmm.given_files import ByPath
 from ratoon.store.disk.qcow2 import OverlayTemplates
 
@@ -111,8 +111,7 @@ class Peers:
     """Starts them, in the directory of one RAM size."""
 
     directory: Path
-    ram_bytes: int
-    accelerator: Accelerator
+    hardware: Hardware
     #: The root disk that all guests boot from.
     root_disk: Path
 
@@ -159,12 +158,12 @@ class Peers:
     def boot(self, disk: Path) -> Launch:
         """What boots, on the copy of the root disk that is made as `disk`."""
         shutil.copyfile(self.root_disk, disk)
-        return self._launch(disk, boot=boot_from(build_guest(), self.accelerator))
+        return self._launch(disk, boot=boot_from(build_guest(), self.hardware.accelerator))
 
     def _launch(self, disk: Path, *, boot: Boot | None = None) -> Launch:
         return Launch(
             name="peer",
-            hardware=Hardware(self.ram_bytes, 1, self.accelerator),
+            hardware=self.hardware,
             memory=Path("none"),
             disks=(),
             overlay=disk,

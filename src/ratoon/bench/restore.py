@@ -28,6 +28,7 @@ from ratoon.engine.sandbox.accelerator import choose_accelerator
 from ratoon.engine.sandbox.engine import DISK_BYTES
 from ratoon.engine.sources.resolve import resolve, root_disk
 from ratoon.machine.guest.build import build_guest
+from ratoon.machine.vmm.driver import Hardware
 from ratoon.units import MIB
 
 #: Of a guest of 512 MiB, of which little is in use.
@@ -88,7 +89,7 @@ async def measure(shop: Workshop) -> Samples:
     for size in SIZES:
         await _build_filled(shop, size)
     restores, saved = [], []
-    accelerator = (await choose_accelerator(build_guest())).accelerator
+    probe = await choose_accelerator(build_guest())
     disk = await asyncio.to_thread(lambda: root_disk(resolve("debian"), DISK_BYTES))
     peers, domains = {}, {}
     async with AsyncExitStack() as held:
@@ -96,7 +97,8 @@ async def measure(shop: Workshop) -> Samples:
         for size in SIZES:
             directory = shop.room / f"peer-{size}"
             directory.mkdir()
-            peers[size] = Peers(directory, size * MIB, accelerator, disk)
+            hardware = Hardware(size * MIB, 1, probe.accelerator, probe.cpu)
+            peers[size] = Peers(directory, hardware, disk)
             domains[size] = Domain(virsh, peers[size].boot(directory / "domain.qcow2"))
             saved.append(await _save(shop, peers[size], domains[size], size))
         for number in range(shop.iterations):

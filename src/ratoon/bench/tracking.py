@@ -24,6 +24,7 @@ from ratoon.engine.sandbox.engine import DISK_BYTES, RAM_BYTES
 from ratoon.engine.sources.resolve import resolve, root_disk
 from ratoon.errors import RatoonError
 from ratoon.machine.guest.build import build_guest
+from ratoon.machine.vmm.driver import Hardware
 
 MIB_WRITTEN = 128
 PASSES = ("first", "second")
@@ -50,9 +51,10 @@ class Pass:
 async def measure(shop: Workshop) -> Samples:
     rows: list[Pass] = []
     base = await shop.base()
-    accelerator = (await choose_accelerator(build_guest())).accelerator
+    probe = await choose_accelerator(build_guest())
     disk = await asyncio.to_thread(lambda: root_disk(resolve("debian"), DISK_BYTES))
-    peers = Peers(shop.room, RAM_BYTES, accelerator, disk)
+    hardware = Hardware(RAM_BYTES, 1, probe.accelerator, probe.cpu)
+    peers = Peers(shop.room, hardware, disk)
     for number in range(shop.iterations):
         shop.say(f"round {number + 1} of {shop.iterations}")
         async with await shop.engine.fork_one(base) as sandbox:

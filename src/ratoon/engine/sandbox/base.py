@@ -12,7 +12,7 @@ from ratoon import files
 from ratoon.api.defaults import DISK_MIB, RAM_MIB
 from ratoon.artifacts import Progress, silent
 from ratoon.concurrency import uncancelled
-from ratoon.engine.sandbox.accelerator import choose_accelerator
+from ratoon.engine.sandbox.accelerator import Probe, choose_accelerator, choose_cpu
 from ratoon.engine.sandbox.boot import boot, boot_from
 from ratoon.engine.sandbox.branch import Branched
 from ratoon.engine.sandbox.capture import Buffers, capture_last, reserve
@@ -36,7 +36,8 @@ from ratoon.machine.guest.shared import wire
 from ratoon.machine.host.limits import Limits
 from ratoon.machine.network.policy import NONE, NetworkPolicy
 from ratoon.machine.vmm import command
-from ratoon.machine.vmm.driver import Accelerator, Hardware, Launch
+from ratoon.machine.vmm.cpu import named_model
+from ratoon.machine.vmm.driver import Hardware, Launch
 from ratoon.machine.vmm.qemu import qemu_version
 from ratoon.machine.vmm.tsc import host_tsc_khz
 from ratoon.store.memory.image import ImageStore
@@ -113,6 +114,7 @@ class BaseBuilder:
         ram_bytes: int = RAM_BYTES,
         vcpus: int = 1,
         disk_bytes: int = DISK_BYTES,
+        cpu: str | None = None,
         network: NetworkPolicy = NONE,
         refresh: bool = False,
         roots: Sequence[Path] | None = None,
@@ -120,17 +122,19 @@ class BaseBuilder:
     ) -> Built:
         """Boot `image` cold and publish it as the base snapshot `tag`; see `sources.resolve`.
 
+        `cpu`: the processors' model, see `vmm.cpu.named_model`; None: all that the accelerator has.
         `network`: what its forks may reach unless they are given something else; the boot itself
         reaches nothing. `refresh`: look the image up again. `roots`: where it may lie on this host.
         """
-        self._check(tag, ram_bytes, vcpus)
+        self._check(tag, ram_bytes, vcpus, cpu)
         stages = Stages()
         with stages("build"):
             found = await asyncio.to_thread(
                 resolve, image, refresh=refresh, roots=roots, progress=progress
             )
-            guest, disk, accelerator = await _build(found, disk_bytes, progress)
-        hardware = Hardware(ram_bytes, vcpus, accelerator)
+            guest, disk, probe = await _build(found, disk_bytes, progress)
+            model = await choose_cpu(cpu, probe)
+        hardware = Hardware(ram_bytes, vcpus, probe.accelerator, model)
         source = _Source(found.name, found, guest, disk, disk_bytes, hardware, network)
         return await self._make(source, tag, stages, progress)
 
@@ -143,6 +147,7 @@ class BaseBuilder:
         roots: Sequence[Path],
         ram_bytes: int = RAM_BYTES,
         vcpus: int = 1,
+        cpu: str | None = None,
         network: NetworkPolicy = NONE,
         progress: Progress = silent,
     ) -> Built:
@@ -150,7 +155,7 @@ class BaseBuilder:
 
         The kernel must have the drivers that Debian's has as modules, or be that one.
         """
-        self._check(tag, ram_bytes, vcpus)
+        self._check(tag, ram_bytes, vcpus, cpu)
         stages = Stages()
         with self._store.scratch() as room:
             with stages("build"):
@@ -158,18 +163,21 @@ class BaseBuilder:
                 ours = await asyncio.to_thread(build_guest, progress)
                 guest = await asyncio.to_thread(with_kernel, ours, given.kernel)
                 probe = await choose_accelerator(guest, progress)
-            hardware = Hardware(ram_bytes, vcpus, probe.accelerator)
+                model = await choose_cpu(cpu, probe)
+            hardware = Hardware(ram_bytes, vcpus, probe.accelerator, model)
             source = _Source(
                 str(rootfs), None, guest, given.disk, given.disk_bytes, hardware, network
             )
             return await self._make(source, tag, stages, progress)
 
-    def _check(self, tag: str, ram_bytes: int, vcpus: int) -> None:
+    def _check(self, tag: str, ram_bytes: int, vcpus: int, cpu: str | None) -> None:
         self._store.require_free(tag)
         if ram_bytes < 128 * MIB or ram_bytes % PAGE_SIZE:
             raise InvalidInput(f"{ram_bytes} bytes of RAM: use 128 MiB or more, in whole pages")
         if not 1 <= vcpus <= 64:
             raise InvalidInput(f"{vcpus} virtual CPUs: use 1 to 64")
+        if cpu is not None:
+            named_model(cpu)
 
     async def _make(self, source: _Source, tag: str, stages: Stages, progress: Progress) -> Built:
         hardware = source.hardware
@@ -229,8 +237,8 @@ class BaseBuilder:
     async def boot(self, image: str) -> AsyncIterator[BootedGuest]:
         """A guest that was booted cold, to compare forks with; it ends with the block."""
         found = await asyncio.to_thread(resolve, image)
-        guest, disk, accelerator = await _build(found, DISK_BYTES, silent)
-        hardware = Hardware(RAM_BYTES, 1, accelerator)
+        guest, disk, probe = await _build(found, DISK_BYTES, silent)
+        hardware = Hardware(RAM_BYTES, 1, probe.accelerator, probe.cpu)
         async with self._booted(guest, disk, hardware, NONE) as booted:
             await set_defaults(booted.incarnation.channel, found.config)
             yield booted
@@ -270,21 +278,18 @@ class BaseBuilder:
             yield found
 
 
-async def _build(
-    image: Image, disk_bytes: int, progress: Progress
-) -> tuple[Guest, Path, Accelerator]:
+async def _build(image: Image, disk_bytes: int, progress: Progress) -> tuple[Guest, Path, Probe]:
     """What a boot of `image` takes: kernel and initramfs, root disk, accelerator."""
     guest = await asyncio.to_thread(build_guest, progress)
     disk = await asyncio.to_thread(root_disk, image, disk_bytes, progress)
-    probe = await choose_accelerator(guest, progress)
-    return guest, disk, probe.accelerator
+    return guest, disk, await choose_accelerator(guest, progress)
 
 
 def _config(hardware: Hardware, guest: Guest, disk_bytes: int) -> MachineConfig:
     return MachineConfig(
         ram_bytes=hardware.ram_bytes,
         vcpus=hardware.vcpus,
-        cpu=command.cpu_model(hardware),
+        cpu=hardware.cpu,
         accelerator=hardware.accelerator,
         qemu_version=qemu_version(),
         tsc_khz=host_tsc_khz(),

@@ -14,7 +14,6 @@ Sandboxes end with the engine, unless it is opened to keep them; snapshots stay.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -48,7 +47,6 @@ from ratoon.machine.host.cgroups import Cgroups
 from ratoon.machine.host.figures import read_figures
 from ratoon.machine.host.hierarchies import hierarchies
 from ratoon.machine.network.namespaces import Namespaces
-from ratoon.machine.vmm.driver import Accelerator
 from ratoon.store.disk.qcow2 import OverlayTemplates
 from ratoon.store.memory.image import ImageStore
 from ratoon.store.snapshot.compact import compact
@@ -65,7 +63,6 @@ class Engine:
         self,
         store: Store,
         runtime: Path,
-        accelerators: frozenset[Accelerator],
         namespaces: Namespaces,
         *,
         keep: bool,
@@ -95,7 +92,7 @@ class Engine:
         self._owner = Owner(
             self.events, self._lifecycle.wake, self._forget, self._lifecycle.prepare
         )
-        self._forker = Forker(store, starter, runtime, accelerators, self._owner)
+        self._forker = Forker(store, starter, runtime, self._owner)
         self.pool = self._forker.pool
         #: Makes bases.
         self.bases = BaseBuilder(
@@ -117,11 +114,8 @@ class Engine:
         store = Store.open(home or paths.home())
         runtime = paths.runtime(store.home)
         left = sweep(store, runtime, claim=keep)
-        accelerators: set[Accelerator] = {"tcg"}
-        if os.access("/dev/kvm", os.R_OK | os.W_OK):
-            accelerators.add("kvm")
         async with Namespaces() as namespaces:
-            engine = cls(store, runtime, frozenset(accelerators), namespaces, keep=keep)
+            engine = cls(store, runtime, namespaces, keep=keep)
             engine.images.sweep()
             await engine._adopt(left)
             doze = engine._lifecycle.doze

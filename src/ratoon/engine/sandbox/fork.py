@@ -21,8 +21,7 @@ from ratoon.engine.sandbox.start import MachineStarter, oserror_as_hosterror
 from ratoon.errors import Incompatible, MachineDied
 from ratoon.machine.guest.shared import wire
 from ratoon.machine.network.policy import NetworkPolicy
-from ratoon.machine.vmm import command
-from ratoon.machine.vmm.driver import Accelerator
+from ratoon.machine.vmm import command, kvm
 from ratoon.machine.vmm.qemu import qemu_version
 from ratoon.machine.vmm.tsc import host_tsc_khz, same_rate
 from ratoon.store.snapshot.manifest import qemu_series
@@ -43,13 +42,11 @@ class Forker:
         store: Store,
         starter: MachineStarter,
         runtime: Path,
-        accelerators: frozenset[Accelerator],
         owner: Owner,
     ) -> None:
         self._store = store
         self._starter = starter
         self._runtime = runtime
-        self._accelerators = accelerators
         self._owner = owner
         self._starts = asyncio.Semaphore(CONCURRENT_STARTS)
         #: Machines that were started ahead, which it takes first.
@@ -57,7 +54,7 @@ class Forker:
 
     async def expect_many(self, source: Snapshot) -> None:
         """Have what many forks of `source`, which come next, share. Errors: as `fork`."""
-        check_compatible(source, self._accelerators)
+        check_compatible(source)
         with oserror_as_hosterror(f"snapshot {source.manifest.tag} was not forked"):
             await self._starter.expect_many(source)
 
@@ -102,7 +99,7 @@ class Forker:
         self, source: Snapshot, options: SandboxOptions, stages: Stages
     ) -> PooledMachine:
         with stages("resolve"):
-            check_compatible(source, self._accelerators)
+            check_compatible(source)
             directory = SandboxDirectory.create(
                 self._store.sandboxes, self._store.lock, self._runtime
             )
@@ -181,17 +178,14 @@ async def _standing(
             await uncancelled(linking)
 
 
-def check_compatible(snapshot: Snapshot, accelerators: frozenset[Accelerator]) -> None:
-    """Incompatible unless this host can load the snapshot's device state; names both sides."""
+def check_compatible(snapshot: Snapshot) -> None:
+    """Incompatible unless this host can load the snapshot's device state; names both sides.
+
+    Whether its accelerator works here, and has its processor, is found out as it starts.
+    """
     config = snapshot.manifest.machine
     for what, theirs, ours, fits in (
         ("QEMU", config.qemu_version, qemu_version(), _same_series(config.qemu_version)),
-        (
-            "accelerator",
-            config.accelerator,
-            " or ".join(sorted(accelerators)),
-            config.accelerator in accelerators,
-        ),
         (
             "agent protocol",
             snapshot.manifest.guest.agent_version,
@@ -204,7 +198,8 @@ def check_compatible(snapshot: Snapshot, accelerators: frozenset[Accelerator]) -
             "TSC rate (kHz)",
             config.tsc_khz,
             host_tsc_khz(),
-            same_rate(config.tsc_khz, host_tsc_khz()),
+            same_rate(config.tsc_khz, host_tsc_khz())
+            or (config.accelerator == "kvm" and kvm.scales_tsc()),
         ),
     ):
         if not fits:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ratoon import files
+from ratoon.engine.sandbox.accelerator import KvmGate
 from ratoon.engine.sandbox.confinement import Confiner
 from ratoon.engine.sandbox.deaths import sandbox_death_as_error
 from ratoon.engine.sandbox.directory import SandboxDirectory
@@ -90,6 +91,7 @@ class MachineStarter:
         survives: bool,
     ) -> None:
         """`survives`: the machines outlive this process."""
+        self._kvm = KvmGate()
         self._memory_images = memory_images
         self._disks = disks
         self._templates = templates
@@ -99,14 +101,19 @@ class MachineStarter:
     async def expect_many(self, source: Snapshot) -> None:
         """Have what many machines on `source` share: its image, and soon a flattened disk.
 
-        Corrupt, NotFound.
+        Corrupt, NotFound. Incompatible: it needs KVM, which does not work here.
         """
+        await self._kvm.check(source.manifest.tag, source.manifest.machine)
         self._disks.expect_many(source)
         await self._memory_images.make_image(source)
 
     async def verify(self, source: Snapshot, stages: Stages) -> Verified:
-        """The device state and the disk of `source`, checked. Corrupt names the file."""
+        """The device state and the disk of `source`, checked.
+
+        Corrupt names the file. Incompatible: it needs KVM, which does not work here.
+        """
         with stages("verify"):
+            await self._kvm.check(source.manifest.tag, source.manifest.machine)
             disk = self._disks.hold(source)
             try:
                 await asyncio.to_thread(verify_disks, source, disk.covered)
@@ -150,7 +157,9 @@ class MachineStarter:
             async with confine as confined:
                 launch = Launch(
                     name=directory.id,
-                    hardware=Hardware(config.ram_bytes, config.vcpus, config.accelerator),
+                    hardware=Hardware(
+                        config.ram_bytes, config.vcpus, config.accelerator, config.cpu
+                    ),
                     # By descriptor: the name may be gone by now.
                     memory=Path(f"/proc/self/fd/{image.fd}"),
                     disks=verified.disk.paths(twin),

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from blake3 import blake3
 
 from ratoon.documents import Document
+from ratoon.engine.sandbox.accelerator import Probe
 from ratoon.engine.sandbox.boot import kernel_words
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sources.image import Image
@@ -25,7 +26,7 @@ from ratoon.machine.guest.build import Guest
 from ratoon.machine.guest.shared import wire
 from ratoon.machine.network.policy import NONE
 from ratoon.machine.vmm import command
-from ratoon.machine.vmm.driver import Accelerator, Hardware
+from ratoon.machine.vmm.driver import Accelerator
 from ratoon.machine.vmm.qemu import qemu_version
 
 #: Characters of a value that are shown, and of those how many both have before they differ.
@@ -103,13 +104,12 @@ class Difference(NamedTuple):
         return f"{self.field} is {one} there, {other} here"
 
 
-def booted(image: Image, spec: RunSpec, guest: Guest, accelerator: Accelerator) -> Booted:
+def booted(image: Image, spec: RunSpec, guest: Guest, probe: Probe) -> Booted:
     """What a boot of `image` depends on, on this host."""
-    hardware = Hardware(spec.ram_bytes, spec.vcpus, accelerator)
     return Booted(
         image=image.digest,
         kernel=guest.kernel_digest,
-        kernel_words=kernel_words(accelerator),
+        kernel_words=kernel_words(probe.accelerator),
         initramfs=guest.initramfs_digest,
         agent_protocol=wire.VERSION,
         ram_bytes=spec.ram_bytes,
@@ -118,9 +118,9 @@ def booted(image: Image, spec: RunSpec, guest: Guest, accelerator: Accelerator) 
         machine=command.MACHINE,
         devices=command.DEVICES,
         qemu_version=qemu_version(),
-        accelerator=accelerator,
-        cpu=command.cpu_model(hardware),
-        host_cpu=_host_cpu() if accelerator == "kvm" else None,
+        accelerator=probe.accelerator,
+        cpu=spec.cpu or probe.cpu,
+        host_cpu=_host_cpu() if probe.accelerator == "kvm" else None,
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from ratoon.artifacts import Progress, silent
-from ratoon.engine.sandbox.accelerator import choose_accelerator
+from ratoon.engine.sandbox.accelerator import Probe, choose_accelerator
 from ratoon.engine.sandbox.branch import Branched
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.mounts import directory_of
@@ -42,7 +42,7 @@ from ratoon.errors import (
 )
 from ratoon.machine.guest import commands
 from ratoon.machine.guest.build import Guest, build_guest
-from ratoon.machine.vmm.driver import Accelerator
+from ratoon.machine.vmm.cpu import named_model
 from ratoon.store.snapshot.links import ram_pages, read_links
 from ratoon.store.snapshot.snapshot import Snapshot
 
@@ -94,7 +94,7 @@ class Runner:
         #: The starts that are kept.
         self.cache = StartCache(engine.store)
         #: What the engine's guests boot from: to find that out takes seconds where apt is asked.
-        self._host: tuple[Guest, Accelerator] | None = None
+        self._host: tuple[Guest, Probe] | None = None
 
     async def run(
         self,
@@ -117,12 +117,14 @@ class Runner:
         command, or it cannot be executed; what `resolve`, `from_image` and `fork_one` raise.
         """
         options = options or SandboxOptions()
+        if spec.cpu is not None:
+            named_model(spec.cpu)
         stages = Stages()
         with stages("resolve"):
             image = await asyncio.to_thread(
                 resolve, spec.image, refresh=refresh, roots=roots, progress=progress
             )
-            guest, accelerator = await self._guest(refresh, progress)
+            guest, probe = await self._guest(refresh, progress)
         argv = image.config.argv(spec.command)
         if spec.health and not argv:
             raise InvalidInput(f"{image.name} has no command of its own: say which is to run")
@@ -132,7 +134,7 @@ class Runner:
             spec,
             options,
             image,
-            booted(image, spec, guest, accelerator),
+            booted(image, spec, guest, probe),
             Program(argv, spec.env, spec.user, spec.workdir),
             refresh,
             roots,
@@ -149,10 +151,10 @@ class Runner:
             raise
         return _run(wish, sandbox, pid, tier)
 
-    async def _guest(self, refresh: bool, progress: Progress) -> tuple[Guest, Accelerator]:
+    async def _guest(self, refresh: bool, progress: Progress) -> tuple[Guest, Probe]:
         if self._host is None or refresh:
             guest = await asyncio.to_thread(build_guest, progress)
-            self._host = guest, (await choose_accelerator(guest, progress)).accelerator
+            self._host = guest, await choose_accelerator(guest, progress)
         return self._host
 
     # The tiers ------------------------------------------------------------------------------------
@@ -249,6 +251,7 @@ class Runner:
                 ram_bytes=spec.ram_bytes,
                 vcpus=spec.vcpus,
                 disk_bytes=spec.disk_bytes,
+                cpu=spec.cpu,
                 roots=wish.roots,
                 progress=wish.progress,
             )

@@ -142,4 +142,5 @@ class RunSpec(Document):
     ram_bytes: int = RAM_BYTES
     vcpus: int = 1
     disk_bytes: int = DISK_BYTES
+    cpu: str | None = None
     health: Annotated[Health, Field(discriminator="kind")] | None = None

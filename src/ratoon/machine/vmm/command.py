@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ratoon.machine.vmm.driver import Hardware, Launch
+from ratoon.machine.vmm.driver import Launch
 from ratoon.machine.vmm.given_files import APPEND, READ, READ_AND_WRITE, Files
 
 BINARY = "qemu-system-x86_64"
@@ -21,11 +21,6 @@ FIRST_OVERLAY = f"{OVERLAY}0"
 PORTS = ("ratoon.agent", "ratoon.volumes")
 #: In the order the guest sees them. A device state fits only this list.
 DEVICES = ("virtio-blk", "virtio-serial", *PORTS, "virtio-rng", "virtio-net")
-
-
-def cpu_model(hardware: Hardware) -> str:
-    """`max` under TCG, whose default lacks x86-64-v2; `+arat` spares the idle guest its ticks."""
-    return "host" if hardware.accelerator == "kvm" else "max,+arat"
 
 
 def arguments(
@@ -45,7 +40,8 @@ def arguments(
         ("-display", "none"),
         ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         ("-accel", hardware.accelerator),
-        ("-cpu", cpu_model(hardware)),
+        # Without a word, QEMU leaves out what the host does not have.
+        ("-cpu", f"{hardware.cpu},enforce"),
         ("-smp", str(hardware.vcpus)),
         ("-m", f"{hardware.ram_bytes}B"),
         # A description of the state in itself would be of use to other QEMU versions only.

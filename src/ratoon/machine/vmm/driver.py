@@ -16,11 +16,15 @@ Accelerator = Literal["tcg", "kvm"]
 
 @dataclass(frozen=True)
 class Hardware:
-    """The machine as the guest sees it; a device state fits only the hardware it came from."""
+    """The machine as the guest sees it; a device state fits only the hardware it came from.
+
+    `cpu` is the model of its processors, see `vmm.cpu`.
+    """
 
     ram_bytes: int
     vcpus: int
     accelerator: Accelerator
+    cpu: str
 
 
 @dataclass(frozen=True)

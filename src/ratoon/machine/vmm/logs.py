@@ -28,6 +28,13 @@ def log_tail(log: Path) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def log_since(log: Path, begin: int) -> str:
+    """What QEMU wrote from byte `begin` on, the end of it if that is long."""
+    with log.open("rb") as file:
+        file.seek(max(begin, log.stat().st_size - KEPT_BYTES))
+        return file.read().decode(errors="replace")
+
+
 def bound_logs(log: Path) -> None:
     """Cut QEMU's log and the guest's console, each to its end, where they have grown too long.
 

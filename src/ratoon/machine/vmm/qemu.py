@@ -25,12 +25,12 @@ from typing import Any
 
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
-from ratoon.errors import HostError, MachineDied, MachineError
+from ratoon.errors import HostError, Incompatible, MachineDied, MachineError
 from ratoon.machine.network.netns import entered
-from ratoon.machine.vmm import command
+from ratoon.machine.vmm import command, cpu
 from ratoon.machine.vmm.driver import Cgroup, Launch
 from ratoon.machine.vmm.given_files import READ_AND_WRITE, GivenFiles
-from ratoon.machine.vmm.logs import bound_logs, log_tail
+from ratoon.machine.vmm.logs import bound_logs, log_since, log_tail
 from ratoon.machine.vmm.process import MachineProcess, prefer_to_kill
 from ratoon.machine.vmm.standstill import EVENTS, Standstill
 from ratoon.store.snapshot.manifest import OLDEST_QEMU, qemu_series
@@ -45,6 +45,12 @@ COMMAND_TIMEOUT = 60
 LOGS_INTERVAL = 10.0
 #: A device state takes some hundred KiB; what a machine gives for one is not taken on trust.
 LONGEST_STATE = 64 * MIB
+#: States of a machine that its guest never leaves: QEMU lives, but there is nothing to wait for.
+_DEAD = ("internal-error", "guest-panicked", "shutdown")
+#: What QEMU's log says of that: with which error KVM gave up, and at which instruction.
+_LAST_WORDS = re.compile(r"KVM internal error|KVM: entry failed|Code=")
+#: Who could not give a guest its processor.
+_PROVIDERS = {"kvm": "this host's KVM", "tcg": "QEMU's emulator"}
 
 
 @cache
@@ -91,7 +97,8 @@ class QemuMachine:
         #: The sets of descriptors that they were opened from.
         self._sets: dict[str, int] = {}
         self._cgroup: Cgroup | None = None
-        self._standstill = Standstill(name, log.parent)
+        self._standstill = Standstill(name, log.parent, self._look_into_stop)
+        self._looking: asyncio.Task[None] | None = None
         self._killing = False
         self._cause_of_death: str | None = None
         self._qmp.register_listener(EventListener(EVENTS, self._standstill.hear))
@@ -102,6 +109,7 @@ class QemuMachine:
         """Start QEMU and wait until it listens to commands.
 
         If this fails, the process is gone. Whoever asked removes `launch.runtime`, which is made.
+        Incompatible: the host cannot give the guest the processor that it is to have.
         """
         launch.runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
         with ExitStack() as held:
@@ -115,6 +123,7 @@ class QemuMachine:
             words = [*_confinement(launch.survives), command.BINARY, *options, *arguments]
             inside = nullcontext() if launch.netns is None else entered(launch.netns)
             with launch.log.open("ab") as log, inside:
+                begin = log.tell()
                 process = subprocess.Popen(
                     words,
                     stdin=subprocess.DEVNULL,
@@ -131,8 +140,10 @@ class QemuMachine:
             prefer_to_kill(process.pid)
             await machine.confine(launch.cgroup, launch.file_limit)
             await machine._connect("start")
-        except BaseException:
+        except BaseException as error:
             await machine.kill()
+            if isinstance(error, MachineDied):
+                _check_processor(launch, log_since(launch.log, begin))
             raise
         return machine
 
@@ -149,7 +160,7 @@ class QemuMachine:
         machine = cls(name, process, log, runtime)
         try:
             await machine._connect("attach")
-            if (await machine._execute("query-status"))["status"] == "io-error":
+            if await machine._status() == "io-error":
                 machine._standstill.begin()
         except BaseException:
             await machine.let_go()
@@ -235,8 +246,21 @@ class QemuMachine:
         while (await self._execute("query-status"))["status"] == "inmigrate":
             await asyncio.sleep(0)
 
+    async def expand(self, model: str) -> dict[str, object]:
+        """All features of a processor's model, as this machine's accelerator has them here."""
+        name, changed = cpu.as_properties(model)
+        asked = {"type": "static", "model": {"name": name, "props": changed}}
+        properties: dict[str, object] = (await self._execute("query-cpu-model-expansion", **asked))[
+            "model"
+        ]["props"]
+        return properties
+
     async def resume(self) -> None:
-        await self._execute("cont")
+        try:
+            await self._execute("cont")
+        except MachineError:
+            await self._status()  # of one that ended just as it was paused, no event told
+            raise
 
     async def pause(self) -> None:
         with self._standstill.pausing():
@@ -314,7 +338,7 @@ class QemuMachine:
 
     async def let_go(self) -> None:
         """Speak to it no more; it goes on if its launch `survives`."""
-        self._next_look.cancel()
+        self._stop_watching()
         self._process.let_go()
         await self._disconnect()
 
@@ -332,12 +356,44 @@ class QemuMachine:
             self._next_look = loop.call_later(LOGS_INTERVAL, look_at_logs)
 
         def died(status: int | None) -> None:
-            self._next_look.cancel()
-            if not self._killing:
+            self._stop_watching()
+            if not self._killing and self._cause_of_death is None:
                 self._cause_of_death = self._find_cause(status)
 
         self._next_look = loop.call_later(LOGS_INTERVAL, look_at_logs)
         self._process.on_death = died
+
+    def _stop_watching(self) -> None:
+        self._next_look.cancel()
+        if self._looking:
+            self._looking.cancel()
+
+    def _look_into_stop(self) -> None:
+        """It has stopped unasked: because its disk is full, or for ever?"""
+
+        async def look() -> None:
+            with suppress(MachineError):  # whoever waits for it hears of that as well
+                if await self._status() != "running":
+                    self._standstill.begin()
+
+        self._looking = asyncio.create_task(look())
+
+    async def _status(self) -> str:
+        """What QEMU says of the guest. MachineDied: it can never go on, and is ended."""
+        status: str = (await self._execute("query-status"))["status"]
+        if status in _DEAD:
+            said = [
+                line for line in log_since(self._log, 0).splitlines() if _LAST_WORDS.match(line)
+            ]
+            self._cause_of_death = f"its guest has ended ({status}): {'; '.join(said[-2:])}"
+            self._process.kill()
+            await self._process.wait()
+            raise MachineDied(
+                f"QEMU of {self._name} (process {self.pid}) was of no use any more",
+                log_tail(self._log),
+                self._cause_of_death,
+            )
+        return status
 
     def _find_cause(self, status: int | None) -> str | None:
         """Why the process ended with `status`, if known; a negative one is a signal's number."""
@@ -414,6 +470,16 @@ class QemuMachine:
                 log_tail(self._log),
                 self._cause_of_death,
             ) from error
+
+
+def _check_processor(launch: Launch, log: str) -> None:
+    """Incompatible if QEMU ended because of the processor that it should have made."""
+    if lacks := cpu.lacking(log):
+        raise Incompatible(
+            f"{_PROVIDERS[launch.hardware.accelerator]} cannot give {launch.name} its processor: "
+            f"it lacks {', '.join(lacks)}; use a host that has that, or a base made with --cpu and "
+            "a model that all of your hosts have"
+        )
 
 
 def _number(overlay: str) -> int:

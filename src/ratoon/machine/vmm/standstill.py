@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,15 @@ class Standstill:
     `directory` is where its disk's file is, `file_limit` how long that may get.
     """
 
-    def __init__(self, name: str, directory: Path) -> None:
+    def __init__(self, name: str, directory: Path, stopped: Callable[[], object]) -> None:
+        """`stopped` is called when it stops unasked: it finds out why, and begins this if need be.
+
+        Of an event alone it cannot be told: a guest that will never go on stops in the same way.
+        """
         self.file_limit: int | None = None
         self._name = name
         self._directory = directory
+        self._stopped = stopped
         self._error: Mapping[str, Any] = {}
         self._pausing = False
         self._still = False
@@ -45,7 +50,7 @@ class Standstill:
                 # stops: the last one known may be an earlier one of the same kind.
                 self._error = event["data"]
             case "STOP" if not self._pausing:
-                self.begin()
+                self._stopped()
             case "RESUME":
                 self._still = False
         return False
