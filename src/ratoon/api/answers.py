@@ -153,6 +153,7 @@ class SandboxInfo:
     pid: int | None
     stands_on: str
     accelerator: Literal["tcg", "kvm"]
+    cpu: str
     network: str
     limits: Limits
     ttl_seconds: float | None

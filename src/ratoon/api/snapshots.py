@@ -31,6 +31,7 @@ class SnapshotInfo:
     memory_root: str | None = None
     ram_bytes: int | None = None
     accelerator: Literal["tcg", "kvm"] | None = None
+    cpu: str | None = None
     pages: int | None = None
     layer_bytes: int | None = None
     stages_ms: dict[str, float] | None = None

@@ -33,6 +33,7 @@ async def _images_of_daemon(client: AsyncClient) -> list[dict[str, Any]]:
 
 def _images_of_store() -> list[dict[str, Any]]:
     from ratoon import paths
+    from ratoon.machine.vmm.cpu import describe
     from ratoon.store.snapshot.snapshot import Snapshot
     from ratoon.store.snapshot.store import Store
 
@@ -53,6 +54,7 @@ def _images_of_store() -> list[dict[str, Any]]:
                 "memory_root": manifest.memory_root,
                 "ram_bytes": manifest.machine.ram_bytes,
                 "accelerator": manifest.machine.accelerator,
+                "cpu": describe(manifest.machine.cpu),
                 "pages": memory.entries,
                 "layer_bytes": memory.size,
                 "warning": manifest.warning,

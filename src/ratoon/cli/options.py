@@ -16,6 +16,14 @@ from ratoon.api.defaults import DISK_MIB, RAM_MIB
 from ratoon.errors import InvalidInput
 from ratoon.units import MIB, parse_duration, parse_size
 
+Cpu = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="A processor that all hosts of a fleet have, such as x86-64-v3; else this host's own.",
+    ),
+]
+
 if TYPE_CHECKING:
     from ratoon.client.options import Options
     from ratoon.client.runs import RunOptions
@@ -220,6 +228,7 @@ def image_options(
     disk_size_mib: Annotated[
         int | None, typer.Option(help=f"An image's disk in MiB; {DISK_MIB} if not said.")
     ] = None,
+    cpu: Cpu = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Use nothing kept of an image, and keep nothing.")
     ] = False,
@@ -238,6 +247,7 @@ def image_options(
         "--mem-size-mib": ("ram_mib", mem_size_mib),
         "--vcpus": ("vcpus", vcpus),
         "--disk-size-mib": ("disk_size_mib", disk_size_mib),
+        "--cpu": ("cpu", cpu),
         "--no-cache": ("cache", False if no_cache else None),
         "--refresh": ("refresh", True if refresh else None),
     }
@@ -269,6 +279,7 @@ _OPTIONS = {
     "ram_mib": "--mem-size-mib",
     "vcpus": "--vcpus",
     "disk_mib": "--disk-size-mib",
+    "cpu": "--cpu",
     "health.http": "--health",
     "health.command": "--health-cmd",
     "health.log": "--health-log",

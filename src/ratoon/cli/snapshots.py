@@ -14,6 +14,7 @@ from ratoon.api.defaults import DISK_MIB, RAM_MIB
 from ratoon.cli.app import Json, print_json, say
 from ratoon.cli.connect import Asked, client_command
 from ratoon.cli.naming import IMAGE, find, known_tags, located
+from ratoon.cli.options import Cpu
 from ratoon.concurrency import run_alongside
 from ratoon.errors import AlreadyExists, CommandFailed, InvalidInput, NotFound
 from ratoon.units import format_mib
@@ -37,6 +38,7 @@ async def from_image(
     disk_size_mib: Annotated[
         int | None, typer.Option(help=f"Disk in MiB; {DISK_MIB} if not said.")
     ] = None,
+    cpu: Cpu = None,
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Look the image up again, or build it anew.")
     ] = False,
@@ -52,6 +54,7 @@ async def from_image(
             ram_mib=mem_size_mib,
             vcpus=vcpus,
             disk_mib=disk_size_mib,
+            cpu=cpu,
             refresh=refresh,
         )
 

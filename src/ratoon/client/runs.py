@@ -15,6 +15,7 @@ class RunOptions(Options, total=False):
 
     `env` is added to the image's environment; `user` (NAME or UID, also with `:GROUP`) and
     `workdir` take the place of the image's. `ram_mib`, `vcpus`, `disk_size_mib`: the guest's.
+    `cpu`: as for `from_image`.
 
     `health`: `http://:PORT/PATH`, which the guest must answer with a status below 400.
     `health_cmd`: what must exit with 0 there: text by `sh -c`, or a list. `health_log`: a regular
@@ -32,6 +33,7 @@ class RunOptions(Options, total=False):
     ram_mib: int | None
     vcpus: int | None
     disk_size_mib: int | None
+    cpu: str | None
     health: str | None
     health_cmd: str | Sequence[str] | None
     health_log: str | None
@@ -44,7 +46,8 @@ class RunOptions(Options, total=False):
 
 
 _NAMES = {
-    **{name: name for name in ("user", "workdir", "ram_mib", "vcpus", "start", "cache", "refresh")},
+    **{name: name for name in ("user", "workdir", "ram_mib", "vcpus", "cpu")},
+    **{name: name for name in ("start", "cache", "refresh")},
     "disk_size_mib": "disk_mib",
 }
 _PATIENCE = {

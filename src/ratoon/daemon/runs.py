@@ -45,6 +45,7 @@ async def run_image(body: RunRequest, daemon: TheDaemon, request: Request) -> Ru
         ram_bytes=body.ram_mib * MIB,
         vcpus=body.vcpus,
         disk_bytes=body.disk_mib * MIB,
+        cpu=body.cpu,
         health=body.health,
     )
     options = options_of(body)

@@ -32,6 +32,7 @@ from ratoon.engine.sandbox.stages import Stages
 from ratoon.errors import GuestError, InvalidInput, RatoonError
 from ratoon.machine.host.limits import Limits
 from ratoon.machine.network.policy import NetworkPolicy
+from ratoon.machine.vmm.cpu import describe
 from ratoon.units import MIB
 from ratoon.validation import first_error
 
@@ -250,7 +251,7 @@ def summarise(sandbox: Sandbox) -> SandboxInfo:
     """A sandbox as the API shows it."""
     record, options = sandbox.record, sandbox.options
     branched = record.last_branch_memory
-    stands_on = sandbox.snapshot_tag
+    stands_on, machine = sandbox.snapshot_tag, sandbox.parent.manifest.machine
     limits = LimitsOfSandbox(
         memory_mib=_mib(options.limits.memory_bytes),
         cpus=options.limits.cpus,
@@ -270,7 +271,8 @@ def summarise(sandbox: Sandbox) -> SandboxInfo:
         branch_count=record.branch_count,
         state=sandbox.state,
         stands_on=stands_on,
-        accelerator=sandbox.parent.manifest.machine.accelerator,
+        accelerator=machine.accelerator,
+        cpu=describe(machine.cpu),
         network=str(sandbox.network),
         limits=limits,
         ttl_seconds=options.ttl_seconds,

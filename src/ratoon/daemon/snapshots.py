@@ -24,6 +24,7 @@ from ratoon.engine.sandbox.branch import Branched, PendingSnapshot
 from ratoon.engine.sandbox.stages import STANDING_STILL, sum_ms
 from ratoon.errors import InvalidInput, NotFound
 from ratoon.machine.network.policy import NetworkPolicy
+from ratoon.machine.vmm.cpu import describe
 from ratoon.store.snapshot.manifest import check_tag
 from ratoon.store.snapshot.snapshot import Snapshot
 from ratoon.store.snapshot.store import BrokenSnapshot
@@ -89,6 +90,7 @@ async def _made(body: SnapshotRequest, daemon: Daemon, request: Request) -> Buil
                 ram_bytes=body.ram_mib * MIB,
                 vcpus=body.vcpus,
                 disk_bytes=body.disk_mib * MIB,
+                cpu=body.cpu,
                 network=network,
                 refresh=body.refresh,
                 roots=image_roots(daemon, request),
@@ -103,6 +105,7 @@ async def _made(body: SnapshotRequest, daemon: Daemon, request: Request) -> Buil
             roots=daemon.settings.image_roots,
             ram_bytes=body.ram_mib * MIB,
             vcpus=body.vcpus,
+            cpu=body.cpu,
             network=network,
             progress=progress,
         )
@@ -202,6 +205,7 @@ def summarise(entry: Snapshot) -> SnapshotInfo:
         memory_root=manifest.memory_root,
         ram_bytes=manifest.machine.ram_bytes,
         accelerator=manifest.machine.accelerator,
+        cpu=describe(manifest.machine.cpu),
         pages=memory.entries,
         layer_bytes=memory.size,
         stages_ms=manifest.stages,

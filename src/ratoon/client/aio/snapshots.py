@@ -39,6 +39,7 @@ class AsyncSnapshots:
         ram_mib: int | None = None,
         vcpus: int | None = None,
         disk_mib: int | None = None,
+        cpu: str | None = None,
         refresh: bool = False,
     ) -> SnapshotInfo:
         """Boot `image` cold and publish it as the base snapshot `tag`.
@@ -46,10 +47,12 @@ class AsyncSnapshots:
         It is `debian[:SUITE][+PACKAGE…]`, a name in a registry such as `python:3.12-slim`, or of
         the daemon's host `oci:…`, `oci-archive:…`, `docker-archive:…`, `tar:…` or `dir:…`. The
         first time it is fetched or built, which may take minutes; `refresh`: do so again.
-        AlreadyExists; NotFound.
+        `cpu`: a model that all hosts have on which it shall be forked, `x86-64-v2` to `x86-64-v4`
+        or one of QEMU's; else the daemon's host's own. AlreadyExists; NotFound; Incompatible: that
+        host lacks some of it.
         """
-        sizes = {"ram_mib": ram_mib, "vcpus": vcpus, "disk_mib": disk_mib}
-        given = {name: size for name, size in sizes.items() if size is not None}
+        hardware = {"ram_mib": ram_mib, "vcpus": vcpus, "disk_mib": disk_mib, "cpu": cpu}
+        given = {name: each for name, each in hardware.items() if each is not None}
         body = {"image": image, "tag": tag, "refresh": refresh, **given}
         return read(SnapshotInfo, await self._connection.ask("POST", "/v1/snapshots", body=body))
 

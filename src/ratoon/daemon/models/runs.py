@@ -20,6 +20,7 @@ class RunRequest(ForkOptions):
     for the next equal request. Without, the command is only started, or, if `start` is false, left
     to the client. `cache` false: nothing that was kept is used, and nothing is kept. `refresh`: the
     image is looked up again, and what was kept of this is made anew. `network` null is `none`.
+    `cpu`: as in a request for a snapshot.
     """
 
     image: Annotated[Word, Field(min_length=1, max_length=4096)]
@@ -30,6 +31,7 @@ class RunRequest(ForkOptions):
     ram_mib: Annotated[int, Field(ge=128, le=1 << 20)] = RAM_MIB
     vcpus: Annotated[int, Field(ge=1, le=64)] = 1
     disk_mib: Annotated[int, Field(ge=256, le=1 << 24)] = DISK_MIB
+    cpu: Word | None = None
     health: Annotated[Health, Field(discriminator="kind")] | None = None
     publish: list[PublishRequest] = Field(default_factory=list, max_length=64)
     start: bool = True

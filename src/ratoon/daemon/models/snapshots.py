@@ -8,13 +8,16 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ratoon.api.defaults import DISK_MIB, RAM_MIB
-from ratoon.daemon.models.common import Request
+from ratoon.daemon.models.common import Request, Word
 
 Mode = Literal["full", "diff", "live"]
 
 
 class SnapshotRequest(Request):
-    """What is booted cold: an `image`, or a `kernel` and a `rootfs`. `forkd` says more of it."""
+    """What is booted cold: an `image`, or a `kernel` and a `rootfs`. `forkd` says more of it.
+
+    `cpu`: a model that all hosts of a fleet have, such as `x86-64-v3`; null: this host's own.
+    """
 
     tag: str
     image: str | None = None
@@ -23,6 +26,7 @@ class SnapshotRequest(Request):
     ram_mib: Annotated[int, Field(ge=128, le=1 << 20)] = RAM_MIB
     vcpus: Annotated[int, Field(ge=1, le=64)] = 1
     disk_mib: Annotated[int, Field(ge=256, le=1 << 24)] = DISK_MIB
+    cpu: Word | None = None
     network: str = "none"
     refresh: bool = False
 
