@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ratoon.cli import guest_checks
 from ratoon.cli.guest_checks import accelerator_at_a_glance, check_accelerator
 from ratoon.cli.system import drawn
 from ratoon.engine.sandbox.accelerator import Probe
 from ratoon.machine.host.checks import PROGRAMS, Check
+from ratoon.machine.vmm import kvm
 
 LINES = 24
 
@@ -104,23 +104,48 @@ def test_names_are_in_one_column(state: str) -> None:
 
 
 def test_kvm() -> None:
-    check = check_accelerator(Probe(accelerator="kvm", reason="it booted the guest's kernel"))
+    probe = Probe(accelerator="kvm", cpu="host", reason="it booted the guest's kernel")
+    check = check_accelerator(probe)
     assert check.state == "ok"
     assert check.found.startswith("KVM, TSC ")
     assert check.found.endswith("MHz: it booted the guest's kernel")
 
 
-def test_tcg_is_a_warning() -> None:
-    check = check_accelerator(Probe(accelerator="tcg", reason="it did not " * 100))
+def emulated(details: str = "") -> Probe:
+    return Probe(accelerator="tcg", cpu="max", reason="KVM did not boot it", details=details)
+
+
+def test_emulation_is_a_warning_that_says_what_it_means_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kvm").touch()
+    monkeypatch.setattr(kvm, "DEVICE", tmp_path / "kvm")
+    check = check_accelerator(emulated("qemu: KVM internal error\nCode=" + "?? " * 400))
     assert check.state == "warn"
     assert check.found.startswith("TCG, TSC ")
-    assert len(check.found) < 340
+    assert check.found.endswith("guests are emulated, which is slow, as KVM did not boot it")
+    assert "take bare metal" in check.todo
     assert "no security boundary" in check.todo
+    lines = drawn(check, 80).plain.splitlines()
+    (raw,) = (number for number, line in enumerate(lines) if "KVM internal error" in line)
+    (todo,) = (number for number, line in enumerate(lines) if "→" in line)
+    assert todo < raw, "the words of programs come last"
+    assert len(lines) < LINES
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_way_to_kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "kvm"
+    monkeypatch.setattr(kvm, "DEVICE", device)
+    assert "in the firmware" in check_accelerator(emulated()).todo
+    device.touch()
+    monkeypatch.setattr(kvm, "opens", lambda: False)
+    assert f"the group that may open {device}" in check_accelerator(emulated()).todo
 
 
 def test_at_a_glance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = tmp_path / "kvm"
-    monkeypatch.setattr(guest_checks, "KVM_DEVICE", device)
+    monkeypatch.setattr(kvm, "DEVICE", device)
     assert f"{device} cannot be opened" in accelerator_at_a_glance().found
     device.touch()
     assert accelerator_at_a_glance().found == f"{device} opens; --quick does not try a guest on it"

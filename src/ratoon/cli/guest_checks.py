@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import tempfile
 import textwrap
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from ratoon import paths
 from ratoon.artifacts import Progress
 from ratoon.cli.outbound import judge, reach_of, reach_of_host
-from ratoon.engine.sandbox.accelerator import KVM_DEVICE, Probe, choose_accelerator
+from ratoon.engine.sandbox.accelerator import Probe, choose_accelerator, without_kvm
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.sandbox import Sandbox
@@ -21,6 +20,7 @@ from ratoon.errors import HostError, RatoonError
 from ratoon.machine.guest.build import build_guest
 from ratoon.machine.host.checks import Check, check_clock
 from ratoon.machine.network.policy import OUTBOUND
+from ratoon.machine.vmm import kvm
 from ratoon.machine.vmm.tsc import host_tsc_khz
 from ratoon.units import MIB
 
@@ -30,9 +30,9 @@ RAM_BYTES = 256 * MIB
 
 def accelerator_at_a_glance() -> Check:
     """Without a boot, no more can be said than whether KVM's device opens."""
-    if os.access(KVM_DEVICE, os.R_OK | os.W_OK):
-        return Check("accelerator", "ok", f"{KVM_DEVICE} opens; --quick does not try a guest on it")
-    return check_accelerator(Probe(accelerator="tcg", reason=f"{KVM_DEVICE} cannot be opened"))
+    if kvm.opens():
+        return Check("accelerator", "ok", f"{kvm.DEVICE} opens; --quick does not try a guest on it")
+    return check_accelerator(without_kvm())
 
 
 def check_accelerator(probe: Probe) -> Check:
@@ -42,8 +42,23 @@ def check_accelerator(probe: Probe) -> Check:
     return Check(
         "accelerator",
         "warn",
-        f"TCG, {rate}: {textwrap.shorten(probe.reason, 300)}",
-        "it is slow and no security boundary: run what you trust",
+        f"TCG, {rate}: guests are emulated, which is slow, as {probe.reason}",
+        f"{_way_to_kvm()}; till then run what you trust: an emulator is no security boundary",
+        textwrap.shorten(probe.details, 600),
+    )
+
+
+def _way_to_kvm() -> str:
+    if not kvm.DEVICE.exists():
+        return (
+            "turn on virtualization in the firmware, or nested virtualization for this host where "
+            "it is a virtual machine itself"
+        )
+    if not kvm.opens():
+        return f"join the group that may open {kvm.DEVICE}, mostly `kvm`"
+    return (
+        "this host's virtualization is not complete, as on many virtual machines: take bare metal, "
+        "or a machine with nested virtualization"
     )
 
 

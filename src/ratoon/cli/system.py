@@ -97,7 +97,7 @@ def _host_checks() -> Iterator[Check]:
 
 
 def drawn(check: Check, width: int) -> Text:
-    """One check as lines of at most `width` columns; what to do comes below it."""
+    """One check as lines of at most `width` columns; what to do comes below it, then details."""
     body = textwrap.wrap(check.found, max(width - INDENT, 20))
     if check.todo:
         body += textwrap.wrap(
@@ -105,6 +105,8 @@ def drawn(check: Check, width: int) -> Text:
         )
     lines = Text(f"{check.state:<5}", style=COLOURS[check.state])
     lines.append(f"{check.name:<{INDENT - 5}}" + f"\n{'':{INDENT}}".join(body), style="default")
+    for line in textwrap.wrap(check.details, max(width - INDENT, 20)):
+        lines.append(f"\n{'':{INDENT}}{line}", style="dim")
     return lines
 
 

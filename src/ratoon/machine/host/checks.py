@@ -36,12 +36,16 @@ COMFORTABLE_FORKS = 16
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, how that is, what was found, and, unless it is ok, what to do."""
+    """What was looked at, how that is, what was found, and, unless it is ok, what to do.
+
+    `details`: what programs said of it, word for word.
+    """
 
     name: str
     state: State
     found: str
     todo: str = ""
+    details: str = ""
 
 
 def check_user(uid: int) -> Check:
