@@ -234,17 +234,14 @@ class QemuMachine:
         return self._standstill.interrupts()
 
     async def load_state(self, state: bytes) -> None:
-        fd = _memory_file(state)
-        try:
-            await self._hand_over(fd, "getfd", fdname="state")
-        finally:
-            os.close(fd)
         # The guest's address has not moved: it need not tell its neighbours, in each fork anew.
         await self._execute("migrate-set-parameters", **{"announce-rounds": 0})
-        await self._execute("migrate-incoming", uri="fd:state")
-        # Success is silent without -global; failure ends the process.
-        while (await self._execute("query-status"))["status"] == "inmigrate":
-            await asyncio.sleep(0)
+        with _memory_file(state) as fd:
+            async with self._lent(fd, os.O_RDONLY) as path:
+                await self._execute("migrate-incoming", uri=f"file:{path}")
+                # Success is silent without -global; failure ends the process.
+                while (await self._execute("query-status"))["status"] == "inmigrate":
+                    await asyncio.sleep(0)
 
     async def expand(self, model: str) -> dict[str, object]:
         """All features of a processor's model, as this machine's accelerator has them here."""
@@ -267,23 +264,13 @@ class QemuMachine:
             await self._execute("stop")
 
     async def save_state(self) -> bytes:
-        fd = _memory_file(b"")
-        try:
-            # QEMU matches access modes: the set must hold a descriptor that is write-only.
-            writer = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                fdset = (await self._hand_over(writer, "add-fd"))["fdset-id"]
-            finally:
-                os.close(writer)
-            # Device state alone, in spite of the name. live=True would deactivate the disks.
-            path = f"/dev/fdset/{fdset}"
-            await self._execute("xen-save-devices-state", filename=path, live=False)
-            await self._execute("remove-fd", **{"fdset-id": fdset})
+        with _memory_file(b"") as fd:
+            async with self._lent(fd, os.O_WRONLY) as path:
+                # Device state alone, in spite of the name. live=True would deactivate the disks.
+                await self._execute("xen-save-devices-state", filename=path, live=False)
             if (size := os.fstat(fd).st_size) > LONGEST_STATE:
                 raise MachineError(f"QEMU of {self._name} gave {size} bytes for a device state")
             return os.pread(fd, size, 0)
-        finally:
-            os.close(fd)
 
     async def add_overlay(self, overlay: Path) -> None:
         name = command.OVERLAY + str(self._overlays)
@@ -405,15 +392,27 @@ class QemuMachine:
 
     async def _give(self, overlay: Path) -> int:
         """Give QEMU a set of descriptors of `overlay`, see `given_files`; its number."""
-        fdset: dict[str, int] = {}
-        for flags in READ_AND_WRITE:
-            fd = os.open(overlay, flags | os.O_CLOEXEC)
-            try:
-                given = await self._hand_over(fd, "add-fd", opaque=str(overlay), **fdset)
-            finally:
-                os.close(fd)
-            fdset = {"fdset-id": given["fdset-id"]}
-        return fdset["fdset-id"]
+        fdset = await self._add(overlay, READ_AND_WRITE[0])
+        for flags in READ_AND_WRITE[1:]:
+            await self._add(overlay, flags, **{"fdset-id": fdset})
+        return fdset
+
+    @asynccontextmanager
+    async def _lent(self, fd: int, access: int) -> AsyncIterator[str]:
+        """What QEMU calls an open file of ours, in the block; it is matched by its `access`."""
+        fdset = await self._add(Path(f"/proc/self/fd/{fd}"), access)
+        yield f"/dev/fdset/{fdset}"
+        await self._execute("remove-fd", **{"fdset-id": fdset})
+
+    async def _add(self, path: Path, flags: int, **fdset: int) -> int:
+        """Open a file for QEMU, into that set or a new one; its number."""
+        fd = os.open(path, flags | os.O_CLOEXEC)
+        try:
+            given = await self._hand_over(fd, "add-fd", opaque=str(path), **fdset)
+        finally:
+            os.close(fd)
+        number: int = given["fdset-id"]
+        return number
 
     async def _set_of(self, overlay: str) -> int:
         """The number of the set that a node's file was opened from."""
@@ -499,11 +498,15 @@ def _confinement(survives: bool) -> list[str]:
     return [*words, "--"]
 
 
-def _memory_file(content: bytes) -> int:
+@contextmanager
+def _memory_file(content: bytes) -> Iterator[int]:
     """A descriptor of an anonymous file that holds `content`, positioned at its start."""
     fd = os.memfd_create("ratoon-state", os.MFD_CLOEXEC)
-    os.pwrite(fd, content, 0)
-    return fd
+    try:
+        os.pwrite(fd, content, 0)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @contextmanager
