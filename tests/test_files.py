@@ -130,6 +130,11 @@ def test_before_a_copy_a_reflink_is_tried(
     assert caplog.messages[0].endswith("(Too many links): a reflink shares its extents")
 
 
+def test_links_are_not_followed_where_a_tree_is_flushed(tmp_path: Path) -> None:
+    (tmp_path / "nowhere").symlink_to("/none/of/this")
+    files.fsync_tree(tmp_path)
+
+
 @pytest.mark.parametrize("call", ["copy_file_range", "ftruncate", "lseek", "fsync", "utime"])
 def test_a_copy_that_fails_leaves_nothing(
     source: Path, monkeypatch: pytest.MonkeyPatch, call: str

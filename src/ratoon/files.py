@@ -112,10 +112,12 @@ def fsync_path(path: Path) -> None:
 
 
 def fsync_tree(root: Path) -> None:
-    """Flush every file and directory below `root`, and `root` itself."""
+    """Flush every file and directory below `root`, and `root` itself; links are of a directory."""
     for directory, _, names in os.walk(root):
         for name in names:
-            fsync_path(Path(directory, name))
+            path = Path(directory, name)
+            if not path.is_symlink():
+                fsync_path(path)
         fsync_path(Path(directory))
 
 

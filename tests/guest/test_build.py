@@ -90,13 +90,6 @@ def test_a_tree_in_a_fixed_order_directories_first(tmp_path: Path) -> None:
     ]
 
 
-def test_virtio_ring_is_loaded_before_virtio() -> None:
-    assert build.MODULES.index("virtio_ring") < build.MODULES.index("virtio")
-    assert build.MODULES.index("virtio") < build.MODULES.index("virtio_blk")
-    assert build.MODULES.index("failover") < build.MODULES.index("net_failover")
-    assert build.MODULES.index("net_failover") < build.MODULES.index("virtio_net")
-
-
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Package]:
     """Packages that hold a kernel and next to nothing else, in a cache of the test's own."""

@@ -163,6 +163,9 @@ async def test_an_image_without_anything(image: Sandbox) -> None:
         "/tmp/of-the-image 644 5 0",
         "/var/run/sshd 711 0 0",
     ]
+    # A kind of device that the kernel has to load, with no modprobe of the image's own.
+    add = "/bin/busybox ip link add test type dummy && cat /sys/class/net/test/mtu"
+    assert await sh(image, add) == "1500\n"
     for user in USERS:
         assert await run_as(
             image, user, "/bin/busybox unshare -U -r true; echo x >/dev/stdout"

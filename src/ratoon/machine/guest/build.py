@@ -7,7 +7,6 @@ disk, a static busybox for the first mounts, and a private Python with the agent
 from __future__ import annotations
 
 import shutil
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,36 +14,13 @@ from pathlib import Path
 from blake3 import blake3
 
 from ratoon.artifacts import Progress, build_once, run, silent
-from ratoon.machine.guest import packages
+from ratoon.machine.guest import modules, packages
 
 KERNEL = "linux-image-cloud-amd64"
 SOURCE = Path(__file__).parent
 #: What the guest has of it: its agent, and what runs on both sides.
 PARTS = ("agent", "shared")
 
-#: In loading order. virtio_ring comes before virtio: busybox's insmod resolves nothing.
-MODULES = (
-    "virtio_ring",
-    "virtio",
-    "virtio_mmio",
-    "virtio_blk",
-    "virtio_console",
-    "virtio-rng",
-    "failover",
-    "net_failover",
-    "virtio_net",
-)
-#: What the agent loads itself, in this order, once there is a volume to be mounted.
-VOLUME_MODULES = (
-    "sunrpc",
-    "grace",
-    "lockd",
-    "netfs",
-    "fscache",
-    "nfs_acl",
-    "nfs",
-    "nfsv3",
-)
 PYTHON_PACKAGES = (
     "python3.11-minimal",
     "libpython3.11-minimal",
@@ -71,13 +47,13 @@ class Guest:
 def build_guest(progress: Progress = silent) -> Guest:
     """The kernel and initramfs, from the cache or built now."""
     image = packages.dependency(KERNEL, r"linux-image-\S+")
-    sources = packages.resolve([image, *PYTHON_PACKAGES])
+    sources = packages.resolve([image, *PYTHON_PACKAGES, *modules.DEPMOD_PACKAGES])
     tree = packages.unpacked(sources, progress)
     files = [file for part in PARTS for file in sorted((SOURCE / part).iterdir()) if file.is_file()]
     inputs = {
-        "format": 1,
+        "format": 2,
         "packages": [package.file for package in sources],
-        "modules": [MODULES, VOLUME_MODULES],
+        "modules": modules.CHOICE,
         "agent": {
             str(file.relative_to(SOURCE)): blake3(file.read_bytes()).hexdigest() for file in files
         },
@@ -122,10 +98,12 @@ def _walk(root: Path) -> Iterator[Path]:
 
 def _lay_out(tree: Path, root: Path) -> None:
     """Fill `root` with what the initramfs holds, taken from the unpacked packages in `tree`."""
-    for name in ("bin", "lib64", "modules", "ratoon", "lib/x86_64-linux-gnu"):
+    for name in ("bin", "lib64", "ratoon", "lib/x86_64-linux-gnu"):
         (root / name).mkdir(parents=True, exist_ok=True)
     shutil.copy2(tree / "bin/busybox", root / "bin/busybox")
-    _copy_modules(tree, root / "modules")
+    (release,) = (tree / "lib/modules").iterdir()
+    depmod = [*_loader(tree), "--argv0", "depmod", tree / "bin/kmod"]
+    modules.lay_out_modules(release, root, depmod)
     _copy_python(tree, root)
     package = root / "ratoon/guest"
     for part in PARTS:
@@ -136,22 +114,6 @@ def _lay_out(tree: Path, root: Path) -> None:
     init.chmod(0o755)
     init.rename(root / "init")
     _compile(tree, root)
-
-
-def _copy_modules(tree: Path, target: Path) -> None:
-    later = target / "volumes"
-    later.mkdir()
-    for name in MODULES:
-        shutil.copy2(_module(tree, name), target)
-    for name in VOLUME_MODULES:  # they stay in every guest's memory, where most are never loaded
-        (later / name).write_bytes(zlib.compress(_module(tree, name).read_bytes(), 9))
-    (target / "order").write_text("".join(f"{name}.ko\n" for name in MODULES))
-    (later / "order").write_text("".join(f"{name}\n" for name in VOLUME_MODULES))
-
-
-def _module(tree: Path, name: str) -> Path:
-    (module,) = (tree / "lib/modules").rglob(f"{name}.ko")
-    return module
 
 
 def _copy_python(tree: Path, root: Path) -> None:
@@ -176,16 +138,25 @@ def _copy_python(tree: Path, root: Path) -> None:
 
 
 def _compile(tree: Path, root: Path) -> None:
-    """Byte-compile beforehand: under emulation, start-up is slow enough."""
-    options = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
-    strip: list[str | Path] = ["-s", root, "-p", "/"]
-    run([*_python(tree), *options, *strip, root / "usr/lib/python3.11", root / "ratoon"])
+    """Byte-compile beforehand: under emulation, start-up is slow enough.
+
+    Of the standard library the source is left out, as it would stay in every guest's memory.
+    """
+    compileall = [*_python(tree), "-m", "compileall", "-q", "-s", root, "-p", "/"]
+    run([*compileall, "--invalidation-mode", "unchecked-hash", root / "ratoon"])
+    library = root / "usr/lib/python3.11"
+    run([*compileall, "-b", library])
+    for source in library.rglob("*.py"):
+        source.unlink()
 
 
 def _python(tree: Path) -> list[str | Path]:
-    """How to run the guest's interpreter on the host, from the unpacked packages in `tree`."""
+    """How to run the guest's interpreter on the host."""
+    return ["env", f"PYTHONHOME={tree / 'usr'}", *_loader(tree), tree / "usr/bin/python3.11", "-S"]
+
+
+def _loader(tree: Path) -> list[str | Path]:
+    """How to run a program of the unpacked packages in `tree` on the host."""
     libraries = tree / "lib/x86_64-linux-gnu"
     search = f"{libraries}:{tree / 'usr/lib/x86_64-linux-gnu'}"
-    loader: list[str | Path] = [libraries / "ld-linux-x86-64.so.2", "--library-path", search]
-    home = f"PYTHONHOME={tree / 'usr'}"
-    return ["env", home, *loader, tree / "usr/bin/python3.11", "-S"]
+    return [libraries / "ld-linux-x86-64.so.2", "--library-path", search]

@@ -18,6 +18,7 @@ from .evaluator import Evaluator
 from .freezer import Freezer
 from .libc import enter_root
 from .loop import Loop, call
+from .modules import Modules
 from .port import find_port
 from .processes import Processes
 from .rebirth import Identity
@@ -235,8 +236,10 @@ def main() -> None:
     port = os.open(find_port(PORT_NAME), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     agent = Agent(port)
     agent.volumes.prepare()
+    modules = Modules()
     enter_root(SYSROOT)
     agent.identity.move_in()
+    modules.move_in()
     # What start-up made stays; leaving it out of collections keeps its pages shared between forks.
     gc.freeze()
     agent.run()

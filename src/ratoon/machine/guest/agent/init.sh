@@ -5,8 +5,8 @@ export PATH=/bin
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sysfs /sys
 /bin/busybox mount -t devtmpfs devtmpfs /dev
-for module in $(/bin/busybox cat /modules/order); do
-    /bin/busybox insmod "/modules/$module" || echo "ratoon: cannot load $module"
+for module in $(/bin/busybox cat /modules/boot); do
+    /bin/busybox modprobe "$module" || echo "ratoon: cannot load $module"
 done
 tries=0
 until [ -b /dev/vda ] || [ $tries -ge 500 ]; do
@@ -27,6 +27,11 @@ cd /sysroot
 /bin/busybox mount -t tmpfs -o mode=1777 tmpfs dev/shm
 /bin/busybox mount -t mqueue mqueue dev/mqueue
 /bin/busybox mount -t cgroup2 cgroup2 sys/fs/cgroup
+# Whoever opens one of these has the kernel load what is behind it.
+/bin/busybox mkdir -p dev/net
+/bin/busybox mknod -m 666 dev/net/tun c 10 200
+/bin/busybox mknod -m 666 dev/fuse c 10 229
+/bin/busybox mknod -m 660 dev/loop-control c 10 237
 /bin/busybox ln -sf /proc/self/fd dev/fd
 /bin/busybox ln -sf /proc/self/fd/0 dev/stdin
 /bin/busybox ln -sf /proc/self/fd/1 dev/stdout

@@ -55,7 +55,7 @@ def rename_to_nothing(source: bytes, target: bytes) -> None:
 
 
 def bind(source: str, target: str) -> None:
-    """Mount the file `source` over the file `target`."""
+    """Mount the file or directory `source` over `target`, which is one as well."""
     mount(os.fsencode(source), target, None, _MS_BIND, None)
 
 
