@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ratoon.engine.sandbox import fork
-from ratoon.engine.sandbox.fork import check_compatible
+from ratoon.engine.sandbox import compatible
+from ratoon.engine.sandbox.compatible import check_compatible
 from ratoon.errors import Incompatible
 from ratoon.machine.guest.shared import wire
 from ratoon.machine.vmm import command, kvm
@@ -19,8 +19,8 @@ from small_snapshots import make_chain
 
 @pytest.fixture(autouse=True)
 def host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fork, "qemu_version", lambda: "10.0.2")
-    monkeypatch.setattr(fork, "host_tsc_khz", lambda: 2_100_000)
+    monkeypatch.setattr(compatible, "qemu_version", lambda: "10.0.2")
+    monkeypatch.setattr(compatible, "host_tsc_khz", lambda: 2_100_000)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_what_fits(snapshot: Snapshot, machine: dict[str, Any]) -> None:
 def test_what_does_not_fit_is_named_with_what_is_here(
     snapshot: Snapshot, machine: dict[str, Any], theirs: str, ours: str
 ) -> None:
-    message = f"snapshot s0 was made with {theirs}.*, this host has {ours}.*: build it anew"
+    message = f"snapshot s0 was made with {theirs}.*, this host has {ours}.* build it anew"
     with pytest.raises(Incompatible, match=message):
         check_compatible(made_with(snapshot, **machine))
 

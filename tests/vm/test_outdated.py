@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from vm_helpers import processes_of
 
+from ratoon.engine.sandbox import compatible
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.sweep import sweep
 from ratoon.errors import Incompatible
@@ -81,3 +82,20 @@ async def test_they_can_be_killed(
         assert not following.sandboxes
         assert processes_of(engine.store.sandboxes) == []
         assert not list(engine.store.sandboxes.iterdir())
+
+
+async def test_another_qemu_leaves_it_in_standby(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not so old, but it is not that of its device state: nobody tries to load that."""
+    async with await engine.fork_one("base") as sandbox:
+        await engine.standby(sandbox)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(compatible, "qemu_version", lambda: "999.0.1")
+            with pytest.raises(Incompatible, match=r"this host has 999\.0\.1"):
+                await engine.resume(sandbox)
+            with pytest.raises(Incompatible, match=r"this host has 999\.0\.1"):
+                await engine.fork_one("base")
+        assert sandbox.state == "standby"
+        await engine.resume(sandbox)
+        assert (await sandbox.exec(["true"])).exit_code == 0

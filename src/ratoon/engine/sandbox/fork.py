@@ -18,13 +18,8 @@ from ratoon.engine.sandbox.record import new_machine_id, new_record
 from ratoon.engine.sandbox.sandbox import Owner, Sandbox
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.engine.sandbox.start import MachineStarter, oserror_as_hosterror
-from ratoon.errors import Incompatible, MachineDied
-from ratoon.machine.guest.shared import wire
+from ratoon.errors import MachineDied
 from ratoon.machine.network.policy import NetworkPolicy
-from ratoon.machine.vmm import command, kvm
-from ratoon.machine.vmm.qemu import qemu_version
-from ratoon.machine.vmm.tsc import host_tsc_khz, same_rate
-from ratoon.store.snapshot.manifest import qemu_series
 from ratoon.store.snapshot.snapshot import Snapshot
 from ratoon.store.snapshot.store import Store
 
@@ -54,7 +49,6 @@ class Forker:
 
     async def expect_many(self, source: Snapshot) -> None:
         """Have what many forks of `source`, which come next, share. Errors: as `fork`."""
-        check_compatible(source)
         with oserror_as_hosterror(f"snapshot {source.manifest.tag} was not forked"):
             await self._starter.expect_many(source)
 
@@ -99,7 +93,6 @@ class Forker:
         self, source: Snapshot, options: SandboxOptions, stages: Stages
     ) -> PooledMachine:
         with stages("resolve"):
-            check_compatible(source)
             directory = SandboxDirectory.create(
                 self._store.sandboxes, self._store.lock, self._runtime
             )
@@ -176,39 +169,3 @@ async def _standing(
     finally:
         with suppress(Exception):  # raised by `stands`, unless something else was before
             await uncancelled(linking)
-
-
-def check_compatible(snapshot: Snapshot) -> None:
-    """Incompatible unless this host can load the snapshot's device state; names both sides.
-
-    Whether its accelerator works here, and has its processor, is found out as it starts.
-    """
-    config = snapshot.manifest.machine
-    for what, theirs, ours, fits in (
-        ("QEMU", config.qemu_version, qemu_version(), _same_series(config.qemu_version)),
-        (
-            "agent protocol",
-            snapshot.manifest.guest.agent_version,
-            wire.VERSION,
-            snapshot.manifest.guest.agent_version == wire.VERSION,
-        ),
-        ("machine", config.machine, command.MACHINE, config.machine == command.MACHINE),
-        ("devices", config.devices, command.DEVICES, config.devices == command.DEVICES),
-        (
-            "TSC rate (kHz)",
-            config.tsc_khz,
-            host_tsc_khz(),
-            same_rate(config.tsc_khz, host_tsc_khz())
-            or (config.accelerator == "kvm" and kvm.scales_tsc()),
-        ),
-    ):
-        if not fits:
-            raise Incompatible(
-                f"snapshot {snapshot.manifest.tag} was made with {what} {theirs}, this host has "
-                f"{ours}; its device state cannot be loaded here: build it anew"
-            )
-
-
-def _same_series(version: str) -> bool:
-    """microvm is not a versioned machine type: states fit within a major.minor alone."""
-    return qemu_series(version) == qemu_series(qemu_version())

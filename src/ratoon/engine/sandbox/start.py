@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ratoon import files
 from ratoon.engine.sandbox.accelerator import KvmGate
+from ratoon.engine.sandbox.compatible import check_compatible
 from ratoon.engine.sandbox.confinement import Confiner
 from ratoon.engine.sandbox.deaths import sandbox_death_as_error
 from ratoon.engine.sandbox.directory import SandboxDirectory
@@ -101,19 +102,19 @@ class MachineStarter:
     async def expect_many(self, source: Snapshot) -> None:
         """Have what many machines on `source` share: its image, and soon a flattened disk.
 
-        Corrupt, NotFound. Incompatible: it needs KVM, which does not work here.
+        Corrupt, NotFound, Incompatible with this host.
         """
-        await self._kvm.check(source.manifest.tag, source.manifest.machine)
+        await self._check_host(source)
         self._disks.expect_many(source)
         await self._memory_images.make_image(source)
 
     async def verify(self, source: Snapshot, stages: Stages) -> Verified:
         """The device state and the disk of `source`, checked.
 
-        Corrupt names the file. Incompatible: it needs KVM, which does not work here.
+        Corrupt names the file. Incompatible with this host.
         """
         with stages("verify"):
-            await self._kvm.check(source.manifest.tag, source.manifest.machine)
+            await self._check_host(source)
             disk = self._disks.hold(source)
             try:
                 await asyncio.to_thread(verify_disks, source, disk.covered)
@@ -121,6 +122,10 @@ class MachineStarter:
             except BaseException:
                 disk.close()
                 raise
+
+    async def _check_host(self, source: Snapshot) -> None:
+        check_compatible(source)
+        await self._kvm.check(source.manifest.tag, source.manifest.machine)
 
     async def prepare(
         self,
