@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from functools import partial
 
 import pytest
 from vm_helpers import leaves_nothing, sh
 
-from ratoon.engine.sandbox import base, boot
+from ratoon.engine.sandbox import accelerator, base, boot
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.errors import BootTimeout, MachineDied
-from ratoon.machine.guest.build import Guest
+from ratoon.machine.guest.build import Guest, build_guest
+from ratoon.machine.vmm.cpu import EMULATED
 from ratoon.machine.vmm.driver import Accelerator, Boot
 from ratoon.units import MIB
 
@@ -59,6 +61,12 @@ async def test_a_kernel_that_hangs_after_its_first_words(
 async def test_a_kernel_that_gives_up(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     boot_with(monkeypatch, "rdinit=/none init=/none root=/dev/none")
     assert "Kernel panic" in await fails_to_boot(engine, MachineDied)
+
+
+async def test_what_kvm_is_tried_with_boots() -> None:
+    """Else it would be KVM's fault. Its disk has nothing on it; here the emulator shows that."""
+    guest = await asyncio.to_thread(build_guest)
+    assert await accelerator.seconds_to_boot(guest, "tcg", EMULATED, None)
 
 
 async def test_a_base_of_another_size(engine: Engine) -> None:

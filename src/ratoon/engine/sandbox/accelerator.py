@@ -139,7 +139,7 @@ def _path(kernel_digest: str) -> Path:
 async def _probe(guest: Guest) -> Probe:
     try:
         settled = await settle_here(NATIVE)
-        trial = await _try(guest, "kvm", settled.model, PATIENCE)
+        trial = await seconds_to_boot(guest, "kvm", settled.model, PATIENCE)
         if trial is None:
             return await _compare(guest, settled)
     except RatoonError as error:
@@ -155,10 +155,10 @@ async def _probe(guest: Guest) -> Probe:
 
 async def _compare(guest: Guest, settled: Settled) -> Probe:
     """KVM has taken too long: is it slow, or has the host too much to do?"""
-    emulated = await _try(guest, "tcg", EMULATED, None)
+    emulated = await seconds_to_boot(guest, "tcg", EMULATED, None)
     assert emulated is not None
     limit = max(PATIENCE, TIMES * emulated)
-    if limit > PATIENCE and await _try(guest, "kvm", settled.model, limit) is not None:
+    if limit > PATIENCE and await seconds_to_boot(guest, "kvm", settled.model, limit) is not None:
         return _works(settled)
     return _emulated(
         f"KVM is slower than emulation here: it had not booted the guest after {limit:.0f} s, "
@@ -173,10 +173,10 @@ def _works(settled: Settled) -> Probe:
     )
 
 
-async def _try(
+async def seconds_to_boot(
     guest: Guest, accelerator: Accelerator, cpu: str, limit: float | None
 ) -> float | None:
-    """Boot the guest; how many seconds that took, None if it was not done within `limit`."""
+    """Boot the guest, with an empty disk; None if that was not done within `limit`."""
     hardware = Hardware(PROBE_RAM, 1, accelerator, cpu)
     with _launching(hardware) as launch:
         began = time.monotonic()

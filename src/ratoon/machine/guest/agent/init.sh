@@ -13,7 +13,11 @@ until [ -b /dev/vda ] || [ $tries -ge 500 ]; do
     /bin/busybox sleep 0.01
     tries=$((tries + 1))
 done
-/bin/busybox mount -t ext4 -o noatime /dev/vda /sysroot || echo "ratoon: cannot mount the root disk"
+# Without a disk, as where KVM is tried: something that can be the root, and be moved.
+/bin/busybox mount -t ext4 -o noatime /dev/vda /sysroot || {
+    echo "ratoon: cannot mount the root disk"
+    /bin/busybox mount -t tmpfs tmpfs /sysroot
+}
 /bin/busybox mount -t cgroup2 cgroup2 /sys/fs/cgroup
 /bin/busybox mkdir /sys/fs/cgroup/sandbox /sys/fs/cgroup/agent /sys/fs/cgroup/volumes
 cd /sysroot
