@@ -96,15 +96,15 @@ async def test_an_answer_that_cannot_be_read_is_asked_for_again(
     assert len(prober.asked) == 2
 
 
-async def test_another_kernel_or_qemu_is_probed_anew(
+async def test_another_kernel_initramfs_or_qemu_is_probed_anew(
     prober: Prober, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await choose_accelerator(GUEST)
     await choose_accelerator(replace(GUEST, kernel_digest="0c" * 32))
-    await choose_accelerator(replace(GUEST, initramfs_digest="0c" * 32))  # not that
+    await choose_accelerator(replace(GUEST, initramfs_digest="0c" * 32))
     monkeypatch.setattr(accelerator, "qemu_version", lambda: "10.0.3")
     await choose_accelerator(GUEST)
-    assert len(prober.asked) == len(answers(tmp_path)) == 3
+    assert len(prober.asked) == len(answers(tmp_path)) == 4
 
 
 async def test_a_no_of_the_moment_is_asked_again_later(
@@ -269,6 +269,7 @@ UNDER_KVM = MACHINE.model_copy(
     update={
         "accelerator": "kvm",
         "kernel_digest": GUEST.kernel_digest,
+        "initramfs_digest": GUEST.initramfs_digest,
     }
 )
 NO = Probe(accelerator="tcg", cpu=EMULATED, reason="KVM is slower than emulation here")

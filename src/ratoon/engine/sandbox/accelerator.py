@@ -2,7 +2,7 @@
 
 /dev/kvm may open, make a machine and a processor, and still not run a kernel, or run it slower than
 an emulator does (nested virtualization). So the guest itself is booted once; the answer is cached
-by host and kernel.
+by host and guest.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Probe(Document):
     """What was found out, and why; the processor that guests get, unless told otherwise.
 
     `details`: what QEMU and the kernel said. `until`: when it is to be found out again, in Unix
-    time; None: not before the host is started anew, or QEMU or the kernel is another.
+    time; None: not before the host is started anew, or QEMU or the guest is another.
     """
 
     accelerator: Accelerator
@@ -57,7 +57,7 @@ async def choose_accelerator(guest: Guest, progress: Progress = silent) -> Probe
     """The accelerator to use on this host, probed once by booting `guest`."""
     if not kvm.opens():
         return without_kvm()
-    path = _path(guest.kernel_digest)
+    path = _path(guest.kernel_digest, guest.initramfs_digest)
     if known := _known(path):
         return known
     progress("trying whether KVM boots the guest's kernel")
@@ -105,7 +105,7 @@ class KvmGate:
     async def _answer(self, config: MachineConfig) -> Probe:
         if not kvm.opens():
             return without_kvm()
-        if known := _known(_path(config.kernel_digest)):
+        if known := _known(_path(config.kernel_digest, config.initramfs_digest)):
             return known
         if self._ours is None or _is_over(self._ours):
             self._ours = await choose_accelerator(await asyncio.to_thread(build_guest))
@@ -125,13 +125,13 @@ def _is_over(probe: Probe) -> bool:
     return probe.until is not None and probe.until < time.time()
 
 
-def _path(kernel_digest: str) -> Path:
-    """Named by this start of this host, KVM, QEMU, and the kernel: what the answer depends on.
+def _path(kernel_digest: str, initramfs_digest: str) -> Path:
+    """Named by this start of this host, KVM, QEMU, and the guest: what the answer depends on.
 
-    The rest of the guest is as the kernel is, and changes more often.
+    All of the guest: what fails may be its agent, and may be mended in the next one.
     """
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text()
-    facts = (boot_id, kvm.state_of_modules(), qemu_version(), kernel_digest)
+    facts = (boot_id, kvm.state_of_modules(), qemu_version(), kernel_digest, initramfs_digest)
     name = blake3("\n".join(facts).encode()).hexdigest()[:16]
     return paths.cache() / "accelerators" / f"{name}.json"
 
