@@ -22,7 +22,7 @@ from ratoon import paths
 from ratoon.artifacts import Progress, silent
 from ratoon.documents import Document
 from ratoon.engine.sandbox.boot import boot, boot_from
-from ratoon.errors import Incompatible, MachineDied, RatoonError
+from ratoon.errors import BootTimeout, Incompatible, MachineDied, RatoonError
 from ratoon.machine.guest.build import Guest, build_guest
 from ratoon.machine.vmm import kvm
 from ratoon.machine.vmm.cpu import EMULATED, NATIVE, Settled, named_model, settle
@@ -184,6 +184,10 @@ async def seconds_to_boot(
             async with asyncio.timeout(limit):
                 booted = await boot(replace(launch, boot=boot_from(guest, accelerator)), attempts=1)
         except TimeoutError:
+            return None
+        except BootTimeout:  # it did not even say a word
+            if limit is None:
+                raise
             return None
         booted.channel.close()
         await booted.machine.kill()
