@@ -255,21 +255,22 @@ class BaseBuilder:
             stack.push_async_callback(directory.delete)
             overlay = directory.next_overlay()
             await asyncio.to_thread(files.copy_sparse, disk, overlay)
-            async with self._confiner.confine(directory.path, NONE, Limits()) as confined:
-                launch = Launch(
-                    name=directory.id,
-                    hardware=hardware,
-                    memory=memory.path,
-                    disks=(),
-                    overlay=overlay,
-                    log=directory.log,
-                    runtime=directory.next_runtime(),
-                    boot=boot_from(guest, hardware.accelerator),
-                    netns=confined.namespace.fd,
-                )
-                booted = await boot(launch)
+            namespace = (await self._confiner.confine(directory.path, NONE, Limits())).namespace
+            stack.push_async_callback(namespace.release)
+            launch = Launch(
+                name=directory.id,
+                hardware=hardware,
+                memory=memory.path,
+                disks=(),
+                overlay=overlay,
+                log=directory.log,
+                runtime=directory.next_runtime(),
+                boot=boot_from(guest, hardware.accelerator),
+                netns=namespace.fd,
+            )
+            booted = await boot(launch)
             run = Incarnation(
-                booted.machine, booted.channel, memory, overlay, launch.runtime, confined.namespace
+                booted.machine, booted.channel, memory, overlay, launch.runtime, namespace
             )
             stack.push_async_callback(run.end)
             found = BootedGuest(run, directory.id, new_machine_id(), booted.agent_version)

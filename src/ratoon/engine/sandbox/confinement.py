@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +29,8 @@ class Confiner:
         self._namespaces = namespaces
         self._groups = groups
 
-    @asynccontextmanager
-    async def confine(
-        self, directory: Path, network: NetworkPolicy, limits: Limits
-    ) -> AsyncIterator[Confinement]:
-        """For a machine of the sandbox in `directory`; if the block fails, it is let go again.
+    async def confine(self, directory: Path, network: NetworkPolicy, limits: Limits) -> Confinement:
+        """For a machine of the sandbox in `directory`.
 
         The control groups stay with the directory, see `SandboxDirectory.remove_cgroups`.
         HostError: this host cannot do that.
@@ -43,10 +38,10 @@ class Confiner:
         namespace = await self._namespaces.acquire(network)
         try:
             cgroup = await asyncio.to_thread(self.group, directory, limits)
-            yield Confinement(namespace, cgroup, limits.disk_bytes)
         except BaseException:
             await namespace.release()
             raise
+        return Confinement(namespace, cgroup, limits.disk_bytes)
 
     def group(self, directory: Path, limits: Limits) -> Cgroup | None:
         """The sandbox's control groups: those it has, or new ones; None without limits. Blocks."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 
 from ratoon.concurrency import uncancelled
@@ -121,21 +121,16 @@ class Forker:
     ) -> Sandbox:
         directory = reserved.directory
         machine_id = new_machine_id()
-        try:
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(reserved.discard)
             mounts = await asyncio.to_thread(
                 Mounts.hold, self._store.home, directory.id, options.volumes
             )
-        except BaseException:
-            await reserved.discard()
-            raise
-        try:
+            undo.callback(mounts.let_go)
             incarnation = await self._starter.wake(
                 directory.id, machine_id, reserved.prepared, stages, mounts
             )
-        except BaseException:
-            mounts.let_go()
-            await directory.delete()
-            raise
+            undo.pop_all()
         twin = reserved.twin
         return Sandbox(
             directory,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,12 +55,12 @@ class PreparedMachine:
     overlay: Path
     runtime: Path
     namespace: Namespace
+    #: What it has to itself; the process ends before the rest is let go of.
+    own: AsyncExitStack
 
     async def discard(self) -> None:
         """End the machine, and remove what it had to itself."""
-        await self.machine.kill()
-        await self.namespace.release()
-        _remove(self.overlay, self.runtime)
+        await self.own.aclose()
 
 
 @dataclass(frozen=True)
@@ -153,13 +153,17 @@ class MachineStarter:
             if image is None:
                 await stands()
                 image, patch = await self._memory_images.choose(twin, published or twin)
-        confine = self._confiner.confine(directory.path, options.network, options.limits)
-        with image, _own_files(directory) as (overlay, runtime):
-            memory = MappedMemory.of_image(image)
-            config = twin.manifest.machine
-            with stages("overlay"):
-                self._templates.create(overlay, config.disk_bytes)
-            async with confine as confined:
+        overlay, runtime = directory.next_overlay(), directory.next_runtime()
+        memory, config = MappedMemory.of_image(image), twin.manifest.machine
+        async with AsyncExitStack() as own:
+            with image:
+                own.callback(_remove, overlay, runtime)
+                with stages("overlay"):
+                    self._templates.create(overlay, config.disk_bytes)
+                confined = await self._confiner.confine(
+                    directory.path, options.network, options.limits
+                )
+                own.push_async_callback(confined.namespace.release)
                 launch = Launch(
                     name=directory.id,
                     hardware=Hardware(
@@ -177,22 +181,19 @@ class MachineStarter:
                     file_limit=confined.file_limit,
                     survives=self._survives,
                 )
-                machine = await self._start(launch, memory, patch, stages)
-                try:
-                    await stands()
-                except BaseException:
-                    await machine.kill()
-                    raise
-        return PreparedMachine(
-            twin.manifest.id,
-            twin.manifest.warning is not None,
-            machine,
-            verified.state,
-            memory,
-            overlay,
-            runtime,
-            confined.namespace,
-        )
+                machine = await self._start(launch, memory, patch, stages, own)
+                await stands()
+            return PreparedMachine(
+                twin.manifest.id,
+                twin.manifest.warning is not None,
+                machine,
+                verified.state,
+                memory,
+                overlay,
+                runtime,
+                confined.namespace,
+                own.pop_all(),
+            )
 
     async def limit(
         self, directory: SandboxDirectory, prepared: PreparedMachine, limits: Limits
@@ -264,39 +265,31 @@ class MachineStarter:
         )
 
     async def _start(
-        self, launch: Launch, memory: MappedMemory, patch: Patch | None, stages: Stages
+        self,
+        launch: Launch,
+        memory: MappedMemory,
+        patch: Patch | None,
+        stages: Stages,
+        own: AsyncExitStack,
     ) -> QemuMachine:
         """Start the machine and, meanwhile, read and check the pages to be written into it."""
-        if patch is None:
-            with stages("start"):
-                return await QemuMachine.start(launch)
-        reading = asyncio.create_task(asyncio.to_thread(self._memory_images.read_patch, patch))
+        reading = None
+        if patch:
+            reading = asyncio.create_task(asyncio.to_thread(self._memory_images.read_patch, patch))
         try:
             with stages("start"):
                 machine = await QemuMachine.start(launch)
         except BaseException:
-            with suppress(Exception):
-                await reading
+            if reading:
+                with suppress(Exception):
+                    await reading
             raise
-        try:
+        own.push_async_callback(machine.kill)
+        if reading:
             with stages("image"):
                 pages = await reading
                 await asyncio.to_thread(write_patch, machine.pid, memory, pages)
-            return machine
-        except BaseException:
-            await machine.kill()
-            raise
-
-
-@contextmanager
-def _own_files(directory: SandboxDirectory) -> Iterator[tuple[Path, Path]]:
-    """Names for the overlay and the sockets of a machine; what is there goes if the block fails."""
-    overlay, runtime = directory.next_overlay(), directory.next_runtime()
-    try:
-        yield overlay, runtime
-    except BaseException:
-        _remove(overlay, runtime)
-        raise
+        return machine
 
 
 def _remove(overlay: Path, runtime: Path) -> None:
