@@ -60,7 +60,7 @@ class Interpreter:
     def result(self, code: str, **options: bool) -> str | None:
         """Of code that must succeed."""
         outcome = self.evaluate(code, **options)
-        assert (outcome["error"], outcome["exit_code"]) == (None, 0)
+        assert (outcome["reason"], outcome["exit_code"]) == (None, 0)
         result = outcome["result"]
         assert result is None or isinstance(result, str)
         return result
@@ -69,7 +69,7 @@ class Interpreter:
         """Of code that must fail."""
         outcome = self.evaluate(code)
         assert (outcome["result"], outcome["exit_code"]) == (None, 1)
-        error = outcome["error"]
+        error = outcome["reason"]
         assert isinstance(error, str)
         return error
 
@@ -170,7 +170,7 @@ def test_sys_exit_ends_the_code_and_not_the_interpreter(
     python: Interpreter, code: str, exit_code: int, error: str | None
 ) -> None:
     outcome = python.evaluate(code)
-    assert (outcome["exit_code"], outcome["error"]) == (exit_code, error)
+    assert (outcome["exit_code"], outcome["reason"]) == (exit_code, error)
     assert python.result("1") == "1"
 
 
@@ -217,8 +217,8 @@ def test_a_result_and_an_error_are_cut(python: Interpreter) -> None:
     outcome = python.evaluate("'x' * 1000000")
     assert (len(outcome["result"]), outcome["truncated"]) == (interpreter.TEXT_LIMIT, True)
     outcome = python.evaluate("raise ValueError('x' * 1000000 + 'the end')")
-    assert (len(outcome["error"]), outcome["truncated"]) == (interpreter.TEXT_LIMIT, True)
-    assert outcome["error"].endswith("the end\n")
+    assert (len(outcome["reason"]), outcome["truncated"]) == (interpreter.TEXT_LIMIT, True)
+    assert outcome["reason"].endswith("the end\n")
     assert not python.evaluate("'x' * 1000")["truncated"]
 
 
@@ -283,7 +283,7 @@ def test_an_interrupt_ends_the_code_and_keeps_the_state(python: Interpreter, cod
     python.result("kept = 1")
     outcome = interrupt(python, code)
     assert outcome["exit_code"] == 1
-    assert "KeyboardInterrupt" in outcome["error"]
+    assert "KeyboardInterrupt" in outcome["reason"]
     assert python.result("kept") == "1"
 
 
@@ -385,7 +385,7 @@ def test_an_image_may_want_no_modules_of_the_current_directory(
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
     python = Interpreter()
     try:
-        assert "No module named 'mine'" in python.evaluate("import mine")["error"]
+        assert "No module named 'mine'" in python.evaluate("import mine")["reason"]
         assert python.result("6 * 7") == "42"
     finally:
         python.close()
@@ -422,7 +422,7 @@ def test_code_that_runs_is_reseeded_too(python: Interpreter) -> None:
     )
     wait_for(lambda: "seeded" in python.output())
     os.kill(python.process.pid, RESEED)
-    assert python.outcome()["error"] is None
+    assert python.outcome()["reason"] is None
 
 
 def test_openssl_is_told_to_reseed(python: Interpreter) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from ratoon.errors import GuestError, GuestTimeout, NoPython
 from ratoon.machine.guest.channel import Agent, GuestStream, printable
 from ratoon.machine.guest.commands import OUTPUT_LIMIT
 from ratoon.machine.guest.shared import wire
+from ratoon.machine.guest.shared.outcome import read_outcome
 
 #: Seconds for the agent to report code whose time is over: it is interrupted, and if that does not
 #: help killed; a loaded host is slow.
@@ -97,21 +97,22 @@ async def _collect(
         output[kind] += data[:room]
         truncated = truncated or len(data) > room
     reply = await stream.result()
-    exit_code = reply.get("exit_code")
-    if type(exit_code) is not int or not 0 <= exit_code <= 255:
-        raise GuestError(f"the agent of {stream.name} gave no exit code: {printable(reply)}")
+    try:
+        outcome = read_outcome(reply)
+    except ValueError as error:
+        raise GuestError(f"the agent of {stream.name} gave {error}: {printable(reply)}") from None
     return EvalResult(
-        _text(reply.get("result")),
-        _text(reply.get("reason")),
-        exit_code,
+        _text(outcome["result"]),
+        _text(outcome["reason"]),
+        outcome["exit_code"],
         bytes(output[wire.STDOUT]),
         bytes(output[wire.STDERR]),
-        timed_out=reply.get("timed_out") is True,
-        state_lost=reply.get("state_lost") is True,
-        truncated=truncated or reply.get("truncated") is True,
+        timed_out=outcome["timed_out"],
+        state_lost=outcome["state_lost"],
+        truncated=truncated or outcome["truncated"],
     )
 
 
-def _text(value: Any) -> str | None:
+def _text(text: str | None) -> str | None:
     """Text that can be encoded: a lone surrogate of the code's is replaced."""
-    return value.encode(errors="replace").decode() if isinstance(value, str) else None
+    return None if text is None else text.encode(errors="replace").decode()

@@ -14,7 +14,7 @@ from .stream import Refusal, operation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import Any, Protocol
 
     from .loop import Loop, Timer
     from .processes import Processes
@@ -79,7 +79,7 @@ class Evaluator:
             if self._python is not None and not self._python.alive:
                 lost, self._python = self._python, None
                 if not lost.mourned:
-                    evaluation.conclude(**lost.loss())
+                    evaluation.conclude(lost.loss())
                     continue
             try:
                 if self._python is None:
@@ -148,31 +148,15 @@ class Evaluation(Code):
         reason += f"goes on, which `kill -INT {pid}` in the sandbox interrupts"
         self.reply(result=None, reason=reason, exit_code=TIMED_OUT, timed_out=True)
 
-    def conclude(
-        self,
-        *,
-        result: str | None,
-        reason: str | None,
-        exit_code: int,
-        truncated: bool = False,
-        state_lost: bool = False,
-    ) -> None:
+    def conclude(self, outcome: dict[str, Any]) -> None:
         if self._overdue:
-            exit_code, late = TIMED_OUT, f"timed out after {self._seconds:g} s"
-            if state_lost:
+            reason, late = outcome["reason"] or "", f"timed out after {self._seconds:g} s"
+            if outcome["state_lost"]:
                 reason = f"{late}: {reason}"
             else:
-                reason = (
-                    f"{reason or ''}{late} and was interrupted; the interpreter's state is kept"
-                )
-        self.reply(
-            result=result,
-            reason=reason,
-            exit_code=exit_code,
-            timed_out=self._overdue,
-            truncated=truncated,
-            state_lost=state_lost,
-        )
+                reason += f"{late} and was interrupted; the interpreter's state is kept"
+            outcome = {**outcome, "reason": reason, "exit_code": TIMED_OUT, "timed_out": True}
+        self.reply(**outcome)
 
     def lift_limit(self) -> None:
         if self._timer is not None:

@@ -4,7 +4,7 @@ It runs in the image's own Python, from 3.7 on. The agent hands its source to `p
 socket. Messages there are JSON, one a line:
 
 - to it: `code`, and `reseed` if this is the first since the machine was reborn;
-- from it, when the code has ended: `result`, `error`, `exit_code`, `truncated`.
+- from it, when the code has ended: `result`, `reason`, `exit_code`, `truncated`.
 
 SIGINT interrupts the code that runs, and nothing else. RESEED reseeds at once.
 """
@@ -69,8 +69,8 @@ class Interpreter:
                 reseed()
             outcome = self._evaluate(request["code"])
             if os.getpid() != self._pid:  # the code has forked, and the child came back too
-                if outcome["error"]:
-                    print(outcome["error"], file=sys.stderr)
+                if outcome["reason"]:
+                    print(outcome["reason"], file=sys.stderr)
                 raise SystemExit(outcome["exit_code"])
             self._send(outcome)
 
@@ -212,7 +212,7 @@ def _ended(result: str | None, error: str | None, exit_code: int) -> dict[str, A
     if error is not None:
         reason = error[-TEXT_LIMIT:]  # what went wrong stands at the end
     truncated = (shown, reason) != (result, error)
-    return {"result": shown, "error": reason, "exit_code": exit_code, "truncated": truncated}
+    return {"result": shown, "reason": reason, "exit_code": exit_code, "truncated": truncated}
 
 
 def _exited(code: object) -> dict[str, Any]:

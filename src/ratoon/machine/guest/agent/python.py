@@ -9,6 +9,7 @@ import signal
 import socket
 
 from ..shared import wire
+from ..shared.outcome import read_outcome
 from .spawn import StartError
 from .stream import Refusal, Stream
 
@@ -46,15 +47,7 @@ class Code(Stream):
 
     code = ""
 
-    def conclude(
-        self,
-        *,
-        result: str | None,
-        reason: str | None,
-        exit_code: int,
-        truncated: bool = False,
-        state_lost: bool = False,
-    ) -> None:
+    def conclude(self, outcome: dict[str, Any]) -> None:
         """Reply with how it ended."""
         raise NotImplementedError
 
@@ -129,7 +122,7 @@ class Python:
                 how = f"{self._fault} and was killed"
         reason = f"the interpreter {how}: its state is lost, and the next evaluation starts anew"
         exit_code = ended["exit_code"] or 1
-        return {"result": None, "reason": reason, "exit_code": exit_code, "state_lost": True}
+        return read_outcome({"reason": reason, "exit_code": exit_code, "state_lost": True})
 
     def _deliver(self) -> None:
         """What was written has been delivered: the evaluation is over, or the interpreter is."""
@@ -139,7 +132,7 @@ class Python:
         evaluation, outcome = self.evaluation, self._outcome
         self.evaluation = self._outcome = self.process.listener = None
         if evaluation is not None and not evaluation.ended:
-            evaluation.conclude(**(outcome or self.loss()))
+            evaluation.conclude(outcome or self.loss())
         self._on_idle()
 
     def _lift_limits(self) -> None:
@@ -189,7 +182,8 @@ class Python:
         try:
             if self.evaluation is None or self._outcome is not None:
                 raise ValueError
-            self._outcome = _checked(json.loads(self._said))
+            said = json.loads(self._said)
+            self._outcome = {**read_outcome(said), "timed_out": False, "state_lost": False}
         except Exception:  # the code has found the socket
             self._kill("sent nonsense to the agent")
             self._hang_up()
@@ -222,13 +216,3 @@ def _start(processes: Processes, control: int) -> Process:
     finally:
         for fd in (program, write):
             os.close(fd)
-
-
-def _checked(outcome: dict[str, Any]) -> dict[str, Any]:
-    """An outcome as a reply has it; ValueError, KeyError or TypeError if it is none."""
-    result, error, exit_code = outcome["result"], outcome["error"], outcome["exit_code"]
-    texts = all(text is None or isinstance(text, str) for text in (result, error))
-    if not texts or type(exit_code) is not int or not 0 <= exit_code <= 255:
-        raise ValueError
-    truncated = outcome["truncated"] is True
-    return {"result": result, "reason": error, "exit_code": exit_code, "truncated": truncated}
