@@ -187,9 +187,7 @@ async def _burst(what: str, number: int, n: int, starting: Coroutine[Any, Any, O
             fork_p95_ms=round(percentile(forks, 95), 1),
             exec_p50_ms=round(median(ms for _, ms in execs), 1),
             private_bytes=sum(map(_private_bytes, runs)),
-            read_bytes=read_bytes("self")
-            - before
-            + sum(read_bytes(run.machine.pid) for run in runs),
+            read_bytes=read_bytes("self") - before + sum(map(_read_bytes, runs)),
         )
     finally:
         await asyncio.gather(*(sandbox.kill() for sandbox in sandboxes))

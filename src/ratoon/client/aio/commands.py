@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal as signals
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from ratoon.api.answers import ProcessInfo, read
@@ -117,12 +116,7 @@ class AsyncCommand:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.disconnect()
 
 

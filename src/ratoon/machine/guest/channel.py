@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from ratoon.errors import GuestError, GuestTimeout
@@ -68,12 +67,7 @@ class GuestStream:
         self._number = self._channel._enter(self, *self._opening)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._reply is None and self._lost is None:
             self._send(wire.CANCEL)
         self._channel._leave(self._number)

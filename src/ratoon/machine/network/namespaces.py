@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from ratoon.concurrency import in_thread, uncancelled
@@ -81,12 +80,7 @@ class Namespaces:
                 log.debug("looked for leftover uplinks in vain: %s", error)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         async with self._changing:
             while self._shared:
                 _, shared = self._shared.popitem()

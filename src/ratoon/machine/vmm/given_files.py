@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 #: How a layer is opened, and how the disk's writable top: QEMU opens that for reading alone once
@@ -54,12 +53,7 @@ class GivenFiles:
     def __enter__(self) -> GivenFiles:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._held.close()
 
     def in_set(self, path: Path, ways: tuple[int, ...]) -> str:
