@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Compares checkouts of Ratoon, or one under several QEMUs, by turns on this machine.
 
-    scripts/compare.py --csv FILE NAME=CHECKOUT[:DIRECTORY] NAME=CHECKOUT[:DIRECTORY] …
+    scripts/compare.py [--csv FILE] NAME=CHECKOUT[:DIRECTORY] NAME=CHECKOUT[:DIRECTORY] …
+    scripts/compare.py --read FILE
 
 Each is a checkout in which `make setup` was run; a directory is looked in for programs before all
 others, so one with an older QEMU has that used. Each has a store of its own, which is removed at
@@ -23,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -38,19 +38,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkouts", nargs="+", metavar="NAME=CHECKOUT[:DIRECTORY]")
+    parser.add_argument("checkouts", nargs="*", metavar="NAME=CHECKOUT[:DIRECTORY]")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--csv", type=Path, help="where every sample goes")
+    parser.add_argument("--read", type=Path, help="show what a run before has written there")
     options = parser.parse_args()
+    if options.read:
+        print(table(read(options.read)))
+        return
+    if len(options.checkouts) < 2:
+        parser.error("name two checkouts, or more")
     rows = measure(options.checkouts, options.rounds)
     if options.csv:
         with options.csv.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
-    print(f"{options.rounds} rounds; load average {os.getloadavg()[0]:.1f} at the end")
-    for line in summary(rows, [given.partition("=")[0] for given in options.checkouts]):
-        print(line)
+            written = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            written.writeheader()
+            written.writerows(rows)
+    print(table(rows))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [
+        {what: value if what == "which" else float(value) for what, value in row.items()}
+        for row in rows
+    ]
 
 
 def measure(checkouts: list[str], rounds: int) -> list[dict[str, Any]]:
@@ -74,14 +87,16 @@ def measure(checkouts: list[str], rounds: int) -> list[dict[str, Any]]:
             answer(worker)
         rows = []
         for number in range(-WARM_UP, rounds):
+            took = {}
             for name in random.sample(list(workers), len(workers)):
                 worker = workers[name]
                 assert worker.stdin
                 worker.stdin.write("go\n")
                 worker.stdin.flush()
-                row = {"round": number, "which": name, **answer(worker)}
-                if number >= 0:
-                    rows.append(row)
+                took[name] = {what: round(ms, 3) for what, ms in answer(worker).items()}
+            about = {"round": number, "load": os.getloadavg()[0]}
+            if number >= 0:
+                rows += [{**about, "which": name, **took[name]} for name in workers]
         for worker in workers.values():
             assert worker.stdin
             worker.stdin.close()
@@ -97,16 +112,22 @@ def answer(worker: subprocess.Popen[str]) -> dict[str, float]:
     return answered
 
 
-def summary(rows: list[dict[str, Any]], names: list[str]) -> Iterator[str]:
-    yield " ".join([f"{'ms':16}", *(f"{name:>22}" for name in names)])
-    for what in list(rows[0])[2:]:
-        samples = {name: [row[what] for row in rows if row["which"] == name] for name in names}
+def table(rows: list[dict[str, Any]]) -> str:
+    """Medians, and the medians of the ratios to the first within a round."""
+    names = dict.fromkeys(row["which"] for row in rows)
+    samples = {name: [row for row in rows if row["which"] == name] for name in names}
+    first = next(iter(samples.values()))
+    lines = [" ".join([f"{'ms':16}", *(f"{name:>18}" for name in names)])]
+    for what in list(rows[0])[3:]:
         cells = []
-        for name in names:
-            ratios = (b / a for a, b in zip(samples[names[0]], samples[name], strict=True))
-            median = statistics.median(samples[name])
-            cells.append(f"{median:>14,.1f} ({statistics.median(ratios):.3f})")
-        yield " ".join([f"{what:16}", *cells])
+        for taken in samples.values():
+            median = statistics.median(row[what] for row in taken)
+            ratio = statistics.median(b[what] / a[what] for a, b in zip(first, taken, strict=True))
+            cells.append(f"{median:>10,.1f} ({ratio:.3f})")
+        lines.append(" ".join([f"{what:16}", *cells]))
+    loads = [row["load"] for row in rows]
+    lines.append(f"{len(first)} rounds; load average {min(loads):.1f} to {max(loads):.1f}")
+    return "\n".join(lines)
 
 
 async def work(home: Path) -> None:
