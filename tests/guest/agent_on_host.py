@@ -29,11 +29,15 @@ exec(sys.argv[4])
 
 class Freezer:
     spared = set()
-    def admit(self, pid):
+
+class Groups:
+    def __init__(self, freezer):
         pass
+    def admit(self, pid):
+        return None
 
 class Identity:
-    def __init__(self, evaluator, freezer):
+    def __init__(self, evaluator, freezer, groups):
         pass
     def rebirth(self, message):
         raise OSError("no such name")
@@ -45,6 +49,7 @@ class Identity:
         pass
 
 main.Freezer = Freezer
+main.Groups = Groups
 main.Identity = Identity
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))

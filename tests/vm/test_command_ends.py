@@ -10,6 +10,7 @@ import pytest
 from vm_helpers import FOR_EVER, sh, until_gone
 
 from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.machine.guest import commands
 from ratoon.machine.guest.commands import ExecResult
 from ratoon.units import MIB
 
@@ -27,6 +28,75 @@ async def test_a_timeout_kills_the_whole_group(sandbox: Sandbox) -> None:
     leader, child = result.stdout.decode().split()
     await until_gone(sandbox, leader)
     await until_gone(sandbox, child)
+
+
+#: Starts one process in a session of its own and one that is nobody's child, and says who they are.
+SCATTER = """
+setsid sleep 1000 & echo $!
+(setsid sh -c 'echo $$; exec sleep 1000' &)
+sleep 1000
+"""
+
+
+async def test_who_left_the_group_is_killed_with_it(sandbox: Sandbox) -> None:
+    result = await sandbox.exec(["sh", "-c", SCATTER], timeout=2)
+    assert (result.exit_code, result.timed_out) == (124, True)
+    scattered = result.stdout.decode().split()
+    assert len(scattered) == 2
+    for pid in scattered:
+        await until_gone(sandbox, pid)
+
+
+async def test_who_left_the_group_is_killed_with_a_cancelled_command(sandbox: Sandbox) -> None:
+    task, pid = await started(sandbox, f"exec >/tmp/scattered; {SCATTER}")
+    await sh(sandbox, "until [ $(wc -l </tmp/scattered) = 2 ]; do sleep 0.02; done")
+    await cancel(task)
+    for each in (pid, *(await sh(sandbox, "cat /tmp/scattered")).split()):
+        await until_gone(sandbox, each)
+
+
+async def test_what_a_killed_command_has_left_to_the_background_goes_on(sandbox: Sandbox) -> None:
+    async with commands.start(sandbox, ["sleep", "1000"], background=True) as apart:
+        pass
+    assert (await sandbox.exec(["sh", "-c", SCATTER], timeout=1)).timed_out
+    assert await sh(sandbox, f"cat /proc/{apart.pid}/comm") == "sleep\n"
+    assert apart.pid is not None
+    await commands.signal(sandbox, apart.pid, 9)
+    await until_gone(sandbox, str(apart.pid))
+
+
+#: Each process starts two in sessions of their own, for ever.
+BOMB = """
+f() { while :; do setsid bash -c "$BODY" & done; }
+export BODY="$(declare -f f); f"
+f
+"""
+
+
+async def test_a_fork_bomb_ends_with_its_command(sandbox: Sandbox) -> None:
+    bomb = asyncio.create_task(sandbox.exec(["bash", "-c", BOMB], timeout=15))
+    await asyncio.sleep(5)
+    during = await sandbox.exec(["cat", "/proc/self/cgroup"], timeout=FOR_EVER)
+    assert during.exit_code == 0, during
+    assert (await bomb).timed_out
+    await sh(sandbox, "until [ $(grep -l bash /proc/[0-9]*/comm | wc -l) = 0 ]; do sleep 0.1; done")
+
+
+async def test_the_sandbox_leaves_room_for_the_agent(sandbox: Sandbox) -> None:
+    group = "cd /sys/fs/cgroup/sandbox"
+    few = await sh(sandbox, f"{group}; cat /proc/sys/kernel/threads-max pids.max pids.current")
+    kernels, sandboxes, now = map(int, few.split())
+    assert sandboxes == kernels * 7 // 8
+    await sh(sandbox, f"{group}; echo {now} >pids.max")
+    full = await sandbox.exec(["sh", "-c", "true & true & true & true &"], timeout=FOR_EVER)
+    assert b"fork" in full.stderr
+    assert (await sandbox.exec(["true"], timeout=FOR_EVER)).exit_code == 0
+    await sh(sandbox, f"{group}; echo {sandboxes} >pids.max")
+
+
+async def test_a_group_is_used_again(sandbox: Sandbox) -> None:
+    groups = {await sh(sandbox, "cat /proc/self/cgroup") for _ in range(10)}
+    assert len(groups) <= 2
 
 
 async def test_a_timeout_of_one_command_spares_the_others(sandbox: Sandbox) -> None:

@@ -96,5 +96,5 @@ async def list_processes(sandbox_id: str, daemon: TheDaemon) -> list[ProcessInfo
     responses=error_responses(400, 404, 409),
 )
 async def signal_process(sandbox_id: str, pid: int, body: SignalRequest, daemon: TheDaemon) -> None:
-    """Send a signal to a command's process group."""
+    """Send a signal to a command's process group; SIGKILL is for all that it has started."""
     await commands.signal(daemon.engine.get(sandbox_id), pid, body.signal)

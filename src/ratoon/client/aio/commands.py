@@ -101,12 +101,15 @@ class AsyncCommand:
         await self._talk.send_json(resize={"rows": rows, "columns": columns})
 
     async def signal(self, number: int) -> None:
-        """Send a signal to its process group. Conflict: it has ended."""
+        """Send a signal to its process group; SIGKILL is for all that it has started.
+
+        Conflict: it has ended.
+        """
         path = f"{self._path}/processes/{self.pid}/signal"
         await self._connection.ask("POST", path, body={"signal": int(number)})
 
     async def kill(self) -> None:
-        """Kill it and its process group."""
+        """Kill it and all that it has started."""
         await self.signal(signals.SIGKILL)
 
     async def disconnect(self) -> None:
@@ -173,8 +176,8 @@ class AsyncCommands:
         """Run a program to its end: text by `sh -c`, or a list of the program and its arguments.
 
         `env` is added to what it has anyway. `user`: NAME or UID of the guest's, also with
-        `:GROUP`. After `timeout` seconds (None: never) it is killed with its process group. The
-        listeners are given text as it comes; the result has all of it as well.
+        `:GROUP`. After `timeout` seconds (None: never) it is killed with all that it has started.
+        The listeners are given text as it comes; the result has all of it as well.
 
         CommandFailed: its exit code is not 0; with `check=False` that is a result as any other.
 
@@ -252,11 +255,14 @@ class AsyncCommands:
         return await self._open({"attach": pid}, f"command {pid}")
 
     async def kill(self, pid: int) -> None:
-        """Kill a command and its process group. NotFound; Conflict: it has ended."""
+        """Kill a command and all that it has started. NotFound; Conflict: it has ended."""
         await self.signal(pid, signals.SIGKILL)
 
     async def signal(self, pid: int, number: int) -> None:
-        """Send a signal to a command's process group. NotFound; Conflict: it has ended."""
+        """Send a signal to a command's process group; SIGKILL is for all that it has started.
+
+        NotFound; Conflict: it has ended.
+        """
         path = f"{self._path}/processes/{pid}/signal"
         await self._connection.ask("POST", path, body={"signal": int(number)})
 

@@ -102,12 +102,15 @@ class Command:
         self._talk.send_json(resize={"rows": rows, "columns": columns})
 
     def signal(self, number: int) -> None:
-        """Send a signal to its process group. Conflict: it has ended."""
+        """Send a signal to its process group; SIGKILL is for all that it has started.
+
+        Conflict: it has ended.
+        """
         path = f"{self._path}/processes/{self.pid}/signal"
         self._connection.ask("POST", path, body={"signal": int(number)})
 
     def kill(self) -> None:
-        """Kill it and its process group."""
+        """Kill it and all that it has started."""
         self.signal(signals.SIGKILL)
 
     def disconnect(self) -> None:
@@ -174,8 +177,8 @@ class Commands:
         """Run a program to its end: text by `sh -c`, or a list of the program and its arguments.
 
         `env` is added to what it has anyway. `user`: NAME or UID of the guest's, also with
-        `:GROUP`. After `timeout` seconds (None: never) it is killed with its process group. The
-        listeners are given text as it comes; the result has all of it as well.
+        `:GROUP`. After `timeout` seconds (None: never) it is killed with all that it has started.
+        The listeners are given text as it comes; the result has all of it as well.
 
         CommandFailed: its exit code is not 0; with `check=False` that is a result as any other.
 
@@ -253,11 +256,14 @@ class Commands:
         return self._open({"attach": pid}, f"command {pid}")
 
     def kill(self, pid: int) -> None:
-        """Kill a command and its process group. NotFound; Conflict: it has ended."""
+        """Kill a command and all that it has started. NotFound; Conflict: it has ended."""
         self.signal(pid, signals.SIGKILL)
 
     def signal(self, pid: int, number: int) -> None:
-        """Send a signal to a command's process group. NotFound; Conflict: it has ended."""
+        """Send a signal to a command's process group; SIGKILL is for all that it has started.
+
+        NotFound; Conflict: it has ended.
+        """
         path = f"{self._path}/processes/{pid}/signal"
         self._connection.ask("POST", path, body={"signal": int(number)})
 

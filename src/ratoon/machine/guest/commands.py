@@ -99,7 +99,7 @@ class Command:
         self._stream.resize(*_size((rows, columns)))
 
     def signal(self, number: int) -> None:
-        """Send a signal to its process group."""
+        """Send a signal to its process group; SIGKILL is for all that it has started."""
         self._stream.signal(_signal(number))
 
     async def wait(self) -> Ended:
@@ -124,8 +124,8 @@ async def start(
     """Start `argv` in the guest; leaving the block kills it, unless it is in the background.
 
     `user`: NAME or UID, or either with `:GROUP`, of the guest's own; InvalidInput if there is none.
-    `terminal`: rows and columns of one that it runs on. `timeout`: seconds after which its process
-    group is killed.
+    `terminal`: rows and columns of one that it runs on. `timeout`: seconds after which it is
+    killed with all that it has started.
     """
     fields = _request(argv, env=env, cwd=cwd, user=user, timeout=timeout)
     fields |= {"stdin": stdin, "background": background, "announce": True}
@@ -158,7 +158,10 @@ async def processes(agent: Agent) -> list[ProcessInfo]:
 
 
 async def signal(agent: Agent, pid: int, number: int) -> None:
-    """Send a signal to a command's process group. NotFound; Conflict: it has ended."""
+    """Send a signal to a command's process group; SIGKILL is for all that it has started.
+
+    NotFound; Conflict: it has ended.
+    """
     with _refusals():
         await agent.request("signal", timeout=TIMEOUT, pid=pid, signal=_signal(number))
 
@@ -191,7 +194,7 @@ async def exec(
     timeout: float | None = None,
     output_limit: int = OUTPUT_LIMIT,
 ) -> ExecResult:
-    """Run `argv` in the guest until it exits; after `timeout` seconds its group is killed.
+    """Run `argv` in the guest until it exits; after `timeout` seconds it is killed.
 
     `user` is as for `start`. If the caller is cancelled, so is the command. `output_limit` bytes of
     stdout and of stderr are kept. GuestTimeout: the time is over, and the agent does not say what

@@ -16,6 +16,7 @@ from ..shared import wire
 from . import dial, files, transfers, watching  # noqa: F401  they answer requests
 from .evaluator import Evaluator
 from .freezer import Freezer
+from .groups import Groups
 from .libc import enter_root
 from .loop import Loop, call
 from .modules import Modules
@@ -46,9 +47,10 @@ class Agent(Loop):
     def __init__(self, port: int) -> None:
         super().__init__()
         self.freezer = Freezer()
-        self.processes = Processes(self, self.freezer)
+        groups = Groups(self.freezer)
+        self.processes = Processes(self, groups)
         self.evaluator = Evaluator(self, self.processes)
-        self.identity = Identity(self.evaluator, self.freezer)
+        self.identity = Identity(self.evaluator, self.freezer, groups)
         self.volumes = Volumes(self, self.freezer.spared)
         #: The port does not keep up: nothing but short answers until it does.
         self.congested = False

@@ -20,8 +20,8 @@ TOP = "/sys/fs/cgroup"
 UNFROZEN = ("", "agent", "volumes")
 #: Made by init as well, and one that is made where the first takes nobody.
 SANDBOX, BESIDE = "sandbox", "sandbox-too"
-#: How the root group's `cgroup.stat` begins while it has these three alone.
-NO_OTHERS = b"nr_descendants 3\n"
+#: How many groups there are but for those below the sandbox's, while init has made all of them.
+MADE = len(UNFROZEN)  # with the sandbox's for the root group
 #: Seconds between two looks: while something runs, and when nothing was found.
 HURRY, LEISURE = 0.0005, 0.01
 #: Seconds that something may run until kernel threads are looked for: their groups never freeze.
@@ -46,7 +46,10 @@ class Freezer:
         self._root, self._agent = self._unfrozen[:2]
         self._sandbox = Group(SANDBOX, self._root.directory)
         self._members = _open(f"{SANDBOX}/cgroup.procs", os.O_WRONLY, self._root.directory)
-        self._stat = _open("cgroup.stat", os.O_RDONLY, self._root.directory)
+        self._stats = [
+            _open(f"{name}/cgroup.stat", os.O_RDONLY, self._root.directory)
+            for name in (SANDBOX, ".")
+        ]
         #: By inode; those that the sandbox has made are known from a freeze until the thaw.
         self._inode = os.stat(SANDBOX, dir_fd=self._root.directory).st_ino
         self._groups = {self._inode: self._sandbox}
@@ -59,16 +62,18 @@ class Freezer:
         self._agent.take(os.getpid())
 
     def admit(self, pid: int) -> None:
-        """Move a process that the agent has started to the sandbox's group, or to one beside it."""
+        """Move a process that the agent has started to the sandbox's group, or to one beside it.
+
+        Mostly it has a group of its own there: see `groups.py`.
+        """
         try:
-            _move(pid, self._members)
+            move(pid, self._members)
         except OSError:  # it was removed, or has controllers for the groups below: it is for them
             self._take_beside(pid)
 
-    def admit_newcomers(self) -> None:
-        """Move what a process started before it was admitted itself."""
-        for pid in self._strays(self._agent):
-            self.admit(pid)
+    def newcomers(self) -> Iterator[int]:
+        """What a process that the agent has started has started itself, before it was moved."""
+        return self._strays(self._agent)
 
     def freeze(self, deadline: float, still: float = 0) -> bool:
         """Stop all processes; whether nothing has run for `still` seconds.
@@ -128,9 +133,11 @@ class Freezer:
     def _groups_there(self) -> Iterator[tuple[int, str, int]]:
         """All that can be frozen, but for those below another one: inode, name, parent's fd."""
         made_none = len(self._unfrozen) == len(UNFROZEN) and self._sandbox.exists()
-        if made_none and os.pread(self._stat, len(NO_OTHERS), 0) == NO_OTHERS:
-            yield self._inode, SANDBOX, self._root.directory
-            return
+        if made_none:
+            below_sandbox, all_of_them = (_descendants(stat) for stat in self._stats)
+            if all_of_them - below_sandbox == MADE:
+                yield self._inode, SANDBOX, self._root.directory
+                return
         going_on = [place.inode for place in self._unfrozen]
         for place in self._unfrozen:
             for inode, name in place.below():
@@ -183,7 +190,7 @@ class Freezer:
             pass
         members = _open(f"{BESIDE}/cgroup.procs", os.O_WRONLY, self._root.directory)
         try:
-            _move(pid, members)
+            move(pid, members)
         finally:
             os.close(members)
 
@@ -254,7 +261,7 @@ class Unfrozen:
         return _numbers(self._threads)
 
     def take(self, pid: int) -> None:
-        _move(pid, self._members)
+        move(pid, self._members)
 
 
 class Group:
@@ -308,7 +315,12 @@ def _numbers(fd: int) -> set[int]:
             return set(map(int, read.split()))
 
 
-def _move(pid: int, members: int) -> None:
+def _descendants(stat: int) -> int:
+    """How many groups are below one, by its `cgroup.stat`."""
+    return int(os.pread(stat, 64, 0).split(maxsplit=2)[1])
+
+
+def move(pid: int, members: int) -> None:
     try:
         os.write(members, str(pid).encode())
     except ProcessLookupError:  # it has ended already

@@ -20,6 +20,9 @@ done
 }
 /bin/busybox mount -t cgroup2 cgroup2 /sys/fs/cgroup
 /bin/busybox mkdir /sys/fs/cgroup/sandbox /sys/fs/cgroup/agent /sys/fs/cgroup/volumes
+# What the sandbox may run leaves the agent room to start something, whatever multiplies there.
+echo +pids >/sys/fs/cgroup/cgroup.subtree_control
+echo $(($(/bin/busybox cat /proc/sys/kernel/threads-max) * 7 / 8)) >/sys/fs/cgroup/sandbox/pids.max
 cd /sysroot
 /bin/busybox mkdir -p proc sys dev run
 [ -d tmp ] || /bin/busybox mkdir -m 1777 tmp

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from .groups import Group
     from .loop import Loop, Timer
     from .spawn import Started
     from .stream import Stream
@@ -45,6 +46,8 @@ class Process:
 
     def __init__(self, loop: Loop, started: Started) -> None:
         self.pid = started.pid
+        #: The control group with all that it has started; None: it has none of its own.
+        self.group: Group | None = None
         self.listener: Stream | None = None
         #: Nobody wants to hear the rest of its output, although there is a listener.
         self.muted = False
@@ -87,8 +90,10 @@ class Process:
             self._timer = None
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal to its process group."""
+        """Send a signal to its process group; SIGKILL is for all of its control group."""
         if self.status is None:
+            if number == signal.SIGKILL and self.group is not None:
+                self.group.kill()
             try:
                 os.killpg(self.pid, number)
             except ProcessLookupError:

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
-    from .freezer import Freezer
+    from .groups import Groups
     from .loop import Loop
     from .stream import Request, Speaker
 
@@ -70,9 +70,9 @@ class Command(Process):
 class Processes:
     """Those that run, and the last ones in the background that have ended."""
 
-    def __init__(self, loop: Loop, freezer: Freezer) -> None:
+    def __init__(self, loop: Loop, groups: Groups) -> None:
         self._loop = loop
-        self._freezer = freezer
+        self._groups = groups
         self._commands: dict[int, Command] = {}
         #: What is not in a request.
         self.defaults = Defaults()
@@ -80,8 +80,8 @@ class Processes:
     def start(self, request: Request) -> Process:
         """Start a program that the host will not find among its commands; raises StartError."""
         process = Process(self._loop, self._spawn(request))
-        self._freezer.admit(process.pid)
-        self._loop.on_exit(process.pid, process.exited)
+        process.group = self._groups.admit(process.pid)
+        self._loop.on_exit(process.pid, lambda status: self._exited(process, status))
         return process
 
     def run(self, request: Request) -> Command:
@@ -89,7 +89,7 @@ class Processes:
         timeout = None if request.get("timeout") is None else float(request["timeout"])
         user = request.get("user") or self.defaults.user or "root"
         command = Command(self._loop, self._spawn(request), request, user)
-        self._freezer.admit(command.pid)
+        command.group = self._groups.admit(command.pid)
         self._loop.on_exit(command.pid, lambda status: self._ended(command, status))
         self._commands[command.pid] = command
         if timeout is not None:
@@ -115,8 +115,13 @@ class Processes:
         )
 
     def _ended(self, command: Command, status: int) -> None:
-        command.exited(status)
+        self._exited(command, status)
         self.tidy(command)
+
+    def _exited(self, process: Process, status: int) -> None:
+        if process.group is not None:
+            self._groups.give_back(process.group)
+        process.exited(status)
 
     def find(self, pid: int) -> Command:
         try:

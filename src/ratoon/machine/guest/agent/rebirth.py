@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .evaluator import Evaluator
     from .freezer import Freezer
+    from .groups import Groups
 
 #: Seconds for the kernel to be done with what has just exited (RCU): each fork would do it again.
 SETTLE = 0.02
@@ -33,9 +34,10 @@ class Identity:
     sandbox's reach, and a fork has no time to look them up.
     """
 
-    def __init__(self, evaluator: Evaluator, freezer: Freezer) -> None:
+    def __init__(self, evaluator: Evaluator, freezer: Freezer, groups: Groups) -> None:
         self._evaluator = evaluator
         self._freezer = freezer
+        self._groups = groups
         self._random = _open("/dev/random", os.O_WRONLY)
         #: What a fork of this state has to do besides, as was found when it was frozen.
         self._chores: Chores | None = None
@@ -77,12 +79,14 @@ class Identity:
             renew_host_keys(chores.host_keys, name.decode())
             ids = {"RATOON_INSTANCE_ID": name.decode(), "RATOON_MACHINE_ID": machine_id.decode()}
             run_hooks(chores.hooks, ids)
-            self._freezer.admit_newcomers()  # what they have left running
+            for pid in self._freezer.newcomers():  # what they have left running
+                self._freezer.admit(pid)
         self._evaluator.reborn(*chores.interpreter)
 
     def freeze(self, timeout: float) -> bool:
         """Stop all processes; False if some still ran after `timeout` seconds, or run again."""
         deadline = time.monotonic() + timeout
+        self._groups.prepare()
         if not self._freezer.freeze(deadline):
             return False
         self._chores = Chores(self._evaluator, self._names)
