@@ -44,9 +44,14 @@ def test_times_and_sizes() -> None:
 def test_ports_and_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert published("80") == (80, None)
     assert published("8080:80") == (80, 8080)
-    for text in ("", "a", "80:", ":80", "1:2:3"):
+    assert published("8080:80/tcp") == (80, 8080)
+    assert published("192.0.2.1:8080:80") == (80, ("192.0.2.1", 8080))
+    assert published("[::1]::80") == (80, ("::1", None))
+    for text in ("", "a", "80:", ":80", "::80", ":8080:80", "::1:8080:80", "[::1]:80"):
         with pytest.raises(typer.BadParameter, match="HOSTPORT:GUESTPORT"):
             published(text)
+    with pytest.raises(typer.BadParameter, match="TCP ports can be published, udp ones cannot"):
+        published("53:53/udp")
     assert pair("a=b=c") == ("a", "b=c")
     with pytest.raises(typer.BadParameter, match="NAME=VALUE"):
         pair("=b")
@@ -58,11 +63,12 @@ def test_ports_and_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_options_that_are_not_given_are_not_passed_on() -> None:
     assert fork_options() == {}
-    given = fork_options(memory=512, ttl=60, publish=[(80, None)], label=[("a", "b")])
+    ports = [(80, None), (80, ("::1", 8080)), (443, 8443)]
+    given = fork_options(memory=512, ttl=60, publish=ports, label=[("a", "b")])
     assert given == {
         "memory_mib": 512,
         "timeout": 60,
-        "publish": {80: None},
+        "publish": {80: [None, ("::1", 8080)], 443: [8443]},
         "metadata": {"a": "b"},
     }
 

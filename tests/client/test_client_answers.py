@@ -80,7 +80,7 @@ def test_what_need_not_be_there() -> None:
     port = {"guest_port": 1, "host_port": 2}
     with pytest.raises(TypeError, match="host_port"):
         read(PublishedPort, {"guest_port": 1})
-    assert read(PublishedPort, {**port, "colour": "green"}) == PublishedPort(1, 2)
+    assert read(PublishedPort, {**port, "colour": "green"}) == PublishedPort(1, 2, "127.0.0.1")
     assert read(Limits, {"pids": 3}) == Limits(pids=3)
     told = {each.name: None for each in fields(SandboxInfo)}
     assert read(SandboxInfo, {**told, "limits": {}, "ports": [port]}).ports == [PublishedPort(1, 2)]
@@ -95,7 +95,7 @@ EVERYTHING: Options = {
     "cpus": 1.5,
     "pids": 100,
     "disk_mib": 1024,
-    "publish": {80: 8080, 443: None},
+    "publish": {80: 8080, 443: [None, ("::1", 8443)]},
     "spare": True,
     "volumes": ["/data:/mnt:ro", "cache:/root/.cache"],
 }
@@ -118,8 +118,9 @@ def test_each_option_is_one_that_the_daemon_takes() -> None:
         ],
         "metadata": {"who": "me"},
         "publish": [
-            {"guest_port": 80, "host_port": 8080},
-            {"guest_port": 443, "host_port": None},
+            {"guest_port": 80, "host_port": 8080, "address": None},
+            {"guest_port": 443, "host_port": None, "address": None},
+            {"guest_port": 443, "host_port": 8443, "address": "::1"},
         ],
     }
 

@@ -66,4 +66,5 @@ async def test_a_port_is_held_for_as_long_as_a_run_takes_and_free_if_it_fails(
     monkeypatch.setattr(Runner, "run", run)
     answer = await api.post("/v1/runs", json=wanted(port))
     assert answer.json()["error"] == "the run failed"
-    HeldPort(80, port).take().close()
+    with HeldPort(80, port):
+        pass

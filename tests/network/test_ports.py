@@ -8,7 +8,8 @@ import os
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -115,9 +116,10 @@ async def publishing(guest: Guest) -> AsyncIterator[Ports]:
 @asynccontextmanager
 async def client(port: PublishedPort) -> AsyncIterator[socket.socket]:
     loop = asyncio.get_running_loop()
-    with socket.socket() as connection:
+    family = socket.AF_INET6 if ":" in port.address else socket.AF_INET
+    with socket.socket(family) as connection:
         connection.setblocking(False)
-        await loop.sock_connect(connection, ("127.0.0.1", port.host_port))
+        await loop.sock_connect(connection, (port.address, port.host_port))
         yield connection
 
 
@@ -279,7 +281,21 @@ async def test_a_client_that_breaks_off_ends_the_conversation() -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_connections_of_a_port_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_clients_at_once_are_all_served() -> None:
+    loop = asyncio.get_running_loop()
+    guest = Guest(p80=echo)
+    async with publishing(guest) as ports, AsyncExitStack() as open_clients:
+        port = ports.publish(80)
+        clients = [await open_clients.enter_async_context(client(port)) for _ in range(300)]
+        for _ in range(2):
+            for each in clients:
+                await loop.sock_sendall(each, b"hello")
+            for each in clients:
+                assert await loop.sock_recv(each, 100) == b"hello"
+        assert guest.open == 300
+
+
+async def test_clients_that_find_no_room_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_CONNECTIONS", 2)
     loop = asyncio.get_running_loop()
     guest = Guest(p80=echo)
@@ -289,14 +305,28 @@ async def test_connections_of_a_port_are_limited(monkeypatch: pytest.MonkeyPatch
             for each in (one, two):
                 await loop.sock_sendall(each, b"hello")
                 assert await loop.sock_recv(each, 100) == b"hello"
-            async with client(port) as three:
-                await assert_reset(three)
-            assert await answers(ports.publish(80)), "another port has a limit of its own"
+            waiting = [asyncio.create_task(answers(port)) for _ in range(20)]
+            done, _ = await asyncio.wait(waiting, timeout=0.2)
+            assert (len(done), guest.open) == (0, 2)
             two.close()
-            while guest.open > 1:
+            assert await asyncio.gather(*waiting) == [True] * 20
+        assert await answers(port)
+    assert guest.dialled == {80: 23}
+
+
+async def test_who_waits_for_room_is_reset_when_the_port_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_CONNECTIONS", 1)
+    guest = Guest(p80=echo)
+    async with publishing(guest) as ports:
+        port = ports.publish(80)
+        async with client(port) as one, client(port) as two, client(port) as three:
+            while not guest.open:
                 await asyncio.sleep(0.01)
-            assert await answers(port)
-    assert guest.dialled == {80: 4}
+            await ports.unpublish(port)
+            for each in (one, two, three):
+                await assert_reset(each)
 
 
 async def test_a_host_short_of_descriptors_tries_again(
@@ -324,7 +354,7 @@ async def test_a_host_short_of_descriptors_tries_again(
 async def test_a_port_of_the_callers_choice() -> None:
     async with publishing(Guest(p80=echo)) as ports:
         free = ports.publish(80)
-        await ports.unpublish(free.host_port)
+        await ports.unpublish(free)
         assert ports.published == ()
         chosen = ports.publish(80, free.host_port)
         assert chosen == free
@@ -365,6 +395,47 @@ async def test_ports_that_cannot_be(guest_port: int, host_port: int) -> None:
             ports.publish(guest_port, host_port)
 
 
+@pytest.mark.parametrize("address", ["localhost", "127.0.0.1:80", "::1%none", "192.0.2.1", ""])
+async def test_addresses_that_cannot_be(address: str) -> None:
+    async with publishing(Guest()) as ports:
+        with pytest.raises(InvalidInput, match="is no address"):
+            ports.publish(80, 0, address)
+
+
+async def test_another_address_of_the_host() -> None:
+    async with publishing(Guest(p80=echo)) as ports:
+        everywhere = ports.publish(80, 0, "0.0.0.0")
+        assert everywhere.address == "0.0.0.0"
+        for address in ("127.0.0.1", "127.0.0.2"):
+            assert await answers(replace(everywhere, address=address))
+        elsewhere = ports.publish(80, 0, "127.0.0.2")
+        assert ports.published == (everywhere, elsewhere)
+        assert await answers(elsewhere)
+        with pytest.raises(Conflict, match=f"port {elsewhere.host_port} of 127.0.0.2 is in use"):
+            ports.publish(80, elsewhere.host_port, "127.0.0.2")
+        beside = ports.publish(80, elsewhere.host_port)
+        await ports.unpublish(beside)
+        assert await answers(elsewhere)
+
+
+async def test_the_loopback_is_ipv6s_too() -> None:
+    """`localhost` is ::1 first, for programs that do not try both."""
+    async with publishing(Guest(p80=echo)) as ports:
+        port = ports.publish(80)
+        assert port.address == "127.0.0.1"
+        assert await answers(replace(port, address="::1"))
+        await ports.unpublish(port)
+        with socket.create_server(("::1", port.host_port), family=socket.AF_INET6):
+            assert ports.publish(80, port.host_port) == port, "it is not needed"
+            assert await answers(port)
+            with pytest.raises(Conflict, match=f"port {port.host_port} of ::1 is in use"):
+                ports.publish(80, port.host_port, "::1")
+        six = ports.publish(80, 0, "::")
+        assert await answers(replace(six, address="::1"))
+        with socket.socket() as four:
+            four.bind(("127.0.0.1", six.host_port))
+
+
 async def test_they_listen_on_the_loopback_alone() -> None:
     async with publishing(Guest(p80=echo)) as ports:
         port = ports.publish(80)
@@ -380,15 +451,15 @@ async def test_unpublished_is_closed_and_the_others_go_on() -> None:
         async with client(one) as connection:
             await loop.sock_sendall(connection, b"hello")
             assert await loop.sock_recv(connection, 100) == b"hello"
-            await ports.unpublish(one.host_port)
+            await ports.unpublish(one)
             await assert_reset(connection)
         with pytest.raises(ConnectionRefusedError):
             async with client(one):
                 pass
         assert ports.published == (two,)
         assert await answers(two)
-        with pytest.raises(NotFound, match=f"port {one.host_port} of the host is not published"):
-            await ports.unpublish(one.host_port)
+        with pytest.raises(NotFound, match=f"port {one.host_port} of 127.0.0.1 is not published"):
+            await ports.unpublish(one)
 
 
 async def test_closing_ends_all_at_any_moment() -> None:

@@ -170,6 +170,10 @@ async def test_what_runs_in_the_background(ratoon: Ratoon) -> None:
     assert (await ratoon("port", sandbox, "8000")).text.endswith("-> 8000\n")
     (port,) = json.loads((await ratoon("port", "--json", sandbox)).out)
     assert port["guest_port"] == 8000
+    elsewhere = (await ratoon("port", sandbox, "127.0.0.2::8000")).text
+    assert elsewhere.startswith("127.0.0.2:")
+    assert elsewhere.partition(" ")[0] + ":8000" in " ".join((await ratoon("ls")).text.split())
+    assert (await ratoon("port", sandbox, "53/udp")).code == 2
     assert (await ratoon("port", sandbox, "--close", "8000")).code == 0
     assert (await ratoon("port", sandbox)).out == b""
 

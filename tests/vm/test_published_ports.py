@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import AsyncExitStack
 
 import pytest
 from vm_helpers import FOR_EVER, sh
@@ -11,6 +12,8 @@ from vm_helpers import FOR_EVER, sh
 from ratoon.api.answers import PublishedPort
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.machine.guest import commands
+from ratoon.machine.guest.shared import wire
 
 #: HTTP for /name and /content; of what is posted it says how much it was.
 SERVER = """
@@ -108,7 +111,47 @@ async def test_much_goes_either_way_beside_much_else(sandbox: Sandbox) -> None:
         sh(sandbox, "echo quick"),
     )
     assert answers == [*[content] * 3, *[b"4000000"] * 3, "quick\n"]
-    await sandbox.unpublish(port.host_port)
+    await sandbox.unpublish(port)
+
+
+#: Answers each line that it is sent, for as long as more may come.
+PATIENT = """
+import asyncio, sys
+async def serve(reader, writer):
+    while line := await reader.readline():
+        writer.write(line.upper())
+        await writer.drain()
+    writer.close()
+async def main():
+    async with await asyncio.start_server(serve, "127.0.0.1", 8001, backlog=8):
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+async def test_hundreds_of_clients_that_stay(sandbox: Sandbox) -> None:
+    await sh(sandbox, "cat >/srv/patient", stdin=PATIENT.encode())
+    async with commands.start(sandbox, ["python3", "/srv/patient"]) as server:
+        assert await server.read() == (wire.STDOUT, b"ready\n")
+        port = sandbox.publish(8001)
+        async with asyncio.timeout(FOR_EVER), AsyncExitStack() as closing:
+
+            async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+                both = await asyncio.open_connection("127.0.0.1", port.host_port)
+                closing.callback(both[1].close)
+                return both
+
+            async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+                writer.write(b"hello\n")
+                return await reader.readline()
+
+            clients = await asyncio.gather(*(connect() for _ in range(300)))
+            for _ in range(3):
+                answers = await asyncio.gather(*(ask(*client) for client in clients))
+                assert answers == [b"HELLO\n"] * 300
+            assert await sh(sandbox, "echo quick") == "quick\n"
+        await sandbox.unpublish(port)
 
 
 async def test_ports_end_with_their_sandbox(engine: Engine) -> None:

@@ -105,12 +105,20 @@ class Event:
 # Sandboxes ----------------------------------------------------------------------------------------
 
 
+#: Where ports are published, unless another address is asked for.
+LOOPBACK = "127.0.0.1"
+
+
 @dataclass(frozen=True)
 class PublishedPort:
-    #: In the guest.
+    """A port of the daemon's host that leads to one in the guest.
+
+    `address` is the host's. With 127.0.0.1 it is ::1 as well, where that has the port to give.
+    """
+
     guest_port: int
-    #: Of the loopback of the daemon's host; it leads there.
     host_port: int
+    address: str = LOOPBACK
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ Cpu = Annotated[
 ]
 
 if TYPE_CHECKING:
-    from ratoon.client.options import Options
+    from ratoon.client.options import Options, Place
     from ratoon.client.runs import RunOptions
 
 
@@ -47,17 +47,40 @@ def byte_count(text: str) -> int:
         return parse_size(text)
 
 
-def published(text: str) -> tuple[int, int | None]:
-    """`HOST:GUEST` or `GUEST`, as the guest's port and the host's."""
-    host, colon, guest = text.rpartition(":")
-    if not guest.isdecimal() or (colon and not host.isdecimal()):
+def published(text: str) -> tuple[int, Place]:
+    """`[[ADDRESS:]HOST:]GUEST`: the guest's port and the host's, with its address if there is one.
+
+    `ADDRESS::GUEST`: any port of that address.
+    """
+    ports, _, protocol = text.partition("/")
+    if protocol not in ("", "tcp"):
+        raise typer.BadParameter(f"{text!r}: TCP ports can be published, {protocol} ones cannot")
+    *before, guest = re.split(r":(?![^[]*\])", ports)  # an IPv6 address is in [ ]
+    match before:
+        case [] | [_]:
+            address, host = None, before[0] if before else None
+        case [address, host] if address:
+            address, host = address.strip("[]"), host or None
+        case _:
+            address, host = None, ""
+    if not all(port is None or port.isdecimal() for port in (host, guest)):
         raise typer.BadParameter(
-            f"{text!r}: write HOSTPORT:GUESTPORT, or GUESTPORT for any of the host's"
+            f"{text!r}: write HOSTPORT:GUESTPORT, or GUESTPORT for any of the host's; and for "
+            "another address than its loopback ADDRESS:HOSTPORT:GUESTPORT, IPv6 ones in [ ]"
         )
-    for port in (host, guest) if colon else (guest,):
-        if not 1 <= int(port) <= 65535:
+    for port in (host, guest):
+        if port is not None and not 1 <= int(port) <= 65535:
             raise typer.BadParameter(f"{text!r}: {port} is no port: they are 1 to 65535")
-    return int(guest), int(host) if colon else None
+    number = None if host is None else int(host)
+    return int(guest), number if address is None else (address, number)
+
+
+def _places(wanted: Iterable[tuple[int, Place]]) -> dict[int, list[Place]] | None:
+    """What each port of a guest is published as."""
+    places: dict[int, list[Place]] = {}
+    for guest, place in wanted:
+        places.setdefault(guest, []).append(place)
+    return places or None
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -127,7 +150,11 @@ Idle = Annotated[
 Publish = Annotated[
     list[Any] | None,
     typer.Option(
-        "--publish", "-p", parser=published, metavar="[HOST:]GUEST", help="Publish a port."
+        "--publish",
+        "-p",
+        parser=published,
+        metavar="[[ADDRESS:]HOST:]GUEST",
+        help="Publish a TCP port, on the loopback or ADDRESS.",
     ),
 ]
 Volumes = Annotated[
@@ -169,7 +196,7 @@ def fork_options(
         "disk_mib": disk,
         "timeout": ttl,
         "idle": idle,
-        "publish": dict(publish or []) or None,
+        "publish": _places(publish or []),
         "volumes": volumes or None,
         "metadata": dict(label or []) or None,
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ratoon.api.answers import ListedState
+from ratoon.api.answers import LOOPBACK, ListedState
 from ratoon.cli.app import Json, complain, explain, print_json, say
 from ratoon.cli.connect import all_of, client_command
 from ratoon.cli.naming import NAME, Sandbox, Sandboxes, find, known_ids, known_tags
@@ -110,7 +110,7 @@ def _show_table(found: Sequence[SandboxInfo]) -> None:
     table = columns("ID", "NAME", "SNAPSHOT", "STATE", "AGE", "NETWORK", "PORTS", "LABELS")
     for each in found:
         labels = [f"{key}={value}" for key, value in each.metadata.items() if key != NAME]
-        ports = [f"{port.host_port}:{port.guest_port}" for port in each.ports]
+        ports = [f"{_place(port)}:{port.guest_port}" for port in each.ports]
         table.add_row(
             each.id,
             printable(each.metadata.get(NAME, "-")),
@@ -200,7 +200,7 @@ async def port(
     client: AsyncClient,
     sandbox: Sandbox,
     wanted: Annotated[
-        str | None, typer.Argument(metavar="[HOST:]GUEST", help="The port to publish.")
+        str | None, typer.Argument(metavar="[[ADDRESS:]HOST:]GUEST", help="The port to publish.")
     ] = None,
     close: Annotated[
         int | None, typer.Option(metavar="GUEST", help="Close those that lead there.")
@@ -209,8 +209,8 @@ async def port(
 ) -> None:
     """Show, publish or close ports of a sandbox.
 
-    A published port is one of 127.0.0.1 on the daemon's host, and leads to one of the guest's
-    loopback, whatever its network may be.
+    A published port is one of 127.0.0.1 on the daemon's host, unless ADDRESS is another of its
+    addresses, and leads to one of the guest's loopback, whatever its network may be.
     """
     chosen = await find(client, sandbox)
     if wanted is not None and close is not None:
@@ -222,10 +222,11 @@ async def port(
         ports = await chosen.ports.list()
     else:
         try:
-            guest, host = published(wanted)
+            guest, place = published(wanted)
         except typer.BadParameter as error:
             raise InvalidInput(error.message) from None
-        ports = [await chosen.ports.publish(guest, host)]
+        address, host = place if isinstance(place, tuple) else (None, place)
+        ports = [await chosen.ports.publish(guest, host, address)]
     _show_ports(ports, as_json)
 
 
@@ -234,7 +235,17 @@ def _show_ports(ports: Sequence[PublishedPort], as_json: bool) -> None:
         print_json([asdict(each) for each in ports])
         return
     for each in ports:
-        print(f"127.0.0.1:{each.host_port} -> {each.guest_port}")
+        print(f"{_bracketed(each.address)}:{each.host_port} -> {each.guest_port}")
+
+
+def _place(port: PublishedPort) -> str:
+    """Of the host; where it is the loopback that is not said."""
+    own = "" if port.address == LOOPBACK else f"{_bracketed(port.address)}:"
+    return f"{own}{port.host_port}"
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 @client_command("top")

@@ -9,6 +9,9 @@ from typing import Any, TypedDict
 from ratoon.api.answers import Limits
 from ratoon.errors import InvalidInput
 
+#: A port of the daemon's host, None for any; of its loopback, or of an address.
+Place = int | None | tuple[str, int | None]
+
 
 class Options(TypedDict, total=False):
     """What a new sandbox gets besides its snapshot; all of it may be left out.
@@ -19,9 +22,10 @@ class Options(TypedDict, total=False):
     `network`: `none`, `outbound` or `allow:CIDR:PORT,…`; left out, what its snapshot says.
     `memory_mib`, `cpus` (1.5 is one and a half), `pids` and `disk_mib`: what it may use of its
     host. `publish`: ports of the guest, and for each a port of the loopback of the daemon's host
-    that leads there, or None for any that is free. `spare`: a machine is kept started for its next
-    reset. `volumes`: each as `SOURCE:TARGET[:ro]`, where SOURCE is the real path of a directory of
-    the daemon's host or the name of a volume, and TARGET where it is mounted in the guest.
+    that leads there, or None for any that is free; or `(ADDRESS, PORT)` for another address of the
+    host; or several of these in a list. `spare`: a machine is kept started for its next reset.
+    `volumes`: each as `SOURCE:TARGET[:ro]`, where SOURCE is the real path of a directory of the
+    daemon's host or the name of a volume, and TARGET where it is mounted in the guest.
     """
 
     timeout: float | None
@@ -32,7 +36,7 @@ class Options(TypedDict, total=False):
     cpus: float | None
     pids: int | None
     disk_mib: int | None
-    publish: Mapping[int, int | None]
+    publish: Mapping[int, Place | list[Place]]
     spare: bool
     volumes: Sequence[str]
 
@@ -52,11 +56,19 @@ def request_for(options: Options, limits: Limits | None = None) -> dict[str, Any
     if "metadata" in given:
         body["metadata"] = dict(given["metadata"])
     if "publish" in given:
-        ports = given["publish"].items()
-        body["publish"] = [{"guest_port": guest, "host_port": host} for guest, host in ports]
+        body["publish"] = [
+            _published(guest, place)
+            for guest, places in given["publish"].items()
+            for place in (places if isinstance(places, list) else [places])
+        ]
     if "volumes" in given:
         body["volumes"] = [_volume(each) for each in given["volumes"]]
     return body
+
+
+def _published(guest: int, place: Place) -> dict[str, Any]:
+    address, host = place if isinstance(place, tuple) else (None, place)
+    return {"guest_port": guest, "host_port": host, "address": address}
 
 
 def _volume(text: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
-from ratoon.api.answers import ListedState
+from ratoon.api.answers import LOOPBACK, ListedState
 from ratoon.api.http_only import Pong
 from ratoon.daemon.context import Daemon, TheDaemon
 from ratoon.daemon.forkd import Changed, ForkRequest, SandboxInfo
@@ -205,7 +205,8 @@ async def _forked(
     try:
         for sandbox in alive:
             for port in body.publish:
-                sandbox.publish(port.guest_port, port.host_port or 0)
+                address = port.address or LOOPBACK
+                sandbox.publish(port.guest_port, port.host_port or 0, address)
     except RatoonError:
         await asyncio.gather(*(each.kill() for each in alive))
         raise

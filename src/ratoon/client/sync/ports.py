@@ -53,12 +53,15 @@ class Ports:
         self._sandbox = path
         self._path = f"{path}/ports"
 
-    def publish(self, guest_port: int, host_port: int | None = None) -> PublishedPort:
-        """Have a port of the loopback of the daemon's host (None: any) lead to one in the guest.
+    def publish(
+        self, guest_port: int, host_port: int | None = None, address: str | None = None
+    ) -> PublishedPort:
+        """Have a port of the daemon's host (None: any) lead to one in the guest.
 
-        Nobody need listen there yet. Conflict: the host's port is taken.
+        `address`: an address of that host, in digits; None: its loopback. Nobody need listen in the
+        guest yet. Conflict: the host's port is taken.
         """
-        body = {"guest_port": guest_port, "host_port": host_port}
+        body = {"guest_port": guest_port, "host_port": host_port, "address": address}
         return read(PublishedPort, self._connection.ask("POST", self._path, body=body))
 
     def list(self) -> PublishedPorts:

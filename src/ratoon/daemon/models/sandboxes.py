@@ -12,10 +12,14 @@ from ratoon.engine.sandbox.options import Seconds
 
 
 class PublishRequest(Request):
-    """`guest_port` within the guest; `host_port` of the host's loopback, null: one that is free."""
+    """`guest_port` (TCP) within the guest; `host_port` of the host, null: one that is free.
+
+    `address`: an address of the host, in digits; null: its loopback.
+    """
 
     guest_port: Port
     host_port: Port | None = None
+    address: Annotated[str, Field(max_length=64)] | None = None
 
 
 class LimitsOfSandbox(Request):

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from ratoon.api.answers import ListedState, PublishedPort
+from ratoon.api.answers import LOOPBACK, ListedState, PublishedPort
 from ratoon.concurrency import in_thread, uncancelled
 from ratoon.engine.sandbox.deaths import sandbox_death_as_error
 from ratoon.engine.sandbox.directory import SandboxDirectory
@@ -105,14 +105,14 @@ class Sandbox:
         self.spare = Spare(self.id)
         #: Its files, as its processes see them.
         self.files = GuestFiles(self)
-        #: Its ports that are published on the host's loopback.
+        #: Its ports that are published on the host.
         self._ports = Ports(self.dial)
         self._ending: asyncio.Task[None] | None = None
         self._users = 0
         self._last_used = time.monotonic()
         for port in () if lost else record.ports:
             try:
-                self._ports.publish(port.guest_port, port.host_port)
+                self._ports.publish(port.guest_port, port.host_port, port.address)
             except RatoonError as error:  # somebody else has it by now
                 log.warning("sandbox %s: %s", self.id, error)
 
@@ -358,18 +358,20 @@ class Sandbox:
 
     @property
     def ports(self) -> tuple[PublishedPort, ...]:
-        """Its ports that are published on the host's loopback."""
+        """Its ports that are published on the host."""
         return self._ports.published
 
-    def publish(self, guest_port: int | HeldPort, host_port: int = 0) -> PublishedPort:
-        """Have a port of the host's loopback lead to one in the guest; see `Ports.publish`."""
-        port = self._ports.publish(guest_port, host_port)
+    def publish(
+        self, guest_port: int | HeldPort, host_port: int = 0, address: str = LOOPBACK
+    ) -> PublishedPort:
+        """Have a port of the host lead to one in the guest; see `Ports.publish`."""
+        port = self._ports.publish(guest_port, host_port, address)
         self.persist()
         return port
 
-    async def unpublish(self, host_port: int) -> None:
+    async def unpublish(self, port: PublishedPort) -> None:
         """Close a published port and its connections. NotFound."""
-        await self._ports.unpublish(host_port)
+        await self._ports.unpublish(port)
         self.persist()
 
     # The end --------------------------------------------------------------------------------------
