@@ -31,7 +31,7 @@ async def guest() -> AsyncIterator[Guest]:
 
 
 @asynccontextmanager
-async def serving(serve: Serve) -> AsyncIterator[int]:
+async def serving(serve: Serve, host: str = "127.0.0.1") -> AsyncIterator[int]:
     """A server on the loopback of the agent, which is this host's; its port."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -40,7 +40,7 @@ async def serving(serve: Serve) -> AsyncIterator[int]:
         finally:
             writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    server = await asyncio.start_server(answer, host, 0)
     async with server:
         yield server.sockets[0].getsockname()[1]
 
@@ -59,6 +59,18 @@ async def receive(stream: GuestStream) -> bytes:
             assert piece[0] == wire.STDOUT
             data += piece[1]
     return bytes(data)
+
+
+async def test_a_server_that_knows_ipv6_alone(guest: Guest) -> None:
+    async with serving(echo, "::1") as port:
+        async with commands.dial(guest.channel, port) as stream:
+            await stream.write(b"hello")
+            stream.end_input()
+            assert await receive(stream) == b"hello"
+        with pytest.raises(GuestError, match=f"127.0.0.1, port {port}") as refused:
+            async with commands.dial(guest.channel, port, host="127.0.0.1"):
+                pass
+        assert refused.value.kind == "refused"
 
 
 async def test_both_ways(guest: Guest) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from served_daemon import Served
 from typist import PROGRAM, terminal
-from vm_helpers import FOR_EVER
+from vm_helpers import FOR_EVER, sh
 
+from ratoon.machine.guest import commands
 from ratoon.units import MIB
 
 pytest_plugins = ["daemon_plugin"]
@@ -185,8 +186,59 @@ async def test_who_is_interrupted_leaves_no_sandbox(forked: Served, number: int)
     assert process.stdout is not None
     assert await asyncio.wait_for(process.stdout.readline(), FOR_EVER) == b"begun\n"
     process.send_signal(number)
-    assert await asyncio.wait_for(process.wait(), FOR_EVER) == 130
+    code = 130 if number == signal.SIGHUP else 128 + number  # its own: it was told, and ended
+    assert await asyncio.wait_for(process.wait(), FOR_EVER) == code
     assert forked.engine.sandboxes == before
+
+
+async def test_exec_has_what_the_sandbox_was_made_with(ratoon: Ratoon, forked: Served) -> None:
+    made = "-e", "A=1", "-e", "B=2", "-w", "/usr", "-u", "nobody"
+    sandbox = (await ratoon("run", "-d", *made, "base", "sleep", "1000")).text.strip()
+    other = "-e", "A=3", "-w", "/srv", "-u", "root"
+    assert (await ratoon("exec", *other, sandbox, *ASK)).text == "3 /srv root\n"
+    assert (await ratoon("exec", sandbox, *ASK)).text == "1 /usr nobody\n"
+    assert (await ratoon("exec", sandbox, "sh", "-c", "echo $B $PATH")).text.startswith("2 /usr/")
+    assert (await ratoon("snapshot", "--from-sandbox", sandbox, "--tag", "made-with")).code == 0
+    assert (await ratoon("run", "made-with", *ASK)).text == "1 /usr nobody\n"
+    assert (await ratoon("kill", sandbox)).code == 0
+
+
+#: Says what it hears, and goes on.
+STUBBORN = "trap 'echo INT' INT; trap 'echo TERM' TERM; echo begun; while :; do sleep 0.1; done"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("verb", ["run", "exec", "attach"])
+async def test_a_signal_is_the_commands_and_the_second_ends_the_client(
+    forked: Served, ratoon: Ratoon, verb: str, number: signal.Signals
+) -> None:
+    before = forked.engine.sandboxes
+    async with await forked.engine.fork_one("base") as sandbox:
+        arguments = [verb, "base" if verb == "run" else sandbox.id, "sh", "-c", STUBBORN]
+        if verb == "attach":
+            assert (await ratoon("exec", "-d", *arguments[1:])).code == 0
+            del arguments[2:]
+        process = await start(forked, *arguments)
+        assert process.stdout is not None
+        for said in (b"begun\n", f"{number.name[3:]}\n".encode()):
+            assert await asyncio.wait_for(process.stdout.readline(), FOR_EVER) == said
+            process.send_signal(number)
+        assert await asyncio.wait_for(process.wait(), FOR_EVER) == 130
+        async with asyncio.timeout(FOR_EVER):
+            while len(await commands.processes(sandbox)) != (verb == "attach"):
+                await asyncio.sleep(0.1)
+    assert forked.engine.sandboxes == before
+
+
+async def test_a_signal_is_the_commands_whose_answer_is_json(forked: Served) -> None:
+    script = "trap 'echo told; exit 7' TERM; >/tmp/begun; while :; do sleep 0.1; done"
+    async with await forked.engine.fork_one("base") as sandbox:
+        process = await start(forked, "exec", "--json", sandbox.id, "sh", "-c", script)
+        await sh(sandbox, "until [ -e /tmp/begun ]; do sleep 0.05; done")
+        process.send_signal(signal.SIGTERM)
+        out, _ = await asyncio.wait_for(process.communicate(), FOR_EVER)
+    answer = json.loads(out)
+    assert (process.returncode, answer["exit_code"], answer["stdout"]) == (7, 7, "told\n")
 
 
 # On a terminal ------------------------------------------------------------------------------------

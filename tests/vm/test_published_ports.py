@@ -70,6 +70,13 @@ async def converse(port: PublishedPort, said: bytes) -> bytes:
             writer.close()
 
 
+async def test_a_server_that_knows_ipv6_alone(sandbox: Sandbox) -> None:
+    server = SERVER.replace('("127.0.0.1", 8000)', '("::1", 8006), family=socket.AF_INET6')
+    script = SERVE.replace("ready", "ready-6").replace("/srv/server", "/srv/server-6")
+    await sh(sandbox, script, stdin=server.replace("ready", "ready-6").encode())
+    assert await fetch(sandbox.publish(8006), "name") == f"{sandbox.id}\n".encode()
+
+
 async def is_refused(sandbox: Sandbox) -> bool:
     """Whether the connection to a port where nobody listens is reset."""
     try:

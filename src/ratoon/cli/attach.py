@@ -31,7 +31,8 @@ async def attach(client: AsyncClient, sandbox: Sandbox, pid: Pid = None) -> None
     """Go on with a command that runs in a sandbox.
 
     What it wrote last is shown again, and it is given what is typed here; Ctrl-P Ctrl-Q leaves it
-    running, if it has a terminal. Whoever was attached is not any more. Ends with its exit code.
+    running, if it has a terminal. SIGINT and SIGTERM are passed on to it; the second one ends this
+    alone. Whoever was attached is not any more. Ends with its exit code.
     """
     from ratoon.cli.session import Detached, follow, require_terminal, size_here
 

@@ -53,6 +53,8 @@ class CommandSpec:
     cwd: str | None
     user: str | None
     timeout: float | None
+    #: Later commands have its environment, directory and user: the sandbox is made for it.
+    lasting: bool = False
 
 
 @client_command("run", failure=OWN_FAILURE, takes_all=True)
@@ -85,15 +87,17 @@ async def run_in_fork(
     with a health check also as it is once COMMAND is up. The next equal run is a fork of that.
     COMMAND takes the place of the image's own.
 
-    The fork is killed afterwards, and when this is interrupted. With -t, Ctrl-P Ctrl-Q leaves both
+    The fork is killed afterwards. SIGINT and SIGTERM are passed on to COMMAND; the second one ends
+    this, and kills the fork. With -t, Ctrl-P Ctrl-Q leaves both
     running; without a COMMAND it is a shell then. With -d, COMMAND runs in the background: `ratoon
-    logs` and `ratoon attach` find it.
+    logs` and `ratoon attach` find it. `ratoon exec` has its environment, directory and user.
 
     124: the command timed out; 125: Ratoon itself failed; 126, 127: it could not be executed, or
     was not found.
     """
     spec = _spec_of(command, interactive, tty, env, workdir, user, timeout_secs)
     _check(spec, detach=detach, as_json=as_json, may_be_bare=True)
+    spec = replace(spec, lasting=True)
     is_image = not await _is_snapshot(client, source)
     if of_image.options and not is_image:
         raise InvalidInput(f"{source} is a snapshot: {', '.join(of_image.written)} is for images")
@@ -153,8 +157,9 @@ async def run_in_sandbox(
 ) -> None:
     """Run a command in a sandbox, and end with its exit code.
 
-    When this is interrupted the command is killed. With -t, Ctrl-P Ctrl-Q leaves it running;
-    without a COMMAND it is a shell then. Exit codes are as with `ratoon run`.
+    SIGINT and SIGTERM are passed on to it; at the second one this ends, and it is killed. With -t,
+    Ctrl-P Ctrl-Q leaves it running; without a COMMAND it is a shell then. Exit codes are as with
+    `ratoon run`.
     """
     spec = _spec_of(command, interactive, tty, env, workdir, user, timeout_secs)
     _check(spec, detach=detach, as_json=as_json)
@@ -274,14 +279,14 @@ async def _patiently(
 
 async def _image_followed(sandbox: AsyncSandbox, *, as_json: bool) -> int:
     """Show what a command that was started has written, and writes, until it ends; its code."""
-    from ratoon.cli.session import follow
+    from ratoon.cli.session import collect, follow
 
     assert sandbox.run is not None
     assert sandbox.run.pid is not None
     async with await sandbox.commands.connect(sandbox.run.pid) as running:
         if not as_json:
             return await follow(running, stdin=False, on_terminal=False)
-        result = await running.wait(check=False)
+        result = await collect(running, None)
     print_json({**_as_json(sandbox, result), **_image_facts(sandbox)})
     return result.exit_code
 
@@ -305,6 +310,7 @@ async def _started(
         timeout=spec.timeout,
         terminal=terminal,
         background=background,
+        lasting=spec.lasting,
     )
 
 
@@ -320,16 +326,11 @@ async def _left_running(sandbox: AsyncSandbox, spec: CommandSpec) -> int:
 
 async def _collected(sandbox: AsyncSandbox, spec: CommandSpec) -> NoReturn:
     """Print all about the command as JSON, once it has ended; Exit with its exit code."""
-    assert spec.argv is not None
-    result = await sandbox.commands.run(
-        spec.argv,
-        stdin=sys.stdin.buffer.read() if spec.interactive else None,
-        env=spec.env,
-        cwd=spec.cwd,
-        user=spec.user,
-        timeout=spec.timeout,
-        check=False,
-    )
+    from ratoon.cli.session import collect
+
+    stdin = sys.stdin.buffer.read() if spec.interactive else None
+    async with await _started(sandbox, spec, background=False) as running:
+        result = await collect(running, stdin)
     info = sandbox.info
     took = {
         "timed_out": result.timed_out,

@@ -6,18 +6,24 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Coroutine
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ratoon.cli import terminal
 from ratoon.cli.app import say
 from ratoon.concurrency import run_alongside
-from ratoon.errors import InvalidInput, RatoonError, Unreachable
+from ratoon.errors import Conflict, InvalidInput, NotFound, RatoonError, Unreachable
 
 if TYPE_CHECKING:
     from ratoon.client.aio.commands import AsyncCommand
+    from ratoon.client.output import CommandResult
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
+#: What whoever ends this may mean for the command.
+_PASSED_ON = signal.SIGINT, signal.SIGTERM
+
+T = TypeVar("T")
 
 
 class Detached(Exception):
@@ -44,16 +50,58 @@ async def follow(command: AsyncCommand, *, stdin: bool, on_terminal: bool) -> in
     with ExitStack() as held:
         if on_terminal and stdin:
             held.enter_context(terminal.raw(_STDIN))
+        shown = _show(command)
         if stdin:
-            await run_alongside(_show(command), _type(command, on_terminal))
-        else:
-            await _show(command)
+            shown = run_alongside(shown, _type(command, on_terminal))
+        await signalled(command, shown)
     ended = await command.wait(check=False)
     if ended.reason:
         say(f"ratoon: {ended.reason}")
     elif ended.timed_out:
         say("ratoon: the command took too long, and was killed")
     return ended.exit_code
+
+
+async def collect(command: AsyncCommand, stdin: bytes | None) -> CommandResult:
+    """How a command ended that was given `stdin`, with all of its output."""
+
+    async def feed() -> None:
+        with suppress(Unreachable):  # it has ended, or will say itself what is wrong
+            if stdin is not None:
+                await command.send_stdin(stdin)
+                await command.close_stdin()
+
+    return await signalled(command, run_alongside(command.wait(check=False), feed()))
+
+
+async def signalled(command: AsyncCommand, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`. The first SIGINT or SIGTERM meanwhile is for the command.
+
+    The second ends what this is a part of, and so does each afterwards.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    first = loop.create_future()
+
+    def hear(number: int) -> None:
+        if first.done():
+            task.cancel()
+        else:
+            first.set_result(number)
+
+    async def pass_on() -> None:
+        number = await first
+        with suppress(Conflict, NotFound):  # it has ended just now
+            await command.signal(number)
+
+    for number in _PASSED_ON:
+        loop.add_signal_handler(number, hear, number)
+    try:
+        return await run_alongside(work, pass_on())
+    finally:
+        for number in _PASSED_ON:
+            loop.add_signal_handler(number, task.cancel)
 
 
 async def _show(command: AsyncCommand) -> None:

@@ -223,8 +223,12 @@ class AsyncCommands:
         timeout: float | None = None,
         terminal: tuple[int, int] | None = None,
         background: bool = False,
+        lasting: bool = False,
     ) -> AsyncCommand:
         """Start a program, and return it as it runs; `run` tells of the arguments.
+
+        `lasting`: its `env`, `cwd` and `user` are those of commands that follow, where they do not
+        say otherwise.
 
         `terminal`: rows and columns of one that it runs on. It is killed when its block is left, or
         it is disconnected from, unless it is in the `background`.
@@ -240,6 +244,7 @@ class AsyncCommands:
             "stdin": stdin,
             "pty": size,
             "background": background,
+            "lasting": lasting,
         }
         return await self._open(opening, shown)
 

@@ -224,8 +224,12 @@ class Commands:
         timeout: float | None = None,
         terminal: tuple[int, int] | None = None,
         background: bool = False,
+        lasting: bool = False,
     ) -> Command:
         """Start a program, and return it as it runs; `run` tells of the arguments.
+
+        `lasting`: its `env`, `cwd` and `user` are those of commands that follow, where they do not
+        say otherwise.
 
         `terminal`: rows and columns of one that it runs on. It is killed when its block is left, or
         it is disconnected from, unless it is in the `background`.
@@ -241,6 +245,7 @@ class Commands:
             "stdin": stdin,
             "pty": size,
             "background": background,
+            "lasting": lasting,
         }
         return self._open(opening, shown)
 

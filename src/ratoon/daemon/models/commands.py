@@ -34,7 +34,8 @@ class ExecOpening(Request):
     """What is said first on `exec/stream`: a program to start, or a pid to attach to.
 
     `user`: NAME or UID, also with `:GROUP`. A program in the `background` goes on when the client
-    leaves. Without a `timeout`, in seconds, it may take for ever.
+    leaves. Without a `timeout`, in seconds, it may take for ever. `lasting`: its env, cwd and user
+    are those of commands that follow, where they do not say otherwise.
     """
 
     argv: list[Word] = Field(default_factory=list)
@@ -45,6 +46,7 @@ class ExecOpening(Request):
     pty: TerminalSize | None = None
     stdin: bool = False
     background: bool = False
+    lasting: bool = False
     attach: int | None = None
 
     @model_validator(mode="after")

@@ -282,6 +282,7 @@ class Runner:
                 cwd=program.workdir,
                 user=program.user,
                 background=True,
+                lasting=True,
             ) as running:
                 if running.pid is None:
                     ended = await running.wait()

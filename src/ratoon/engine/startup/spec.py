@@ -16,7 +16,7 @@ from ratoon.engine.sandbox.options import Seconds
 #: Characters that a regular expression may have: it is compiled into a machine of bounded size.
 PATTERN_LIMIT = 1000
 #: What names this guest in a health check's URL.
-_LOOPBACK = ("", "localhost", "127.0.0.1")
+_LOOPBACK = ("", "localhost", "127.0.0.1", "::1")
 
 
 class _Health(Document):

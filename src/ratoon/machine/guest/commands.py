@@ -120,15 +120,18 @@ async def start(
     terminal: tuple[int, int] | None = None,
     background: bool = False,
     timeout: float | None = None,
+    lasting: bool = False,
 ) -> AsyncIterator[Command]:
     """Start `argv` in the guest; leaving the block kills it, unless it is in the background.
 
     `user`: NAME or UID, or either with `:GROUP`, of the guest's own; InvalidInput if there is none.
     `terminal`: rows and columns of one that it runs on. `timeout`: seconds after which it is
-    killed with all that it has started.
+    killed with all that it has started. `lasting`: its environment, directory and user are those of
+    commands that follow, where they do not say otherwise.
     """
     fields = _request(argv, env=env, cwd=cwd, user=user, timeout=timeout)
     fields |= {"stdin": stdin, "background": background, "announce": True}
+    fields |= {"lasting": True} if lasting else {}
     if terminal is not None:
         fields["terminal"] = _size(terminal)
     with _refusals():
@@ -168,18 +171,20 @@ async def signal(agent: Agent, pid: int, number: int) -> None:
 
 @asynccontextmanager
 async def dial(
-    agent: Agent, port: int, *, host: str = "127.0.0.1", timeout: float = TIMEOUT
+    agent: Agent, port: int, *, host: str | None = None, timeout: float = TIMEOUT
 ) -> AsyncIterator[GuestStream]:
     """A TCP connection made within the guest, to an address of digits.
 
-    What is written goes there, and `end_input` ends that half; what comes from there is STDOUT,
-    empty at its end. A GuestError's kind is `refused`, `unreachable` or `timed-out`, or `reset`
-    later. GuestTimeout: neither happens within `timeout` seconds.
+    Without `host` to the loopback: 127.0.0.1, or ::1 if nobody listens there. What is written goes
+    there, and `end_input` ends that half; what comes from there is STDOUT, empty at its end. A
+    GuestError's kind is `refused`, `unreachable` or `timed-out`, or `reset` later. GuestTimeout:
+    neither happens within `timeout` seconds.
     """
     if not 0 < port < 1 << 16:
         raise InvalidInput(f"there is no port {port}")
-    async with agent.open("dial", host=host, port=port) as stream:
-        await _begun(stream, f"a connection to {host}, port {port}", timeout)
+    where = {} if host is None else {"host": host}
+    async with agent.open("dial", port=port, **where) as stream:
+        await _begun(stream, f"a connection to port {port}", timeout)
         yield stream
 
 

@@ -1,4 +1,7 @@
-"""What programs are started with where a request does not say: as the image has it."""
+"""What programs are started with where a request does not say.
+
+That is as the image has it, or as the command had it that the sandbox was made for.
+"""
 
 from __future__ import annotations
 
@@ -12,3 +15,7 @@ class Defaults:
         self.env = env or {}
         self.user = user
         self.cwd = cwd
+
+    def changed(self, env: dict[str, str], user: str | None, cwd: str | None) -> Defaults:
+        """These, with what `env` adds to them, and another user and directory where given."""
+        return Defaults({**self.env, **env}, user or self.user, cwd or self.cwd)

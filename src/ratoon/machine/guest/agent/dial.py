@@ -13,8 +13,12 @@ from .stream import Refusal, Stream, operation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .stream import Request
 
+#: Where a server of the guest's own may listen, in the order in which it is looked for.
+LOOPBACK = ("127.0.0.1", "::1")
 KINDS = {
     errno.ECONNREFUSED: "refused",
     errno.ENOENT: "refused",  # of a path
@@ -30,9 +34,12 @@ KINDS = {
 class Dial(Stream):
     """Connect to `port` of `host`, an address of digits, or to the socket at `path`.
 
-    Either side may end its half; the reply comes when both have.
+    Without a `host` it is one of the loopback's. Either side may end its half; the reply comes when
+    both have.
     """
 
+    #: Families and addresses.
+    _untried: list[tuple[int, Any]]
     _socket: socket.socket | None = None
     _sink: Sink | None = None
     _where = ""
@@ -40,17 +47,20 @@ class Dial(Stream):
     _heard_all = False
 
     def start(self, request: Request) -> None:
-        path, host = request.get("path"), request.get("host", "127.0.0.1")
+        path, host = request.get("path"), request.get("host")
         if path:
-            family, address, self._where = socket.AF_UNIX, path, path
+            self._untried = [(socket.AF_UNIX, path)]
+            self._where = path
         else:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            try:
-                socket.inet_pton(family, host)  # else a name, which somebody would have to look up
-            except OSError:
-                raise Refusal(f"{host!r} is no address of digits", "invalid") from None
-            address = host, request["port"]
-            self._where = f"{host}, port {request['port']}"
+            port = request["port"]
+            hosts = LOOPBACK if host is None else [host]
+            self._untried = [(_family(each), (each, port)) for each in hosts]
+            self._where = f"{'localhost' if host is None else host}, port {port}"
+        self._try()
+
+    def _try(self) -> None:
+        """Connect to the next address."""
+        family, address = self._untried.pop(0)
         self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         problem = self._socket.connect_ex(address)
         if problem == errno.EINPROGRESS:
@@ -66,6 +76,10 @@ class Dial(Stream):
 
     def _begin(self, problem: int) -> None:
         assert self._socket is not None
+        if problem and self._untried:
+            self._socket.close()
+            self._try()
+            return
         if problem:
             self._lose(problem)
             return
@@ -148,3 +162,13 @@ class Dial(Stream):
             assert self._socket is not None
             self._watched = False
             self.agent.unwatch(self._socket.fileno())
+
+
+def _family(host: str) -> int:
+    """Refusal: it is a name, which somebody would have to look up."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.inet_pton(family, host)
+    except OSError:
+        raise Refusal(f"{host!r} is no address of digits", "invalid") from None
+    return family

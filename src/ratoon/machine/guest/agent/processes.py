@@ -90,11 +90,20 @@ class Processes:
         user = request.get("user") or self.defaults.user or "root"
         command = Command(self._loop, self._spawn(request), request, user)
         command.group = self._groups.admit(command.pid)
+        if request.get("lasting"):
+            self._make_lasting(request)
         self._loop.on_exit(command.pid, lambda status: self._ended(command, status))
         self._commands[command.pid] = command
         if timeout is not None:
             command.limit(timeout)
         return command
+
+    def _make_lasting(self, request: Request) -> None:
+        """What it said is so for later ones, too; but what terminal it had is its own."""
+        env = dict(request.get("env") or {})
+        if request.get("terminal"):
+            env.pop("TERM", None)
+        self.defaults = self.defaults.changed(env, request.get("user"), request.get("cwd"))
 
     def _spawn(self, request: Request) -> spawn.Started:
         size = request.get("terminal")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -27,6 +28,14 @@ TIOCSCTTY = 0x540E
 TIOCSWINSZ = 0x5414
 
 
+#: Programs whose `-c` has a script for its argument.
+SHELLS = ("ash", "bash", "dash", "ksh", "sh", "zsh")
+#: Characters of one argument, whatever they are: the kernel takes 128 KiB (MAX_ARG_STRLEN), and of
+#: all together a quarter of the stack.
+PIECE = 32 * 1024 - 1
+JOINED = "ratoon_script"
+
+
 class StartError(Exception):
     """The program could not be started; `exit_code` is a shell's for this case, 126 or 127.
 
@@ -37,7 +46,10 @@ class StartError(Exception):
         self.exit_code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
         self.nowhere = error.filename == cwd
         what = f"cannot enter the directory {cwd}" if self.nowhere else f"cannot execute {program}"
-        super().__init__(f"{what}: {error.strerror}")
+        way_out = ""
+        if error.errno == errno.E2BIG:
+            way_out = " (of one 128 KiB, of all 2 MiB): give it more in a file, or as input"
+        super().__init__(f"{what}: {error.strerror}{way_out}")
 
 
 class Started:
@@ -121,6 +133,43 @@ def resize(terminal: int, rows: int, columns: int) -> None:
 
 
 def _start(
+    argv: list[str],
+    env: dict[str, str],
+    cwd: str,
+    user: User | None,
+    stdio: list[int],
+    *,
+    terminal: bool,
+) -> int:
+    try:
+        return _execute(argv, env, cwd, user, stdio, terminal=terminal)
+    except OSError as error:
+        pieces = in_pieces(argv) if error.errno == errno.E2BIG else None
+        if pieces is None:
+            raise
+        return _execute(pieces, env, cwd, user, stdio, terminal=terminal)
+
+
+def in_pieces(argv: list[str]) -> list[str] | None:
+    """The same for a shell whose script is longer than an argument can be; None if it is no such.
+
+    The script comes in several arguments, and what puts it together leaves nothing of that.
+    """
+    if os.path.basename(argv[0]) not in SHELLS or len(argv) < 3 or not _is_script(argv[1]):
+        return None
+    shell, option, script, *others = argv
+    pieces = [script[at : at + PIECE] for at in range(0, len(script), PIECE)]
+    numbers = "".join(f"${{{number}}}" for number in range(1, len(pieces) + 1))
+    join = f'{JOINED}={numbers}; shift {len(pieces)}; eval "unset {JOINED}; ${JOINED}"'
+    name, *others = others or [shell]
+    return [shell, option, join, name, *pieces, *others]
+
+
+def _is_script(option: str) -> bool:
+    return option[:1] == "-" and option[1:].isalpha() and option.endswith("c")
+
+
+def _execute(
     argv: list[str],
     env: dict[str, str],
     cwd: str,
