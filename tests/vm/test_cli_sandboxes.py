@@ -203,6 +203,22 @@ async def test_exec_has_what_the_sandbox_was_made_with(ratoon: Ratoon, forked: S
     assert (await ratoon("kill", sandbox)).code == 0
 
 
+async def test_what_is_copied_is_of_who_runs_commands(ratoon: Ratoon, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").touch()
+    sandbox = (await ratoon("run", "-d", "-u", "nobody", "base", "sleep", "1000")).text.strip()
+    for source in "tree", "tree/file":
+        for user, whose in ((), "nobody nogroup"), (("-u", "daemon:games"), "daemon games"):
+            target = f"/srv/{whose.split()[0]}-{source.replace('/', '-')}"
+            copied = await ratoon("cp", *user, str(tmp_path / source), f"{sandbox}:{target}")
+            assert copied.code == 0, copied
+            found = await ratoon("exec", sandbox, "find", target, "-printf", "%u %g\\n")
+            assert set(found.text.splitlines()) == {whose}
+    refused = await ratoon("cp", "-u", "daemon", f"{sandbox}:/srv", str(tmp_path / "out"))
+    assert (refused.code, "whoever copies it" in refused.err) == (2, True)
+    assert (await ratoon("kill", sandbox)).code == 0
+
+
 #: Says what it hears, and goes on.
 STUBBORN = "trap 'echo INT' INT; trap 'echo TERM' TERM; echo begun; while :; do sleep 0.1; done"
 

@@ -33,12 +33,16 @@ async def copy(
     owners: Annotated[
         bool, typer.Option("--archive", "-a", help="Keep the numbers of owners and groups.")
     ] = False,
+    user: Annotated[
+        str | None,
+        typer.Option("--user", "-u", metavar="NAME|UID[:GROUP]", help="Whose it is in a sandbox."),
+    ] = None,
 ) -> None:
     """Copy files and directories between a sandbox and this host.
 
     If TARGET is a directory, SOURCE gets into it under its own name; its content does if SOURCE
     ends with `/.`. What is in a directory already stays, unless it has the same name. A path here
-    that has a colon is written as `./NAME`.
+    that has a colon is written as `./NAME`. In a sandbox all is of who runs commands there.
     """
     from_guest, to_guest = _split(source), _split(target)
     if from_guest and to_guest:
@@ -49,11 +53,14 @@ async def copy(
             meter.show(format_mib(count))
 
         how: dict[str, Any] = {"merge": True, "owners": owners, "on_bytes": on_bytes}
+        if from_guest and user:
+            raise InvalidInput("-u: what comes to this host is of whoever copies it")
         if from_guest:
             sandbox, path = from_guest
             carried = await _download((await find(client, sandbox)).files, path, target, how)
         elif to_guest:
             sandbox, path = to_guest
+            how["user"] = user
             carried = await _upload((await find(client, sandbox)).files, source, path, how)
         else:
             raise InvalidInput("neither is in a sandbox: write SANDBOX:PATH for one that is")

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from ratoon.api import files as api
 from ratoon.api.http_only import Written
 from ratoon.daemon.context import TheDaemon
+from ratoon.daemon.models.common import Word
 from ratoon.daemon.models.files import Extracted, FileInfo
 from ratoon.daemon.problems import error_responses
 from ratoon.daemon.requests import draining, raw_parameter, while_connected
@@ -66,6 +67,10 @@ Path = Annotated[str, Depends(_path)]
 To = Annotated[str, Depends(_to)]
 Number = Annotated[int, Query(ge=0, lt=1 << 32)]
 Size = Annotated[int, Query(ge=0, lt=1 << 63)]
+Whose = Annotated[
+    Word | None,
+    Query(description="Whose new things are; by default of who runs commands there."),
+]
 Mode = Annotated[
     str, Query(pattern=r"^[0-7]{3,5}$", description="Permission bits in octal, such as 644.")
 ]
@@ -91,6 +96,7 @@ async def write_file(
     mode: Mode | None = None,
     uid: Number | None = None,
     gid: Number | None = None,
+    user: Whose = None,
     parents: bool = False,
     append: bool = False,
     in_place: bool = False,
@@ -101,7 +107,7 @@ async def write_file(
     """
     async with draining(request) as body:
         if append:
-            size = await files.append(path, body)
+            size = await files.append(path, body, user=user)
         else:
             size = await files.write(
                 path,
@@ -109,6 +115,7 @@ async def write_file(
                 mode=_bits(mode),
                 uid=uid,
                 gid=gid,
+                user=user,
                 parents=parents,
                 in_place=in_place,
             )
@@ -143,11 +150,12 @@ async def make_directory(
     files: Files,
     path: Path,
     mode: Mode | None = None,
+    user: Whose = None,
     parents: bool = False,
     exist_ok: bool = False,
 ) -> None:
     """Make a directory; `parents`: and those above it."""
-    await files.mkdir(path, mode=_bits(mode), parents=parents, exist_ok=exist_ok)
+    await files.mkdir(path, mode=_bits(mode), user=user, parents=parents, exist_ok=exist_ok)
 
 
 @router.post("/v1/sandboxes/{sandbox_id}/files/rename", status_code=204, responses=_REFUSALS)
@@ -170,9 +178,9 @@ async def change_file(
 
 
 @router.post("/v1/sandboxes/{sandbox_id}/files/symlink", status_code=204, responses=_REFUSALS)
-async def make_symlink(files: Files, path: Path, to: To) -> None:
+async def make_symlink(files: Files, path: Path, to: To, user: Whose = None) -> None:
     """Make a symbolic link at `path` that says `to`."""
-    await files.symlink(path, to)
+    await files.symlink(path, to, user=user)
 
 
 @router.get("/v1/sandboxes/{sandbox_id}/files/tar", response_class=Response, responses=content(TAR))
@@ -195,11 +203,13 @@ async def write_tree(
     request: Request,
     merge: bool = False,
     owners: bool = False,
+    user: Whose = None,
     parents: bool = False,
 ) -> Extracted:
     """Unpack a tar archive at `path`; `merge`: into a directory that is there already."""
     async with draining(request) as body:
-        done = await files.extract(path, body, merge=merge, owners=owners, parents=parents)
+        how = {"merge": merge, "owners": owners, "parents": parents}
+        done = await files.extract(path, body, user=user, **how)
     return Extracted(**asdict(done))
 
 

@@ -46,13 +46,14 @@ async def upload(
     connection: AsyncConnection,
     files: str,
     local: Path,
-    path: str,
-    how: Mapping[str, bool],
+    query: Mapping[str, object],
     on_bytes: OnBytes,
+    *,
+    owners: bool,
 ) -> Transfer:
     """See `AsyncFiles.upload`, of a directory."""
     with local_errors():
-        packer = Packer(os.fsencode(local.absolute()), owners=how["owners"])
+        packer = Packer(os.fsencode(local.absolute()), owners=owners)
     sent = 0
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -67,7 +68,7 @@ async def upload(
         finally:
             chunks.close()
 
-    query = {"path": path, **how}
+    query = {**query, "owners": owners}
     answer = await connection.ask("PUT", f"{files}/tar", query=query, content=pieces())
     ours, theirs = packer.left_out, answer["left_out"]
     left_out = [*ours.listed, *theirs][:MAX_LISTED]

@@ -89,6 +89,7 @@ class Files:
         mode: int | None = None,
         uid: int | None = None,
         gid: int | None = None,
+        user: str | None = None,
         parents: bool = True,
         in_place: bool = False,
     ) -> int:
@@ -97,7 +98,8 @@ class Files:
         The file is replaced at once when all of it has come; until then the old one is there.
         `in_place` overwrites the file itself, whoever has it open: for those that cannot be
         replaced, such as settings in /proc. Permissions and owner stay as they were, unless given;
-        a new file is root's, 0644. `parents`: make missing directories.
+        a new file is 0644, and the `user`'s, as commands take one, by default of who runs commands
+        there. So are missing directories that are made for it with `parents`.
         """
         return self._write(
             path,
@@ -105,13 +107,14 @@ class Files:
             mode=octal(mode),
             uid=uid,
             gid=gid,
+            user=user,
             parents=parents,
             in_place=in_place,
         )
 
-    def append(self, path: GuestPath, content: Content) -> int:
+    def append(self, path: GuestPath, content: Content, *, user: str | None = None) -> int:
         """Add `content` at the file's end, as it comes; make the file if there is none."""
-        return self._write(path, content, append=True)
+        return self._write(path, content, user=user, append=True)
 
     def _write(self, path: GuestPath, content: Content, **how: object) -> int:
         sent = content.encode() if isinstance(content, str) else content
@@ -160,11 +163,15 @@ class Files:
         path: GuestPath,
         *,
         mode: int | None = None,
+        user: str | None = None,
         parents: bool = True,
         exist_ok: bool = True,
     ) -> None:
-        """Make a directory. A `mode` is given to it alone, and only if it is new."""
-        how = {"mode": octal(mode), "parents": parents, "exist_ok": exist_ok}
+        """Make a directory, which is the `user`'s, by default of who runs commands there.
+
+        A `mode` is given to it alone, and only if it is new.
+        """
+        how = {"mode": octal(mode), "user": user, "parents": parents, "exist_ok": exist_ok}
         self._ask("POST", "mkdir", path, **how)
 
     def remove(self, path: GuestPath, *, recursive: bool = False, missing_ok: bool = False) -> None:
@@ -193,9 +200,9 @@ class Files:
         how = {"mode": octal(mode), "uid": uid, "gid": gid, "mtime_ns": mtime_ns}
         self._ask("POST", "change", path, **how)
 
-    def symlink(self, path: GuestPath, target: GuestPath) -> None:
+    def symlink(self, path: GuestPath, target: GuestPath, *, user: str | None = None) -> None:
         """Make a symbolic link at `path` that says `target`."""
-        self._ask("POST", "symlink", path, to=guest_path(target))
+        self._ask("POST", "symlink", path, to=guest_path(target), user=user)
 
     def _ask(self, method: str, what: str, path: GuestPath, **query: object) -> Any:
         whole = {"path": guest_path(path), **query}
@@ -210,26 +217,26 @@ class Files:
         *,
         merge: bool = False,
         owners: bool = False,
+        user: str | None = None,
         parents: bool = True,
         on_bytes: OnBytes = lambda count: None,
     ) -> Transfer:
         """Copy a file, or a directory with all in it, from this host to `path` in the guest.
 
         Content, permissions, times and links are kept; with `owners`, the numbers of owners and
-        groups too, else everything is root's. `path` gets it whole or not at all. If it is a
-        directory that is there already, `merge` says that it may be written into. `parents`: make
-        the directories above it. `on_bytes` is told how many have been sent.
+        groups too, else everything is the `user`'s, by default of who runs commands there. `path`
+        gets it whole or not at all. If it is a directory that is there already, `merge` says that
+        it may be written into. `parents`: make the directories above it. `on_bytes` is told how
+        many have been sent.
 
         NotFound, HostError: of this host's files.
         """
         local = Path(local)
         if local.is_dir():
-            how = {"merge": merge, "owners": owners, "parents": parents}
-            return trees.upload(
-                self._connection, self._path, local, guest_path(path), how, on_bytes
-            )
+            query = {"path": guest_path(path), "merge": merge, "user": user, "parents": parents}
+            return trees.upload(self._connection, self._path, local, query, on_bytes, owners=owners)
         sent, size, entry = trees.reading(local, on_bytes)
-        self.write(path, sent, mode=entry.st_mode & 0o7777, parents=parents)
+        self.write(path, sent, mode=entry.st_mode & 0o7777, user=user, parents=parents)
         owner = {"uid": entry.st_uid, "gid": entry.st_gid} if owners else {}
         self.change(path, mtime_ns=entry.st_mtime_ns, **owner)
         return Transfer(1, size, [], 0)

@@ -47,13 +47,14 @@ def upload(
     connection: Connection,
     files: str,
     local: Path,
-    path: str,
-    how: Mapping[str, bool],
+    query: Mapping[str, object],
     on_bytes: OnBytes,
+    *,
+    owners: bool,
 ) -> Transfer:
     """See `Files.upload`, of a directory."""
     with local_errors():
-        packer = Packer(os.fsencode(local.absolute()), owners=how["owners"])
+        packer = Packer(os.fsencode(local.absolute()), owners=owners)
     sent = 0
 
     def pieces() -> Iterator[bytes]:
@@ -68,7 +69,7 @@ def upload(
         finally:
             chunks.close()
 
-    query = {"path": path, **how}
+    query = {**query, "owners": owners}
     answer = connection.ask("PUT", f"{files}/tar", query=query, content=pieces())
     ours, theirs = packer.left_out, answer["left_out"]
     left_out = [*ours.listed, *theirs][:MAX_LISTED]

@@ -67,6 +67,8 @@ def file_errors() -> Iterator[None]:
     try:
         yield
     except GuestError as error:
+        if error.kind == "no-user":
+            raise InvalidInput(str(error)) from None
         if type(error) is not GuestError or error.kind not in _ERRNOS:
             raise
         known = _ERRORS.get(error.kind, GuestFileError)

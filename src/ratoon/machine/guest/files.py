@@ -106,6 +106,7 @@ class GuestFiles:
         mode: int | None = None,
         uid: int | None = None,
         gid: int | None = None,
+        user: str | None = None,
         parents: bool = False,
         in_place: bool = False,
     ) -> int:
@@ -114,15 +115,18 @@ class GuestFiles:
         The file is replaced at once when all of it has come; until then, and if that never happens,
         the old one is there as it was. `in_place` overwrites the file itself, whoever has it open:
         for those that cannot be replaced, such as settings in /proc. Permissions and owner stay as
-        they were, unless given; a new file is root's, 0644. `parents`: make missing directories.
+        they were, unless given; a new file is 0644, and the `user`'s, as `exec` takes one, by
+        default of who runs commands there. So are directories that are made for it by `parents`.
         """
         how = "in-place" if in_place else "replace"
-        fields = {"mode": mode, "uid": uid, "gid": gid, "parents": parents, "how": how}
+        fields: dict[str, Any] = {"mode": mode, "uid": uid, "gid": gid, "user": user}
+        fields |= {"parents": parents, "how": how}
         return await self._write(path, content, fields)
 
-    async def append(self, path: GuestPath, content: Content) -> int:
+    async def append(self, path: GuestPath, content: Content, *, user: str | None = None) -> int:
         """Add `content` at the file's end, as it comes; make the file if there is none."""
-        fields = {"mode": None, "uid": None, "gid": None, "parents": False, "how": "append"}
+        fields: dict[str, Any] = {"mode": None, "uid": None, "gid": None, "user": user}
+        fields |= {"parents": False, "how": "append"}
         return await self._write(path, content, fields)
 
     async def _write(self, path: GuestPath, content: Content, fields: dict[str, Any]) -> int:
@@ -150,17 +154,19 @@ class GuestFiles:
         *,
         merge: bool = False,
         owners: bool = False,
+        user: str | None = None,
         parents: bool = False,
     ) -> Transfer:
         """Unpack a tar at `path`: POSIX or GNU, whoever made it.
 
         Permissions, times and links are kept; with `owners`, the numbers of owners and groups too,
-        else everything is root's. `path` gets it whole or not at all. If it is a directory that is
-        there already, `merge` must say that it may be written into; then each file is whole or not
-        there, and what else is in it stays. `parents`: make the directories above it.
+        else everything is the `user`'s, by default of who runs commands there. `path` gets it whole
+        or not at all. If it is a directory that is there already, `merge` must say that it may be
+        written into; then each file is whole or not there, and what else is in it stays.
+        `parents`: make the directories above it.
         """
         return await transfers.extract(
-            self._agent, path, archive, merge=merge, owners=owners, parents=parents
+            self._agent, path, archive, merge=merge, owners=owners, user=user, parents=parents
         )
 
     # Changes --------------------------------------------------------------------------------------
@@ -170,11 +176,15 @@ class GuestFiles:
         path: GuestPath,
         *,
         mode: int | None = None,
+        user: str | None = None,
         parents: bool = False,
         exist_ok: bool = False,
     ) -> None:
-        """Make a directory. A `mode` is given to it alone, and only if it is new."""
-        fields = {"mode": mode, "parents": parents, "exist_ok": exist_ok}
+        """Make a directory, which is the `user`'s, by default of who runs commands there.
+
+        A `mode` is given to it alone, and only if it is new.
+        """
+        fields = {"mode": mode, "user": user, "parents": parents, "exist_ok": exist_ok}
         await ask(self._agent, "files.mkdir", path, **fields)
 
     async def remove(
@@ -206,9 +216,9 @@ class GuestFiles:
         fields = {"mode": mode, "uid": uid, "gid": gid, "mtime_ns": mtime_ns}
         await ask(self._agent, "files.change", path, **fields)
 
-    async def symlink(self, path: GuestPath, target: GuestPath) -> None:
+    async def symlink(self, path: GuestPath, target: GuestPath, *, user: str | None = None) -> None:
         """Make a symbolic link at `path` that says `target`."""
-        await ask(self._agent, "files.symlink", path, target=guest_path(target))
+        await ask(self._agent, "files.symlink", path, target=guest_path(target), user=user)
 
     def watch(
         self, path: GuestPath, *, recursive: bool = False

@@ -20,10 +20,11 @@ async def extract(
     *,
     merge: bool,
     owners: bool,
+    user: str | None,
     parents: bool,
 ) -> Transfer:
     """See `GuestFiles.extract`."""
-    fields = {"merge": merge, "owners": owners, "parents": parents, "into": True}
+    fields = {"merge": merge, "owners": owners, "user": user, "parents": parents, "into": True}
     sent = 0
 
     async def feed(stream: GuestStream) -> None:

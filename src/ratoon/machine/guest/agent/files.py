@@ -15,13 +15,17 @@ from ..shared import wire
 from ..shared.directories import remove_tree
 from .libc import rename_to_nothing
 from .stream import Stream, operation
+from .users import look_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
     from typing import Any
 
+    from .processes import HasProcesses
     from .stream import Request
+
+    Owner = tuple[int, int]
 
 #: Output is gathered up to so many bytes; more is a long pause for others.
 GATHERED = 16 * 1024
@@ -39,7 +43,16 @@ TYPES = {
 class FileStream(Stream):
     """A request about files; what the system says no to is refused by the name of its errno."""
 
+    agent: HasProcesses
     path = b""
+
+    def owner(self, request: Request) -> Owner | None:
+        """Whose what is made is to be: the `user`'s, or who runs commands; None: root's."""
+        name = request.get("user") or self.agent.processes.defaults.user
+        if not name:
+            return None
+        user = look_up(name)
+        return user.uid, user.gid
 
     def named(self, request: Request, field: str = "path") -> bytes:
         """The absolute path in a field of the request, for the messages too."""
@@ -83,7 +96,7 @@ def describe(path: bytes, status: os.stat_result) -> dict[str, Any]:
     }
 
 
-def make_parents(path: bytes) -> None:
+def make_parents(path: bytes, owner: Owner | None) -> None:
     """Make the directories above `path` that are not there, however many those are."""
     missing = []
     directory = os.path.dirname(path) or b"/"
@@ -93,6 +106,8 @@ def make_parents(path: bytes) -> None:
     for directory in reversed(missing):
         try:
             os.mkdir(directory)
+            if owner is not None:
+                os.chown(directory, *owner)
         except FileExistsError:  # of something else, unless a name comes twice: a//b, a/./b
             if not os.path.isdir(directory):
                 raise
@@ -140,15 +155,17 @@ class List(FileStream):
 @operation("files.mkdir")
 class MakeDirectory(FileStream):
     def start(self, request: Request) -> None:
-        path = self.named(request)
+        path, owner = self.named(request), self.owner(request)
         if request["parents"]:
-            make_parents(path.rstrip(b"/"))
+            make_parents(path.rstrip(b"/"), owner)
         try:
             os.mkdir(path)
         except FileExistsError:
             if not request["exist_ok"] or not os.path.isdir(path):
                 raise
         else:
+            if owner is not None:
+                os.chown(path, *owner)
             if request["mode"] is not None:
                 os.chmod(path, request["mode"])
         self.reply()
@@ -207,5 +224,8 @@ class Change(FileStream):
 @operation("files.symlink")
 class MakeSymlink(FileStream):
     def start(self, request: Request) -> None:
-        os.symlink(request["target"].encode("utf-8", "surrogateescape"), self.named(request))
+        path, owner = self.named(request), self.owner(request)
+        os.symlink(request["target"].encode("utf-8", "surrogateescape"), path)
+        if owner is not None:
+            os.lchown(path, *owner)
         self.reply()

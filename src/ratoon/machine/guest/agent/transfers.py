@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..shared.packing import LeftOut
+    from .files import Owner
     from .stream import Request
 
 NEW_FILE_MODE = 0o644
@@ -139,11 +140,12 @@ class Write(Receiver):
 
     def start(self, request: Request) -> None:
         # Like any program that opens it for writing, through a link.
-        path = os.path.realpath(self.named(request))
+        path, owner = os.path.realpath(self.named(request)), self.owner(request)
         if request["parents"]:
-            make_parents(path)
+            make_parents(path, owner)
         self._mode, uid, gid = request["mode"], request["uid"], request["gid"]
         self._owner = (-1 if uid is None else uid, -1 if gid is None else gid)
+        self._new_owner = owner or (0, 0)
         self._size = 0
         if request["how"] == "replace":
             self._replace(path)
@@ -154,6 +156,7 @@ class Write(Receiver):
             self._fd = os.open(path, flags)
         except FileNotFoundError:
             self._fd = os.open(path, flags | os.O_CREAT, NEW_FILE_MODE)
+            self._fall_back(self._new_owner)
 
     def _replace(self, path: bytes) -> None:
         check_replaceable(path)
@@ -162,13 +165,17 @@ class Write(Receiver):
         try:
             old = os.stat(name, dir_fd=self._directory)
         except FileNotFoundError:
-            pass
+            self._fall_back(self._new_owner)
         else:
-            uid, gid = self._owner
-            self._owner = (old.st_uid if uid < 0 else uid, old.st_gid if gid < 0 else gid)
+            self._fall_back((old.st_uid, old.st_gid))
             if self._mode is None:
                 self._mode = stat.S_IMODE(old.st_mode)
         self._file = NewFile(self._directory, name)
+
+    def _fall_back(self, owner: Owner) -> None:
+        """It is to be the `owner`'s, as far as the request does not say."""
+        uid, gid = self._owner
+        self._owner = (owner[0] if uid < 0 else uid, owner[1] if gid < 0 else gid)
 
     def take(self, data: bytes) -> Generator[None, None, None]:
         self._size += len(data)
@@ -209,11 +216,11 @@ class Unpack(Receiver):
     _unpacker: Unpacker | None = None
 
     def start(self, request: Request) -> None:
-        path = os.path.realpath(self.named(request))
+        path, owner = os.path.realpath(self.named(request)), self.owner(request)
         if request["parents"]:
-            make_parents(path)
+            make_parents(path, owner)
         how = {name: request[name] for name in ("merge", "owners", "into")}
-        self._unpacker = Unpacker(path, **how)
+        self._unpacker = Unpacker(path, owner=owner, **how)
         self._closing = self._unpacker.close()
 
     def take(self, data: bytes) -> Generator[None, None, None]:

@@ -45,10 +45,12 @@ class Unpacker:
         *,
         merge: bool,
         owners: bool,
+        owner: tuple[int, int] | None = None,
         into: bool = False,
         bounds: Bounds | None = None,
     ) -> None:
-        """`owners`: give everything the owner that the archive names; else it is the caller's.
+        """`owners`: give everything the owner that the archive names; else it is that `owner`'s,
+        or the caller's.
 
         `into`: `path` is a directory for whatever the archive holds, of anybody's making, where
         not every directory needs an entry. Else the archive is a Packer's, and has one root.
@@ -57,6 +59,7 @@ class Unpacker:
         self._into = into
         self._merge = merge
         self._owners = owners
+        self._one_owner = owner
         self._bounds = bounds
         self._reader = tar.Reader()
         #: The directory in which the root is to appear, and what it is called there until then.
@@ -198,6 +201,7 @@ class Unpacker:
                 if not self._into:
                     raise
                 os.mkdir(name, 0o755, dir_fd=cursor.fd)
+                self._give(name, cursor.fd, self._one_owner)
                 cursor.enter(name)
             self._within.append(None)
 
@@ -230,8 +234,7 @@ class Unpacker:
         temporary = temporary_name()
         os.symlink(entry.target, temporary, dir_fd=directory)
         try:
-            if self._owners:
-                os.chown(temporary, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=False)
+            self._give(temporary, directory, self._owner(entry))
             times = entry.mtime_ns, entry.mtime_ns
             os.utime(temporary, ns=times, dir_fd=directory, follow_symlinks=False)
             os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
@@ -272,7 +275,11 @@ class Unpacker:
         return entry.mode & (0o7777 if self._bounds is None else 0o777)
 
     def _owner(self, entry: tar.Entry) -> tuple[int, int] | None:
-        return (entry.uid, entry.gid) if self._owners else None
+        return (entry.uid, entry.gid) if self._owners else self._one_owner
+
+    def _give(self, name: bytes, directory: int, owner: tuple[int, int] | None) -> None:
+        if owner is not None:
+            os.chown(name, *owner, dir_fd=directory, follow_symlinks=False)
 
 
 def check_replaceable(path: bytes) -> None:
