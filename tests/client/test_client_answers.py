@@ -89,6 +89,7 @@ def test_what_need_not_be_there() -> None:
 EVERYTHING: Options = {
     "timeout": 60,
     "idle": 1.5,
+    "idle_counts": "commands",
     "metadata": {"who": "me"},
     "network": "allow:198.51.100.7:443",
     "memory_mib": 512,
@@ -111,6 +112,7 @@ def test_each_option_is_one_that_the_daemon_takes() -> None:
         "limits": {"memory_mib": 512, "cpus": 1.5, "pids": 100, "disk_mib": 1024},
         "ttl_seconds": 60,
         "idle_seconds": 1.5,
+        "idle_counts": "commands",
         "spare": True,
         "volumes": [
             {"source": "/data", "target": "/mnt", "read_only": True},

@@ -53,6 +53,9 @@ class Machine:
         if not self._died.done():
             self._died.set_result("the log's end")
 
+    async def packets(self) -> int:
+        raise AssertionError
+
     async def wait_died(self) -> str:
         return await asyncio.shield(self._died)
 

@@ -25,6 +25,9 @@ class Dead:
     async def while_moving(self) -> AsyncIterator[None]:
         yield
 
+    async def packets(self) -> int:
+        raise AssertionError
+
     async def wait_died(self) -> str:
         self.asked = True
         return "the end of its log"

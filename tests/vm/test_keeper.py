@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vm_helpers import CHECK, WRITE, Counter, leaves_nothing, no_space, sh, until
+from vm_helpers import CHECK, FOR_EVER, WRITE, Counter, leaves_nothing, no_space, sh, until
 
 from ratoon.engine.sandbox import layer
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import Conflict
+from ratoon.machine.guest import commands
+from ratoon.machine.network.policy import NetworkPolicy
 from ratoon.store.memory.writing import writing_page_set
 
 
 async def forked(engine: Engine, **options: Any) -> Sandbox:
-    return await engine.fork_one("base", SandboxOptions(**options))
+    """By default its own doings do not count, so that a test says when it is used."""
+    return await engine.fork_one("base", SandboxOptions(**{"idle_counts": "calls", **options}))
 
 
 def over(sandbox: Sandbox) -> None:
@@ -164,3 +167,73 @@ async def test_forks_and_resumes_of_one_that_dozes(engine: Engine) -> None:
             assert fork.options == sandbox.options
         await engine.resume(sandbox)
         await sh(sandbox, "true")
+
+
+# What counts as use ------------------------------------------------------------------------------
+
+BUSY = ["sh", "-c", "while :; do :; done"]
+#: Some ten packets a second, for which it does next to nothing.
+SENDS = """
+import socket, time
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    while True:
+        sender.sendto(b"x", ("198.51.100.7", 9))
+        time.sleep(0.1)
+"""
+SERVES = "python3 -m http.server 8000 >/dev/null 2>&1"
+
+
+async def in_background(sandbox: Sandbox, argv: list[str]) -> int:
+    async with commands.start(sandbox, argv, background=True) as started:
+        assert started.pid is not None
+        return started.pid
+
+
+@pytest.mark.parametrize(
+    ("counts", "network", "argv"),
+    [
+        ("activity", None, BUSY),
+        ("activity", "allow:198.51.100.7:9", ["python3", "-c", SENDS]),
+        ("commands", None, ["sleep", "100000"]),
+    ],
+    ids=["processor", "network", "command"],
+)
+async def test_what_goes_on_in_the_background_is_use(
+    engine: Engine, counts: str, network: str | None, argv: list[str]
+) -> None:
+    policy = NetworkPolicy.parse(network) if network else None
+    options = {"idle_seconds": 6, "idle_counts": counts, "network": policy}
+    async with await forked(engine, **options) as sandbox:
+        running, pid = sandbox.pid, await in_background(sandbox, argv)
+        await asyncio.sleep(16)
+        assert (sandbox.state, sandbox.pid) == ("running", running)
+        await commands.signal(sandbox, pid, signal.SIGKILL)
+        await until(lambda: sandbox.state == "standby", "its standby")
+
+
+@pytest.mark.parametrize(
+    ("counts", "argv"), [("activity", ["sleep", "100000"]), ("calls", BUSY)], ids=["waits", "calls"]
+)
+async def test_what_does_not_count_does_not_keep_it_awake(
+    engine: Engine, counts: str, argv: list[str]
+) -> None:
+    async with await forked(engine, idle_seconds=6, idle_counts=counts) as sandbox:
+        await in_background(sandbox, argv)
+        await until(lambda: sandbox.state == "standby", "its standby")
+
+
+async def test_a_server_that_waits_sleeps_and_a_connection_wakes_it(engine: Engine) -> None:
+    async with await forked(engine, idle_seconds=3, idle_counts="activity") as sandbox:
+        await in_background(sandbox, ["sh", "-c", SERVES])
+        await sh(sandbox, "until grep -q ':1F40 ' /proc/net/tcp; do sleep 0.1; done")
+        port = sandbox.publish(8000)
+        with engine.events.listen() as listener:
+            for _ in range(2):
+                await until(lambda: sandbox.state == "standby", "its standby")
+                reader, writer = await asyncio.open_connection("127.0.0.1", port.host_port)
+                writer.write(b"GET /etc/ HTTP/1.0\r\n\r\n")
+                assert b"hostname" in await asyncio.wait_for(reader.read(), FOR_EVER)
+                writer.close()
+            told = [await listener.next() for _ in range(4)]
+        said = [(event.kind, event.reason) for event in told if event]
+        assert said == [("standby", "it idled"), ("resumed", None)] * 2

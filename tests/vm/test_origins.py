@@ -54,7 +54,7 @@ async def stand_by(engine: Engine, sandbox: Sandbox) -> None:
 
 async def doze(engine: Engine, sandbox: Sandbox) -> None:
     options = sandbox.options
-    sandbox.options = options.model_copy(update={"idle_seconds": 0.01})
+    sandbox.options = options.model_copy(update={"idle_seconds": 0.01, "idle_counts": "calls"})
     await until(lambda: sandbox.state == "standby", "its standby")
     sandbox.options = options
 

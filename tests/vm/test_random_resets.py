@@ -122,7 +122,7 @@ class Series:
 
     async def _doze(self) -> None:
         sandbox, options = self._sandbox, self._sandbox.options
-        sandbox.options = options.model_copy(update={"idle_seconds": 0.01})
+        sandbox.options = options.model_copy(update={"idle_seconds": 0.01, "idle_counts": "calls"})
         await until(lambda: sandbox.state == "standby", "its standby")
         sandbox.options = options
 

@@ -140,6 +140,9 @@ class Volume:
     read_only: bool = False
 
 
+#: What keeps a sandbox from going to standby, besides calls: any command that runs; what the guest
+#: itself uses of the processor and the network; nothing.
+IdleCounts = Literal["commands", "activity", "calls"]
 #: `outdated`: it runs or stands by with a QEMU that this Ratoon does not speak to.
 ListedState = Literal["running", "standby", "dead", "outdated"]
 
@@ -149,8 +152,9 @@ class SandboxInfo:
     """A sandbox. `pid` is that of its machine, and null where it has none.
 
     `snapshot_tag`: what it was forked from; `stands_on`: its last branch, or the same.
-    `idle_for_seconds`: for how long nobody has used it. `stages_ms` are those of its fork,
-    `fork_ms` is all of it until its agent had answered; a daemon that took it over knows neither.
+    `idle_for_seconds`: for how long it was not in use, as `idle_counts` has it; `wakes`: it is in
+    standby for that, until it is used. `stages_ms` are those of its fork, `fork_ms` is all of it
+    until its agent had answered; a daemon that took it over knows neither.
     `spare`: a machine is kept started for its next reset.
     """
 
@@ -166,7 +170,9 @@ class SandboxInfo:
     limits: Limits
     ttl_seconds: float | None
     idle_seconds: float | None
+    idle_counts: IdleCounts
     idle_for_seconds: float
+    wakes: bool
     spare: bool
     volumes: list[Volume]
     metadata: dict[str, str]

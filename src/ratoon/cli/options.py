@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ratoon.api.answers import IdleCounts
 from ratoon.api.defaults import DISK_MIB, RAM_MIB
 from ratoon.errors import InvalidInput
 from ratoon.units import MIB, parse_duration, parse_size
@@ -147,6 +148,13 @@ Idle = Annotated[
     float | None,
     typer.Option(parser=seconds, metavar="TIME", help="To standby after so long without use."),
 ]
+Counts = Annotated[
+    IdleCounts | None,
+    typer.Option(
+        "--idle-counts",
+        help="What is use besides calls: any command, or what it does itself, or nothing.",
+    ),
+]
 Publish = Annotated[
     list[Any] | None,
     typer.Option(
@@ -183,6 +191,7 @@ def fork_options(
     disk: Disk = None,
     ttl: Ttl = None,
     idle: Idle = None,
+    idle_counts: Counts = None,
     publish: Publish = None,
     volumes: Volumes = None,
     label: Label = None,
@@ -196,6 +205,7 @@ def fork_options(
         "disk_mib": disk,
         "timeout": ttl,
         "idle": idle,
+        "idle_counts": idle_counts,
         "publish": _places(publish or []),
         "volumes": volumes or None,
         "metadata": dict(label or []) or None,
@@ -325,6 +335,7 @@ _OPTIONS = {
     "disk_bytes": "--disk",
     "ttl_seconds": "--ttl",
     "idle_seconds": "--idle",
+    "idle_counts": "--idle-counts",
     "publish": "--publish",
     "volumes": "--volume",
     "source": "--volume",

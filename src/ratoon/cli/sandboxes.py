@@ -115,7 +115,7 @@ def _show_table(found: Sequence[SandboxInfo]) -> None:
             each.id,
             printable(each.metadata.get(NAME, "-")),
             each.snapshot_tag,
-            each.state,
+            "standby (idle)" if each.wakes else each.state,
             age(time.time() - each.created_at_unix),
             each.network,
             " ".join(ports) or "-",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypedDict
 
-from ratoon.api.answers import Limits
+from ratoon.api.answers import IdleCounts, Limits
 from ratoon.errors import InvalidInput
 
 #: A port of the daemon's host, None for any; of its loopback, or of an address.
@@ -17,7 +17,9 @@ class Options(TypedDict, total=False):
     """What a new sandbox gets besides its snapshot; all of it may be left out.
 
     `timeout`: seconds after its fork until it is killed. `idle`: seconds without use until it goes
-    to standby, from which it wakes when it is used. `metadata`: what to find it by.
+    to standby, from which it wakes when it is used. `idle_counts`: what is use besides calls:
+    `activity`, what it uses of the processor and the network itself; `commands`, any that runs; or
+    `calls`, nothing. `metadata`: what to find it by.
 
     `network`: `none`, `outbound` or `allow:CIDR:PORT,…`; left out, what its snapshot says.
     `memory_mib`, `cpus` (1.5 is one and a half), `pids` and `disk_mib`: what it may use of its
@@ -30,6 +32,7 @@ class Options(TypedDict, total=False):
 
     timeout: float | None
     idle: float | None
+    idle_counts: IdleCounts
     metadata: Mapping[str, str]
     network: str | None
     memory_mib: int | None
@@ -42,7 +45,10 @@ class Options(TypedDict, total=False):
 
 
 _LIMITS = ("memory_mib", "cpus", "pids", "disk_mib")
-_NAMES = {"timeout": "ttl_seconds", "idle": "idle_seconds", "network": "network", "spare": "spare"}
+_NAMES = {
+    **{name: name for name in ("idle_counts", "network", "spare")},
+    **{"timeout": "ttl_seconds", "idle": "idle_seconds"},
+}
 
 
 def request_for(options: Options, limits: Limits | None = None) -> dict[str, Any]:

@@ -89,8 +89,9 @@ class SandboxInfo(answers.SandboxInfo):
     """A sandbox. `pid` is that of its machine, and null where it has none.
 
     `snapshot_tag`: what it was forked from; `stands_on`: its last branch, or the same.
-    `idle_for_seconds`: for how long nobody has used it. `stages_ms` are those of its fork,
-    `fork_ms` is all of it until its agent had answered; a daemon that took it over knows neither.
+    `idle_for_seconds`: for how long it was not in use, as `idle_counts` has it; `wakes`: it is in
+    standby for that, until it is used. `stages_ms` are those of its fork, `fork_ms` is all of it
+    until its agent had answered; a daemon that took it over knows neither.
     """
 
     # The same fields, in the classes that a request has: OpenAPI has one of each.

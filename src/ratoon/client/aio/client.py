@@ -17,6 +17,7 @@ from ratoon.api.answers import (
     Changed,
     EvalResult,
     Event,
+    IdleCounts,
     ListedState,
     PoolInfo,
     RunInfo,
@@ -359,9 +360,13 @@ class AsyncSandbox:
         """Have it killed so many seconds after its fork; None: never."""
         await self._change(ttl_seconds=timeout)
 
-    async def set_idle(self, idle: float | None) -> None:
-        """Have it go to standby after so many seconds without use; None: never."""
-        await self._change(idle_seconds=idle)
+    async def set_idle(self, idle: float | None, counts: IdleCounts | None = None) -> None:
+        """Have it go to standby after so many seconds without use; None: never.
+
+        `counts`: what is use from now on, as `idle_counts` of `Options`; None: as before.
+        """
+        given = {} if counts is None else {"idle_counts": counts}
+        await self._change(idle_seconds=idle, **given)
 
     async def set_metadata(self, metadata: Mapping[str, str]) -> None:
         """Give it this metadata, and no other."""

@@ -18,6 +18,7 @@ from ratoon.api.answers import (
     Changed,
     EvalResult,
     Event,
+    IdleCounts,
     ListedState,
     PoolInfo,
     RunInfo,
@@ -360,9 +361,13 @@ class Sandbox:
         """Have it killed so many seconds after its fork; None: never."""
         self._change(ttl_seconds=timeout)
 
-    def set_idle(self, idle: float | None) -> None:
-        """Have it go to standby after so many seconds without use; None: never."""
-        self._change(idle_seconds=idle)
+    def set_idle(self, idle: float | None, counts: IdleCounts | None = None) -> None:
+        """Have it go to standby after so many seconds without use; None: never.
+
+        `counts`: what is use from now on, as `idle_counts` of `Options`; None: as before.
+        """
+        given = {} if counts is None else {"idle_counts": counts}
+        self._change(idle_seconds=idle, **given)
 
     def set_metadata(self, metadata: Mapping[str, str]) -> None:
         """Give it this metadata, and no other."""

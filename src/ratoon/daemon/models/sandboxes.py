@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ratoon.api.answers import IdleCounts
 from ratoon.daemon.models.common import ErrorAnswer, Many, Metadata, Port, Request
 from ratoon.engine.sandbox.options import Seconds
 
@@ -47,13 +48,16 @@ class ForkOptions(Request):
 
     `network`: `none`, `outbound`, or `allow:CIDR:PORT,…`; null: what the snapshot says.
     `ttl_seconds`: killed so long after its fork; `idle_seconds`: in standby after so long without
-    use, and awake when it is used. `spare`: a machine is kept started for its next reset.
+    use, and awake when it is used. `idle_counts`: what is use besides calls: `activity`, what the
+    guest uses of the processor and the network itself; `commands`, any that runs; or `calls`,
+    nothing. `spare`: a machine is kept started for its next reset.
     """
 
     network: str | None = None
     limits: LimitsOfSandbox = LimitsOfSandbox()
     ttl_seconds: Seconds | None = None
     idle_seconds: Seconds | None = None
+    idle_counts: IdleCounts = "activity"
     spare: bool = False
     volumes: list[VolumeOfSandbox] = Field(default_factory=list, max_length=32)
     metadata: Metadata = Field(default_factory=dict)
@@ -81,6 +85,7 @@ class OptionsRequest(Request):
 
     ttl_seconds: Seconds | None = None
     idle_seconds: Seconds | None = None
+    idle_counts: IdleCounts = "activity"
     metadata: Metadata = Field(default_factory=dict)
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ratoon.engine.sandbox.activity import Activity
 from ratoon.engine.sandbox.deaths import sandbox_death_as_error
 from ratoon.engine.sandbox.memory_images import MappedMemory
 from ratoon.errors import MachineError, RatoonError
@@ -67,6 +68,11 @@ class Incarnation:
     frozen: Path | None = None
     #: How the guest came to stand still, while it does.
     still: Stillness | None = None
+    #: What it does unasked.
+    activity: Activity = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.activity = Activity(self.machine, self.channel)
 
     @property
     def writes_volumes(self) -> bool:

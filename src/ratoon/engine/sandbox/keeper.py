@@ -22,7 +22,7 @@ Action = Callable[[Sandbox], Awaitable[object]]
 async def keep_time(
     sandboxes: Callable[[], Iterable[Sandbox]], *, kill: Action, suspend: Action
 ) -> NoReturn:
-    """Kill the sandboxes that have lived for their time, and suspend those that nobody uses.
+    """Kill the sandboxes that have lived for their time, and suspend those that are not in use.
 
     Deaths are told, once.
     """
@@ -33,6 +33,7 @@ async def keep_time(
         for lost in dead.keys() - mourned:
             dead[lost].events.tell("died", sandbox=lost)
         mourned = set(dead)
+        await asyncio.gather(*(each.look() for each in sandboxes()))
         due = [(sandbox, action) for sandbox in sandboxes() if (action := _due(sandbox))]
         await asyncio.gather(
             *(_act(sandbox, kill if action == "kill" else suspend) for sandbox, action in due)

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from ratoon.api.answers import IdleCounts
 from ratoon.documents import Document
 from ratoon.machine.host.limits import Limits
 from ratoon.machine.network.policy import NetworkPolicy
@@ -72,6 +73,8 @@ class SandboxOptions(Document, strict=False):
     ttl_seconds: Seconds | None = None
     #: It goes to standby when it has not been used for so long, and wakes when it is; None: never.
     idle_seconds: Seconds | None = None
+    #: What counts as use: see `Sandbox.look`.
+    idle_counts: IdleCounts = "activity"
     #: A machine is kept started for its next reset, which is sooner then.
     spare: bool = False
     #: What is mounted in its guest.

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from ratoon.api.answers import LOOPBACK, ListedState, PublishedPort
+from ratoon.api.answers import LOOPBACK, EventKind, ListedState, PublishedPort
 from ratoon.concurrency import in_thread, uncancelled
 from ratoon.engine.sandbox.deaths import sandbox_death_as_error
 from ratoon.engine.sandbox.directory import SandboxDirectory
@@ -207,9 +207,8 @@ class Sandbox:
         self.unsynced = None
         self.wakes = self.wakes and incarnation is None
         self._last_used = time.monotonic()
-        self.events.tell(
-            "standby" if incarnation is None else "reset" if before else "resumed", sandbox=self.id
-        )
+        what: EventKind = "standby" if incarnation is None else "reset" if before else "resumed"
+        self.events.tell(what, sandbox=self.id, reason="it idled" if self.wakes else None)
         return before
 
     def stock_spare(self) -> None:
@@ -259,7 +258,7 @@ class Sandbox:
 
     @property
     def idle_seconds(self) -> float:
-        """For how long nobody has used it; 0 while somebody does."""
+        """For how long it was not used, as far as is known; 0 while somebody does."""
         return 0.0 if self._users else time.monotonic() - self._last_used
 
     @property
@@ -267,6 +266,19 @@ class Sandbox:
         """Whether it runs though nobody has used it for as long as its options say."""
         limit = self.options.idle_seconds
         return limit is not None and self.idle_seconds >= limit and self.state == "running"
+
+    async def look(self) -> None:
+        """See whether it is in use though nobody calls it, where its options have that count."""
+        within, counts = self.options.idle_seconds, self.options.idle_counts
+        if within is None or counts == "calls" or self._users or self.state != "running":
+            return
+        activity = self.incarnation.activity
+        if counts == "commands":
+            used = await activity.runs_commands(within)
+        else:
+            used = await activity.uses_something(within, online=self.network != NONE)
+        if used:
+            self._last_used = time.monotonic()
 
     @contextmanager
     def using(self) -> Iterator[None]:

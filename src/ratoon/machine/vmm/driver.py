@@ -75,6 +75,10 @@ class Launch:
     survives: bool = False
 
 
+#: The queues of a network card count in 16 bits.
+PACKETS_WRAP = 1 << 16
+
+
 class Machine(Protocol):
     """One virtual machine. Every method raises MachineDied if its process is gone."""
 
@@ -142,6 +146,9 @@ class Machine(Protocol):
 
         Only right after `switch_overlay`, while nobody else has come to rely on the frozen layer.
         """
+
+    async def packets(self) -> int:
+        """How many the guest has sent and received, modulo PACKETS_WRAP; it is not woken."""
 
     async def wait_died(self) -> str:
         """Return once the process is gone, with the end of its log."""

@@ -19,7 +19,7 @@ from contextlib import (
     nullcontext,
     suppress,
 )
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 from ratoon.errors import HostError, Incompatible, MachineDied, MachineError
 from ratoon.machine.network.netns import entered
 from ratoon.machine.vmm import command, cpu
-from ratoon.machine.vmm.driver import Cgroup, Launch
+from ratoon.machine.vmm.driver import PACKETS_WRAP, Cgroup, Launch
 from ratoon.machine.vmm.given_files import READ_AND_WRITE, GivenFiles
 from ratoon.machine.vmm.logs import bound_logs, log_since, log_tail
 from ratoon.machine.vmm.process import MachineProcess, prefer_to_kill
@@ -96,6 +96,8 @@ class QemuMachine:
         self._added: str | None = None
         #: The sets of descriptors that they were opened from.
         self._sets: dict[str, int] = {}
+        #: What QEMU calls the network card, once that was asked.
+        self._card: str | None = None
         self._cgroup: Cgroup | None = None
         self._standstill = Standstill(name, log.parent, self._look_into_stop)
         self._looking: asyncio.Task[None] | None = None
@@ -312,6 +314,14 @@ class QemuMachine:
         assert self._active
         await self._remove_overlay(self._active)
         self._active, self._below = self._below, None
+
+    async def packets(self) -> int:
+        if self._card is None:
+            devices = await self._execute("x-query-virtio")
+            self._card = next(each["path"] for each in devices if each["name"] == "virtio-net")
+        ask = partial(self._execute, "x-query-virtio-queue-status", path=self._card)
+        counts = [(await ask(queue=queue))["used-idx"] for queue in (0, 1)]  # received, sent
+        return int(sum(counts)) % PACKETS_WRAP
 
     async def wait_died(self) -> str:
         await self._process.wait()
