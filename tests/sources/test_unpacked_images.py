@@ -198,6 +198,9 @@ def test_the_configuration_is_that_of_the_image(cache: Path, tmp_path: Path) -> 
     )
     assert config.argv() == ["/entry", "-v", "serve"]
     assert config.argv(["other", "-x"]) == ["/entry", "-v", "other", "-x"]
+    assert config.argv([], ["/bin/sh"]) == ["/bin/sh"]
+    assert config.argv(["-c", "true"], ["/bin/sh"]) == ["/bin/sh", "-c", "true"]
+    assert config.argv(["/bin/true"], []) == ["/bin/true"]
     layout.add([layer([file("x")])], ref="none")
     assert resolve(layout.reference("none")).config == ImageConfig()
 

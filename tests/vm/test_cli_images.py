@@ -191,6 +191,27 @@ def test_the_next_run_starts_where_it_was_up_and_another_one_does_not(ready: Pla
     assert len(ready.ratoon("cache", "ls", "--json").json) == 2
 
 
+def test_another_entrypoint(ready: Place) -> None:
+    """The image's command is not for it; and an empty one is none."""
+    before = ready.sandboxes()
+    for entrypoint, command, said in (
+        ("/bin/busybox", ("echo", "hi"), "hi\n"),
+        ("pwd", (), "/srv\n"),
+        ("", ("/bin/busybox", "echo", "alone"), "alone\n"),
+    ):
+        done = ended(ready.run("-w", "/srv", "--entrypoint", entrypoint, "--", *command))
+        assert (done.code, done.out) == (0, said), done
+    with (
+        Client(ready.url) as client,
+        client.run_image(
+            ready.image, ["up"], entrypoint=["/bin/busybox", "echo"], ram_mib=160, disk_size_mib=256
+        ) as sandbox,
+    ):
+        assert sandbox.run is not None
+        assert sandbox.run.argv == ["/bin/busybox", "echo", "up"]
+    assert ready.sandboxes() == before
+
+
 def test_a_command_ends_as_itself(ready: Place) -> None:
     before = ready.sandboxes()
     said = ended(ready.run("-e", "WHO=you", "--", "sh", "-c", "echo $WHO; echo bad >&2; exit 7"))

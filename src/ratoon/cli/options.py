@@ -230,6 +230,12 @@ class ImageOptions:
 
 
 def image_options(
+    entrypoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROGRAM", help="In place of an image's entrypoint and command; empty: none."
+        ),
+    ] = None,
     health: Annotated[
         str | None,
         typer.Option(metavar="URL", help="It is up when http://:PORT/PATH in it answers well."),
@@ -275,6 +281,7 @@ def image_options(
 ) -> ImageOptions:
     """Those that were given. InvalidInput: some of them would be of no effect."""
     given = {
+        "--entrypoint": ("entrypoint", entrypoint),
         "--health": ("health", health),
         "--health-cmd": ("health_cmd", health_cmd),
         "--health-log": ("health_log", health_log),
@@ -308,6 +315,7 @@ _PATIENCE = ("interval", "timeout", "within")
 _OPTIONS = {
     "image": "IMAGE",
     "command": "COMMAND",
+    "entrypoint": "--entrypoint",
     "env": "--env",
     "user": "--user",
     "workdir": "--workdir",

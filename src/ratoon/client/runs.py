@@ -14,8 +14,9 @@ class RunOptions(Options, total=False):
     """How an image is run, besides what its sandbox gets; all of it may be left out.
 
     `env` is added to the image's environment; `user` (NAME or UID, also with `:GROUP`) and
-    `workdir` take the place of the image's. `ram_mib`, `vcpus`, `disk_size_mib`: the guest's.
-    `cpu`: as for `from_image`.
+    `workdir` take the place of the image's. So does an `entrypoint` (a program, or a list of it and
+    its arguments; empty: none), and then the image's own command is left out. `ram_mib`, `vcpus`,
+    `disk_size_mib`: the guest's. `cpu`: as for `from_image`.
 
     `health`: `http://:PORT/PATH`, which the guest must answer with a status below 400.
     `health_cmd`: what must exit with 0 there: text by `sh -c`, or a list. `health_log`: a regular
@@ -30,6 +31,7 @@ class RunOptions(Options, total=False):
     env: Mapping[str, str]
     user: str | None
     workdir: str | None
+    entrypoint: str | Sequence[str] | None
     ram_mib: int | None
     vcpus: int | None
     disk_size_mib: int | None
@@ -69,6 +71,9 @@ def run_request(
     body |= {wire: given[name] for name, wire in _NAMES.items() if name in given}
     if command:
         body["command"] = command_of(command)[0]
+    if (entrypoint := options.get("entrypoint")) is not None:
+        whole = [entrypoint] if isinstance(entrypoint, str) else entrypoint
+        body["entrypoint"] = [word for word in whole if word]
     if env := options.get("env"):
         body["env"] = dict(env)
     if health := _health(options):

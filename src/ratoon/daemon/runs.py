@@ -39,6 +39,7 @@ async def run_image(body: RunRequest, daemon: TheDaemon, request: Request) -> Ru
     spec = RunSpec(
         image=body.image,
         command=tuple(body.command),
+        entrypoint=None if body.entrypoint is None else tuple(body.entrypoint),
         env=body.env,
         user=body.user,
         workdir=body.workdir,

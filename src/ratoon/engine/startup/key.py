@@ -138,7 +138,7 @@ def started(
     assert spec.health is not None
     return Started(
         booted=below,
-        argv=tuple(image.config.argv(spec.command)),
+        argv=tuple(image.config.argv(spec.command, spec.entrypoint)),
         environment={**image.config.env, **spec.env},
         user=spec.user or image.config.user,
         workdir=spec.workdir or image.config.workdir,

@@ -125,7 +125,7 @@ class Runner:
                 resolve, spec.image, refresh=refresh, roots=roots, progress=progress
             )
             guest, probe = await self._guest(refresh, progress)
-        argv = image.config.argv(spec.command)
+        argv = image.config.argv(spec.command, spec.entrypoint)
         if spec.health and not argv:
             raise InvalidInput(f"{image.name} has no command of its own: say which is to run")
         if spec.health and not start:

@@ -26,6 +26,13 @@ class ImageConfig(Document):
     exposed_ports: tuple[Port, ...] = ()
     stop_signal: str | None = None
 
-    def argv(self, command: Sequence[str] = ()) -> list[str]:
-        """What is run: the entrypoint, given `command` or else the image's own."""
+    def argv(
+        self, command: Sequence[str] = (), entrypoint: Sequence[str] | None = None
+    ) -> list[str]:
+        """What is run: the entrypoint, given `command` or else the image's own.
+
+        An image's command is for its own entrypoint: with another `entrypoint` it is left out.
+        """
+        if entrypoint is not None:
+            return [*entrypoint, *command]
         return [*self.entrypoint, *(command or self.command)]
