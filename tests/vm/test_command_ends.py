@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from asyncio import Task
 from contextlib import suppress
 
@@ -63,6 +64,35 @@ async def test_what_a_killed_command_has_left_to_the_background_goes_on(sandbox:
     assert apart.pid is not None
     await commands.signal(sandbox, apart.pid, 9)
     await until_gone(sandbox, str(apart.pid))
+
+
+#: Has more than a gibibyte, piece by piece, which the guest has not.
+GREED = "x = [b'x' * 2**24 for _ in range(99)]"
+
+
+@pytest.mark.parametrize(
+    "argv", [["python3", "-c", GREED], ["sh", "-c", f'python3 -c "{GREED}"; exit $?']]
+)
+async def test_who_has_all_memory_is_told_so(sandbox: Sandbox, argv: list[str]) -> None:
+    greedy = await sandbox.exec(argv, timeout=FOR_EVER)
+    assert greedy.exit_code == 137
+    assert greedy.error is not None
+    told = re.fullmatch(
+        r"out of memory: of the sandbox's (\d+) MiB, python3 \(process \d+\) had (\d+) MiB, "
+        "and the kernel killed it",
+        greedy.error,
+    )
+    assert told, greedy.error
+    assert 256 < int(told[2]) < int(told[1]) <= 512
+    for other in ("kill -9 $$", "exit 137"):
+        assert (await sandbox.exec(["sh", "-c", f"sleep 1; {other}"])).error is None
+
+
+async def test_an_interpreter_that_has_all_memory_is_told_so(sandbox: Sandbox) -> None:
+    done = await sandbox.eval(GREED, timeout=FOR_EVER)
+    assert done.exit_code == 137
+    assert done.error is not None
+    assert "was killed: out of memory: of the sandbox's" in done.error
 
 
 #: Each process starts two in sessions of their own, for ever.

@@ -24,6 +24,7 @@ from .port import find_port
 from .processes import Processes
 from .rebirth import Identity
 from .stream import Stream, operation, operations
+from .victims import Victims
 from .volumes import Volumes
 
 TYPE_CHECKING = False
@@ -48,7 +49,7 @@ class Agent(Loop):
         super().__init__()
         self.freezer = Freezer()
         groups = Groups(self.freezer)
-        self.processes = Processes(self, groups)
+        self.processes = Processes(self, groups, Victims())
         self.evaluator = Evaluator(self, self.processes)
         self.identity = Identity(self.evaluator, self.freezer, groups)
         self.volumes = Volumes(self, self.freezer.spared)

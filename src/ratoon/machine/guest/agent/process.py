@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import time
 
 from . import spawn
 from .sink import Sink
@@ -56,6 +57,9 @@ class Process:
         #: As of `waitpid`, once it has ended.
         self.status: int | None = None
         self.timed_out = False
+        #: Why it was killed, if that is known.
+        self.reason: str | None = None
+        self.started_at = time.time()
         #: Called when it has ended and its output is delivered, in place of a reply to `listener`.
         self.on_end: Callable[[], None] | None = None
         self.terminal = started.slave is not None
@@ -141,9 +145,10 @@ class Process:
         if self.timed_out:
             return {"exit_code": TIMED_OUT, "timed_out": True}
         code = os.waitstatus_to_exitcode(self.status)
+        why = {} if self.reason is None else {"reason": self.reason}
         if code < 0:
-            return {"exit_code": 128 - code, "signal": -code}
-        return {"exit_code": code}
+            return {"exit_code": 128 - code, "signal": -code, **why}
+        return {"exit_code": code, **why}
 
     def _reply(self) -> None:
         if self.listener is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 from . import spawn
 from .defaults import Defaults
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from .groups import Groups
     from .loop import Loop
     from .stream import Request, Speaker
+    from .victims import Victims
 
     class HasProcesses(Speaker, Protocol):
         """The agent, as the streams here see it."""
@@ -46,7 +46,6 @@ class Command(Process):
         self.background = bool(request.get("background"))
         self._argv = request["argv"]
         self._user = user
-        self._started_at = time.time()
 
     def describe(self) -> dict[str, Any]:
         argv, room = [], LISTED
@@ -59,7 +58,7 @@ class Command(Process):
             "pid": self.pid,
             "argv": argv,
             "user": self._user,
-            "started_at": self._started_at,
+            "started_at": self.started_at,
             "background": self.background,
             "terminal": self.terminal,
             "attached": self.listener is not None,
@@ -70,8 +69,9 @@ class Command(Process):
 class Processes:
     """Those that run, and the last ones in the background that have ended."""
 
-    def __init__(self, loop: Loop, groups: Groups) -> None:
+    def __init__(self, loop: Loop, groups: Groups, victims: Victims) -> None:
         self._loop = loop
+        self._victims = victims
         self._groups = groups
         self._commands: dict[int, Command] = {}
         #: What is not in a request.
@@ -130,6 +130,7 @@ class Processes:
     def _exited(self, process: Process, status: int) -> None:
         if process.group is not None:
             self._groups.give_back(process.group)
+        process.reason = self._victims.reason(process, status)
         process.exited(status)
 
     def find(self, pid: int) -> Command:

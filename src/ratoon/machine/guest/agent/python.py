@@ -118,6 +118,8 @@ class Python:
         how = f"ended with exit code {ended['exit_code']}"
         if "signal" in ended:
             how = f"was killed by signal {ended['signal']}"
+            if "reason" in ended:
+                how = f"was killed: {ended['reason']}"
             if self._fault and ended["signal"] == signal.SIGKILL:
                 how = f"{self._fault} and was killed"
         reason = f"the interpreter {how}: its state is lost, and the next evaluation starts anew"
