@@ -58,7 +58,7 @@ class Life:
     """A sandbox; what it has, and what it has after a reset.
 
     `writer` writes to its volume all the time; `moves`: a loop in it goes from one control group to
-    another, and `moves_below` says whether it does after a reset.
+    another. `writes_below`, `moves_below`: whether they do after a reset.
     """
 
     sandbox: Sandbox
