@@ -332,3 +332,83 @@ async def test_a_policy_holds_through_standby_and_reset(engine: Engine, lab: Lab
             await again(sandbox)
             assert await probe(sandbox, [listed]) == {listed}
             assert await heard(lab, sandbox, [other]) == set()
+
+
+# Connections that a fork or a resume has not --------------------------------------------------
+
+#: Connects, says so, and then who reads and who writes say when they hear of an error. By the
+#: loopback there is a connection too, and somebody who connects for as long as it takes.
+CONNECTED = """
+import os, socket, sys, threading, time
+def note(name, text):
+    with open(f"/root/{name}.new", "w") as file:
+        file.write(text)
+    os.rename(f"/root/{name}.new", f"/root/{name}")
+def reads(name, connection):
+    try:
+        note(name, f"read {connection.recv(100)}")
+    except OSError as error:
+        note(name, error.strerror)
+def writes(name, connection):
+    try:
+        while True:
+            connection.sendall(b"x" * 65536)
+    except OSError as error:
+        note(name, error.strerror)
+world = sys.argv[1]
+server = socket.create_server(("127.0.0.1", 7000))
+local = socket.create_connection(("127.0.0.1", 7000))
+peer, _ = server.accept()
+outside = socket.create_connection((world, 80))
+mapped = socket.socket(socket.AF_INET6)
+mapped.connect((f"::ffff:{world}", 80))
+written = socket.create_connection((world, 443))
+for name, task, connection in [
+    ("reader", reads, outside), ("mapped", reads, mapped), ("writer", writes, written),
+    ("local", reads, local),
+]:
+    threading.Thread(target=task, args=(name, connection)).start()
+note("ready", "")
+while not os.path.exists("/root/finish"):
+    time.sleep(0.1)
+peer.sendall(b"local")
+outside.sendall(b"world")
+"""
+WAIT_FOR = "cd /root; until [ -e {0} ]; do sleep 0.05; done; cat {0}"
+ABORTED = "Software caused connection abort"
+
+
+async def connected(sandbox: Sandbox) -> None:
+    await sh(sandbox, "cat >/root/connected", stdin=CONNECTED.encode())
+    start = f"setsid python3 /root/connected {WORLD} >/dev/null 2>&1 </dev/null &"
+    await sh(sandbox, start + WAIT_FOR.format("ready"))
+
+
+async def assert_cut(sandbox: Sandbox) -> None:
+    """Who waits for the outside was told; what is in the guest goes on."""
+    for name in ("reader", "mapped", "writer"):
+        assert await sh(sandbox, WAIT_FOR.format(name)) == ABORTED
+    assert await sh(sandbox, "ls /root/local 2>&1 | grep -c 'No such'") == "1\n"
+    assert await sh(sandbox, "touch /root/finish;" + WAIT_FOR.format("local")) == "read b'local'"
+
+
+async def test_connections_that_a_fork_or_a_resume_cuts_end_with_an_error(
+    engine: Engine, lab: Lab
+) -> None:
+    options = SandboxOptions(network=NetworkPolicy.parse("outbound"))
+    async with await engine.fork_one("base", options) as source:
+        await connected(source)
+        await engine.branch(source, "connected")
+        for network in (None, NetworkPolicy.parse("none")):
+            async with await engine.fork_one("connected", SandboxOptions(network=network)) as fork:
+                await assert_cut(fork)
+        async with await engine.fork_one("connected") as again:
+            await engine.branch(again, "connected-again")
+            await assert_cut(again)
+        finish = "touch /root/finish;" + WAIT_FOR.format("reader")
+        assert await sh(source, finish) == "read b'world'", "its own connections are there still"
+    async with await engine.fork_one("base", options) as sandbox:
+        await connected(sandbox)
+        await engine.standby(sandbox)
+        await engine.resume(sandbox)
+        await assert_cut(sandbox)

@@ -13,7 +13,7 @@ import struct
 from .bound import BoundFile
 
 _INTERFACE = "eth0"
-_ADDRESS, _GATEWAY, _NAMESERVER = "10.0.2.15", "10.0.2.2", "10.0.2.3"
+ADDRESS, _GATEWAY, _NAMESERVER = "10.0.2.15", "10.0.2.2", "10.0.2.3"
 _NETWORK, _PREFIX = "10.0.2.0", 24
 
 _RESOLVERS = f"nameserver {_NAMESERVER}\n".encode()
@@ -66,7 +66,7 @@ def _routes(interface: int) -> tuple[bytes, bytes]:
     """The one to the network that the interface is in, and the default one by way of it."""
     index = _attribute(_INTERFACE_INDEX, struct.pack("=I", interface))
     network = _attribute(_DESTINATION, socket.inet_aton(_NETWORK))
-    source = _attribute(_SOURCE, socket.inet_aton(_ADDRESS))
+    source = _attribute(_SOURCE, socket.inet_aton(ADDRESS))
     gateway = _attribute(_VIA, socket.inet_aton(_GATEWAY))
     return (
         _route(_PREFIX, _BY_KERNEL, _ON_LINK) + network + source + index,

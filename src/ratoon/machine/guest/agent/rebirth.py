@@ -9,6 +9,7 @@ import time
 
 from ..shared import wire
 from .bound import ROOM, make_room
+from .connections import Connections, destroy
 from .hooks import find_hooks, find_host_keys, renew_host_keys, run_hooks
 from .names import Names
 from .network import Network
@@ -39,6 +40,7 @@ class Identity:
         self._freezer = freezer
         self._groups = groups
         self._random = _open("/dev/random", os.O_WRONLY)
+        self._connections = Connections()
         #: What a fork of this state has to do besides, as was found when it was frozen.
         self._chores: Chores | None = None
 
@@ -62,6 +64,8 @@ class Identity:
         self.set_clock(unix_ns)
         if online != self._network.online:
             self._network.switch(online)
+        if self._chores is not None and self._chores.lost:
+            destroy(self._chores.lost)
         if kind != wire.RESUME:
             self._become(message[wire.REBIRTH_FIELDS.size :], machine_id, kind)
         self.thaw()
@@ -90,6 +94,8 @@ class Identity:
         if not self._freezer.freeze(deadline):
             return False
         self._chores = Chores(self._evaluator, self._names)
+        if self._network.online:
+            self._chores.lost = self._connections.look()
         return self._freezer.freeze(deadline, SETTLE)
 
     def thaw(self) -> None:
@@ -105,6 +111,8 @@ class Chores:
         self.host_keys = find_host_keys()
         self.hooks = find_hooks()
         self.interpreter = evaluator.look()
+        #: Connections that it has not; nor has a resume.
+        self.lost: list[bytes] = []
 
 
 def _open(path: str, flags: int) -> int:
