@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -42,6 +43,13 @@ def test_a_figure_that_was_changed_by_hand_is_noticed(script: ModuleType, tmp_pa
     page.write_text((PAGES / "chain.md").read_text().replace("| 0 |", "| 1 |", 1))
     assert script._filled(page) == (PAGES / "chain.md").read_text()
     assert script._filled(page) != page.read_text()
+
+
+def test_the_comparison_of_qemus_is_that_of_its_samples() -> None:
+    script, samples = ROOT / "scripts/compare.py", PAGES / "data/qemu.csv"
+    command = [sys.executable, str(script), "--read", str(samples)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"```\n{shown}```" in (PAGES / "qemu.md").read_text()
 
 
 @pytest.mark.parametrize("name", NAMES)
