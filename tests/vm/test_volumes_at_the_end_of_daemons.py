@@ -155,6 +155,6 @@ async def test_a_run_whose_guest_hangs_in_the_end_says_so(forked: Served, tmp_pa
     while not await processes(sandbox):
         await asyncio.sleep(0.1)
     os.kill(sandbox.pid, signal.SIGSTOP)
-    run.send_signal(signal.SIGINT)
+    run.send_signal(signal.SIGHUP)  # the others are the command's
     _, err = await asyncio.wait_for(run.communicate(), FOR_EVER)
     assert f"ratoon: {sandbox.id}: its volumes may lack data:".encode() in err
