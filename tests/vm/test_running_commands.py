@@ -121,8 +121,6 @@ async def test_nothing_is_left_of_streams_that_were_cancelled(sandbox: Sandbox) 
         result = await sandbox.exec(["python3", "-c", HELD], timeout=FOR_EVER)
         return tuple(map(int, result.stdout.split()))
 
-    # Control groups are kept for the next commands: as many as have run at once.
-    await asyncio.gather(*(sandbox.exec(["sleep", "2"], timeout=FOR_EVER) for _ in range(20)))
     before = await held()
     tasks = len(asyncio.all_tasks())
 

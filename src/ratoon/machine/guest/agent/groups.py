@@ -1,8 +1,8 @@
 """A control group for each command, below the sandbox's: what it has started can end with it.
 
 Whatever session or process group that is in, and however fast it forks. A group whose command has
-ended is used again once it is empty: to make one takes longer than to enter it, and one is kept
-ready, so that no fork has to make its first.
+ended is used again once it is empty: to make one takes longer than to enter it. One is kept ready,
+so that no fork has to make its first, and no more, as each takes descriptors of the agent's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Groups:
         self._freezer = freezer
         self._directory = os.open(f"{TOP}/{SANDBOX}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._made = 0
-        self._empty: list[Group] = []
+        #: Empty, for the next command.
+        self._ready: Group | None = None
         #: Their commands have ended; what those have left running may be in them.
         self._left: list[Group] = []
 
@@ -58,26 +59,31 @@ class Groups:
     def prepare(self) -> None:
         """Have one ready, and no more: forks take over all that there are."""
         self._sort()
-        for group in self._empty[1:]:
-            group.remove()
-        del self._empty[1:]
-        if not self._empty:
+        if self._ready is None:
             try:
-                self._empty.append(self._make())
+                self._ready = self._make()
             except OSError:  # there are to be none
                 pass
 
     def _find(self) -> Group:
-        if not self._empty:
+        if self._ready is None:
             self._sort()
-        return self._empty.pop() if self._empty else self._make()
+        found, self._ready = self._ready, None
+        return found or self._make()
 
     def _sort(self) -> None:
+        """Of those that are empty by now, keep one."""
         left, self._left = self._left, []
         for group in left:
             try:
-                (self._empty if group.is_empty() else self._left).append(group)
+                in_use, of_use = not group.is_empty(), self._ready is None
             except OSError:  # it was removed
+                in_use = of_use = False
+            if in_use:
+                self._left.append(group)
+            elif of_use:
+                self._ready = group
+            else:
                 group.remove()
 
     def _make(self) -> Group:
