@@ -17,14 +17,6 @@ from ratoon.api.defaults import DISK_MIB, RAM_MIB
 from ratoon.errors import InvalidInput
 from ratoon.units import MIB, parse_duration, parse_size
 
-Cpu = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODEL",
-        help="A processor that all hosts of a fleet have, such as x86-64-v3; else this host's own.",
-    ),
-]
-
 if TYPE_CHECKING:
     from ratoon.client.options import Options, Place
     from ratoon.client.runs import RunOptions
@@ -153,6 +145,13 @@ Counts = Annotated[
     typer.Option(
         "--idle-counts",
         help="What is use besides calls: any command, or what it does itself, or nothing.",
+    ),
+]
+Cpu = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="A processor that all hosts of a fleet have, such as x86-64-v3; else this host's own.",
     ),
 ]
 Publish = Annotated[
