@@ -237,7 +237,7 @@ def test_what_was_up_is_followed_to_its_end(ready: Place, health: tuple[str, str
         running = ready.run(*health, "--name", "followed", "--", *WAIT)
         assert running.stdout is not None
         assert running.stdout.readline() == "up\n"
-        assert ready.ratoon("exec", "followed", "touch", "/srv/end").code == 0
+        ready.ratoon("exec", "followed", "touch", "/srv/end")  # which may end before it answers
         done = ended(running)
         assert done.code == 5
         assert f"started from tier {tier}" in done.err

@@ -58,7 +58,7 @@ async def test_killed_on_purpose(engine: Engine) -> None:
         command = asyncio.create_task(sandbox.exec(["sleep", "1000"]))
         await sh(sandbox, "true")
         await sandbox.kill()
-        with pytest.raises(MachineDied):
+        with pytest.raises(Conflict, match=f"{sandbox.id} was killed while it was being used"):
             await command
         await sandbox.kill()
         with pytest.raises(Conflict, match="was killed"):

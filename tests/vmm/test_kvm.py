@@ -117,6 +117,11 @@ class Guest:
                 await asyncio.sleep(0.01)
         return found
 
+    async def other_armed(self) -> None:
+        """Wait for the second processor, which runs when the host lets it."""
+        while not (last := self.lines()[-1]).other_armed:
+            await self.tell(1, last.round)
+
     async def capture(self) -> Capture:
         """As it is; it stands still afterwards."""
         await self.machine.pause()
@@ -227,7 +232,10 @@ async def assert_goes_on(before: Line, guest: Guest) -> None:
 async def test_forks_of_a_guest_that_writes(place: Place, vcpus: int) -> None:
     """It is captured in the middle of a round, goes on, and so do a fork and a fork of that."""
     async with place.booted(vcpus) as source:
-        before = (await source.tell(3))[-1]
+        await source.tell(3)
+        if vcpus == 2:
+            await source.other_armed()
+        before = source.lines()[-1]
         assert before.armed
         assert bool(before.other_armed) == (vcpus == 2)
         first = await source.capture()

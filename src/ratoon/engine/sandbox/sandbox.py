@@ -310,11 +310,19 @@ class Sandbox:
             try:
                 async with sandbox_death_as_error(self.id, incarnation.machine):
                     yield incarnation.channel
-            except (GuestError, MachineDied):
-                if self._ending or self._incarnation is incarnation:
+            except (GuestError, MachineDied) as error:
+                became = self._what_became_of(incarnation)
+                if became is None or (isinstance(error, GuestError) and error.kind):
                     raise
-                what = "was reset" if self._incarnation else "went to standby"
-                raise Conflict(f"sandbox {self.id} {what} while it was being used") from None
+                raise Conflict(f"sandbox {self.id} {became} while it was being used") from None
+
+    def _what_became_of(self, incarnation: Incarnation) -> str | None:
+        """Why it cannot be reached any more, if somebody has wished so."""
+        if self._ending:
+            return None if incarnation.machine.cause_of_death else "was killed"
+        if self._incarnation is incarnation:
+            return None
+        return "was reset" if self._incarnation else "went to standby"
 
     async def request(self, op: str, *, timeout: float, **fields: Any) -> dict[str, Any]:
         """See `guest.channel.Agent`; a sandbox is one."""
