@@ -98,6 +98,8 @@ EVERYTHING: Options = {
     "disk_mib": 1024,
     "publish": {80: 8080, 443: [None, ("::1", 8443)]},
     "spare": True,
+    "auto_remove": True,
+    "stop_signal": "SIGINT",
     "volumes": ["/data:/mnt:ro", "cache:/root/.cache"],
 }
 
@@ -114,6 +116,8 @@ def test_each_option_is_one_that_the_daemon_takes() -> None:
         "idle_seconds": 1.5,
         "idle_counts": "commands",
         "spare": True,
+        "auto_remove": True,
+        "stop_signal": "SIGINT",
         "volumes": [
             {"source": "/data", "target": "/mnt", "read_only": True},
             {"source": "cache", "target": "/root/.cache", "read_only": False},

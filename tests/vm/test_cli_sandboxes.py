@@ -8,9 +8,10 @@ import os
 import signal
 import termios
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from served_daemon import Served
@@ -34,7 +35,7 @@ class Done:
         return self.out.decode()
 
 
-Ratoon = Callable[..., Awaitable[Done]]
+Ratoon = Callable[..., Coroutine[Any, Any, Done]]
 
 
 def environment(served: Served) -> dict[str, str]:
@@ -177,6 +178,53 @@ async def test_what_runs_in_the_background(ratoon: Ratoon) -> None:
     assert (await ratoon("port", sandbox, "53/udp")).code == 2
     assert (await ratoon("port", sandbox, "--close", "8000")).code == 0
     assert (await ratoon("port", sandbox)).out == b""
+
+
+async def test_the_end_of_what_runs_in_the_background(ratoon: Ratoon, forked: Served) -> None:
+    script = "until [ -e /tmp/end ]; do sleep 0.05; done; exit 42"
+    run = "run", "-d", "--stop-signal", "INT"
+    first = (await ratoon(*run, "--name", "first", "base", "sh", "-c", script)).text.strip()
+    second = (await ratoon(*run, "--rm", "base", "sh", "-c", script)).text.strip()
+    bare = (await ratoon("run", "-d", "base")).text.strip()
+    waiting = [
+        asyncio.create_task(ratoon("wait", *names))
+        for names in (["first", second], ["--json", second, "first"], [bare, "first"])
+    ]
+    for each in first, second:
+        assert (await ratoon("exec", each, "touch", "/tmp/end")).code == 0
+    both, as_json, one = [await each for each in waiting]
+    assert (both.code, both.text) == (0, "42\n42\n")
+    ended = {"exit_code": 42, "reason": None}
+    assert json.loads(as_json.text) == [{"sandbox": id_, **ended} for id_ in (second, first)]
+    assert (one.code, one.text) == (4, "42\n")
+    assert f"sandbox {bare} has no command" in one.err
+    assert f"{first}  first" in (listed := (await ratoon("ls")).text)
+    assert "exited (42)" in listed
+    async with asyncio.timeout(FOR_EVER):
+        while second in (await ratoon("ls", "-q")).text.split():
+            pass
+    assert (await ratoon("wait", second)).code == 3
+    assert (await ratoon("exec", "first", "true")).code == 0
+    assert (await ratoon("stop", "first", bare)).code == 0
+    assert (await ratoon("ls", "-q")).text == ""
+    assert (await ratoon("run", "--stop-signal", "BAD", "base", "true")).code == 125
+
+
+async def test_stop(ratoon: Ratoon) -> None:
+    heeds = "trap 'exit 3' TERM; touch /tmp/begun; while :; do sleep 0.05; done"
+    ignores = "trap '' TERM; touch /tmp/begun; while :; do sleep 0.05; done"
+    made = [
+        (await ratoon("run", "-d", "base", "sh", "-c", each)).text.strip()
+        for each in (heeds, ignores)
+    ]
+    for each in made:
+        await ratoon("exec", each, "sh", "-c", "until [ -e /tmp/begun ]; do sleep 0.05; done")
+    waiting = asyncio.create_task(ratoon("wait", *made))
+    while (await ratoon("wait", "absent")).code != 3:  # the others wait by then, or hear the same
+        pass
+    assert (await ratoon("stop", made[0])).err == f"stopped {made[0]}: exited (3)\n"
+    assert (await ratoon("stop", "--time", "1", made[1])).err == f"stopped {made[1]}\n"
+    assert (await waiting).text == "3\n137\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -12,7 +12,7 @@ from served_daemon import Served
 from vm_helpers import FOR_EVER
 
 from both_libraries import Libraries
-from ratoon.api.answers import Limits
+from ratoon.api.answers import CommandEnd, Limits, MainCommand
 from ratoon.errors import (
     AlreadyExists,
     CommandFailed,
@@ -340,6 +340,24 @@ async def test_options_are_told_and_changed(library: Libraries, client: Any) -> 
         same = await library.AsyncSandbox.connect(sandbox.id, client=client)
         assert await same.kill()
         assert not await sandbox.kill()
+
+
+async def test_wait_and_stop(library: Libraries, client: Any) -> None:
+    create = library.AsyncSandbox.create
+    async with await create("base", client=client, stop_signal="USR1") as sandbox:
+        with pytest.raises(Conflict, match="has no command"):
+            await sandbox.wait()
+        script = "trap 'exit 3' USR1; echo begun; while :; do sleep 0.05; done"
+        started = sandbox.commands.start(["sh", "-c", script], background=True, lasting=True)
+        async with await started as command:
+            assert (await command.read()).data == b"begun\n"
+        assert (await sandbox.refresh()).command == MainCommand(command.pid)
+        assert await sandbox.stop() == CommandEnd(3)
+        assert not await sandbox.kill()
+    async with await create("base", client=client) as sandbox:
+        async with await sandbox.commands.start(["sh", "-c", "exit 5"], lasting=True):
+            assert await sandbox.wait() == CommandEnd(5)
+        assert (await sandbox.refresh()).status == "exited (5)"
 
 
 async def test_forks_of_a_sandbox_share_its_past_alone(library: Libraries, client: Any) -> None:

@@ -22,6 +22,7 @@ from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.layer import publish_layer
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import HostError, RatoonError
+from ratoon.machine.guest import commands
 
 pytest_plugins = ["daemon_plugin"]
 
@@ -65,6 +66,41 @@ async def test_options_are_kept_shown_and_changed(forked: Served) -> None:
     assert (await forked.api.get("/v1/sandboxes?metadata=task")).status_code == 400
     await forked.api.patch(path, json={"ttl_seconds": 0.001})
     await until(lambda: sandbox not in [s.id for s in forked.engine.sandboxes], "its time to end")
+
+
+async def test_what_it_was_made_for(forked: Served) -> None:
+    (sandbox,) = await forked.fork()
+    path = f"/v1/sandboxes/{sandbox}"
+    info = (await forked.api.get(path)).json()
+    assert (info["status"], info["command"], info["stop_signal"]) == ("running", None, "SIGTERM")
+    assert (await forked.api.post(f"{path}/wait")).status_code == 409
+    argv = ["sh", "-c", "until [ -e /tmp/end ]; do sleep 0.05; done; exit 42"]
+    begun = commands.start(forked.engine.get(sandbox), argv, background=True, lasting=True)
+    async with begun as command:
+        pid = command.pid
+    running = (await forked.api.post(f"{path}/wait", json={"timeout_secs": 0.1})).json()
+    assert running == {"pid": pid, "ended": None}
+    assert (await forked.api.get(path)).json()["status"] == "running"
+    async with forked.api.stream("GET", "/v1/events") as events:
+        await sh(forked, sandbox, "touch /tmp/end")
+        ended = {"pid": pid, "ended": {"exit_code": 42, "reason": None}}
+        assert (await forked.api.post(f"{path}/wait")).json() == ended
+        async for line in events.aiter_lines():
+            if line:
+                event = json.loads(line)
+                break
+    assert (event["kind"], event["sandbox"], event["exit_code"]) == ("exited", sandbox, 42)
+    info = (await forked.api.get(path)).json()
+    assert (info["state"], info["status"], info["command"]) == ("running", "exited (42)", ended)
+    stood_by = (await forked.api.post(f"{path}/standby")).json()["sandbox"]
+    assert stood_by["status"] == "standby, exited (42)"
+    assert (await forked.api.post(f"{path}/stop", json={"timeout_secs": -1})).status_code == 400
+    stopped = await forked.api.post(f"{path}/stop")
+    assert stopped.json() == {"ended": ended["ended"], "unsynced": None}
+    assert (await forked.api.get(path)).status_code == 404
+    wrong = {"snapshot_tag": "base", "stop_signal": "SIGRTMIN+99"}
+    refused = await forked.api.post("/v1/sandboxes", json=wrong)
+    assert (refused.status_code, "no signal SIGRTMIN+99" in refused.text) == (400, True)
 
 
 async def test_standby_resume_and_reset(forked: Served) -> None:

@@ -77,6 +77,7 @@ EventKind = Literal[
     "standby",
     "resumed",
     "reset",
+    "exited",
     "branched",
     "snapshot_ready",
     "snapshot_failed",
@@ -90,6 +91,7 @@ EventKind = Literal[
 class Event:
     """Something that happened to `sandbox`, or to `snapshot`; a branch is of both.
 
+    exited: its command has ended, with `exit_code`, and `reason` says why if it was not its own.
     unsynced: what its guest had written may not be in its volumes, and `reason` says why.
     progress: `reason` says how far the making of `snapshot` is. overflow: more happened than could
     be told, as the listener did not look.
@@ -100,6 +102,7 @@ class Event:
     snapshot: str | None
     reason: str | None
     at_unix: float
+    exit_code: int | None = None
 
 
 # Sandboxes ----------------------------------------------------------------------------------------
@@ -148,9 +151,42 @@ ListedState = Literal["running", "standby", "dead", "outdated"]
 
 
 @dataclass(frozen=True)
+class CommandEnd:
+    """How a command ended: `exit_code` is a shell's, 128 + n if it was killed by signal n.
+
+    `reason` is there where that was not its own doing.
+    """
+
+    exit_code: int
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class MainCommand:
+    """The command that a sandbox was made for; `ended` is null while it runs."""
+
+    pid: int
+    ended: CommandEnd | None = None
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """How a sandbox was stopped. `ended`: its command, by itself; null: it had to be killed.
+
+    It is null as well where none ran. `unsynced`: why its volumes may lack what was written.
+    """
+
+    ended: CommandEnd | None
+    unsynced: str | None = None
+
+
+@dataclass(frozen=True)
 class SandboxInfo:
     """A sandbox. `pid` is that of its machine, and null where it has none.
 
+    `status` is for people: its `state`, and how its command ended. `command`: what it was made for,
+    if that was said; with `auto_remove` the sandbox ends when that does, and `stop_signal` is what
+    asks it to end.
     `snapshot_tag`: what it was forked from; `stands_on`: its last branch, or the same.
     `idle_for_seconds`: for how long it was not in use, as `idle_counts` has it; `wakes`: it is in
     standby for that, until it is used. `stages_ms` are those of its fork, `fork_ms` is all of it
@@ -161,6 +197,8 @@ class SandboxInfo:
     id: str
     snapshot_tag: str
     state: Literal[ListedState, "killed"]
+    status: str
+    command: MainCommand | None
     created_at_unix: int
     pid: int | None
     stands_on: str
@@ -174,6 +212,8 @@ class SandboxInfo:
     idle_for_seconds: float
     wakes: bool
     spare: bool
+    auto_remove: bool
+    stop_signal: str
     volumes: list[Volume]
     metadata: dict[str, str]
     ports: list[PublishedPort]

@@ -174,6 +174,13 @@ Volumes = Annotated[
         help="Mount a directory of this host, or a named volume.",
     ),
 ]
+Remove = Annotated[
+    bool, typer.Option("--rm", help="Kill it once the command has ended that it was made for.")
+]
+StopSignal = Annotated[
+    str | None,
+    typer.Option(metavar="SIGNAL", help="What `stop` ends its command with; else SIGTERM."),
+]
 Label = Annotated[
     list[Any] | None,
     typer.Option(
@@ -193,6 +200,8 @@ def fork_options(
     idle_counts: Counts = None,
     publish: Publish = None,
     volumes: Volumes = None,
+    rm: Remove = False,
+    stop_signal: StopSignal = None,
     label: Label = None,
 ) -> Options:
     """Those that were given, as the library knows them."""
@@ -207,6 +216,8 @@ def fork_options(
         "idle_counts": idle_counts,
         "publish": _places(publish or []),
         "volumes": volumes or None,
+        "auto_remove": rm or None,
+        "stop_signal": stop_signal,
         "metadata": dict(label or []) or None,
     }
     options: Any = {name: value for name, value in given.items() if value is not None}
@@ -343,6 +354,7 @@ _OPTIONS = {
     "ttl_seconds": "--ttl",
     "idle_seconds": "--idle",
     "idle_counts": "--idle-counts",
+    "stop_signal": "--stop-signal",
     "publish": "--publish",
     "volumes": "--volume",
     "source": "--volume",

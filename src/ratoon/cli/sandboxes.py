@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ratoon.api.answers import LOOPBACK, ListedState
+from ratoon.api.defaults import STOP_SECONDS
 from ratoon.cli.app import Json, complain, explain, print_json, say
 from ratoon.cli.connect import all_of, client_command
 from ratoon.cli.naming import NAME, Sandbox, Sandboxes, find, known_ids, known_tags
-from ratoon.cli.options import Label, published
+from ratoon.cli.options import Label, published, seconds
 from ratoon.cli.showing import age, printable, tell_unsynced
 from ratoon.errors import InvalidInput, RatoonError
 
@@ -115,7 +116,7 @@ def _show_table(found: Sequence[SandboxInfo]) -> None:
             each.id,
             printable(each.metadata.get(NAME, "-")),
             each.snapshot_tag,
-            "standby (idle)" if each.wakes else each.state,
+            each.status,
             age(time.time() - each.created_at_unix),
             each.network,
             " ".join(ports) or "-",
@@ -153,6 +154,53 @@ async def kill(
         tell_unsynced(sandbox)
 
     await _each(client, sandboxes, end)
+
+
+@client_command("stop")
+async def stop(
+    client: AsyncClient,
+    sandboxes: Sandboxes,
+    grace: Annotated[
+        float | None,
+        typer.Option("--time", "-t", parser=seconds, metavar="TIME", help="In place of 10 s."),
+    ] = None,
+) -> None:
+    """Have the commands end that sandboxes were made for, and then the sandboxes.
+
+    A command gets SIGTERM, or what its image or --stop-signal says, and 10 s. What it leaves behind
+    gets that too; then all is killed, as by `ratoon kill`. In standby a sandbox is killed as it is,
+    unless it is there because it idled.
+    """
+
+    async def end(sandbox: AsyncSandbox) -> None:
+        ended = await sandbox.stop(STOP_SECONDS if grace is None else grace)
+        say(f"stopped {sandbox.id}" + (f": exited ({ended.exit_code})" if ended else ""))
+        tell_unsynced(sandbox)
+
+    await _each(client, sandboxes, end)
+
+
+@client_command("wait")
+async def wait(client: AsyncClient, sandboxes: Sandboxes, as_json: Json = False) -> None:
+    """Wait until the commands end that sandboxes were made for, and print their exit codes.
+
+    In the order of the sandboxes. 137: it was killed with its sandbox.
+    """
+    ended: dict[str, dict[str, Any]] = {}
+
+    async def one(name: str) -> None:
+        sandbox = await find(client, name)
+        ended[name] = {"sandbox": sandbox.id, **asdict(await sandbox.wait())}
+
+    try:
+        await all_of(one(name) for name in sandboxes)
+    finally:
+        found = [ended[name] for name in sandboxes if name in ended]
+        if as_json:
+            print_json(found)
+        else:
+            for each in found:
+                print(each["exit_code"])
 
 
 @client_command("standby")

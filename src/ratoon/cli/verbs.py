@@ -34,6 +34,14 @@ SUBJECTS: dict[str, dict[str, Verb]] = {
         "standby": Verb("sandboxes", "Put sandboxes to standby: on the disk, out of the memory."),
         "resume": Verb("sandboxes", "Let sandboxes in standby go on."),
         "reset": Verb("sandboxes", "Take sandboxes back to their last branch, or their snapshot."),
+        "wait": Verb(
+            "sandboxes",
+            "Wait until the commands end that sandboxes were made for, and print their exit codes.",
+        ),
+        "stop": Verb(
+            "sandboxes",
+            "Have the commands end that sandboxes were made for, and then the sandboxes.",
+        ),
         "kill": Verb("sandboxes", "End sandboxes, and remove all they had."),
     },
     "Snapshots": {

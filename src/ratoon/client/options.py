@@ -26,6 +26,8 @@ class Options(TypedDict, total=False):
     host. `publish`: ports of the guest, and for each a port of the loopback of the daemon's host
     that leads there, or None for any that is free; or `(ADDRESS, PORT)` for another address of the
     host; or several of these in a list. `spare`: a machine is kept started for its next reset.
+    `auto_remove`: it is killed once the command has ended that it was made for. `stop_signal`:
+    what `stop` ends that with (`SIGINT`, `INT` or `2`); left out, what its image says, or SIGTERM.
     `volumes`: each as `SOURCE:TARGET[:ro]`, where SOURCE is the real path of a directory of the
     daemon's host or the name of a volume, and TARGET where it is mounted in the guest.
     """
@@ -41,12 +43,14 @@ class Options(TypedDict, total=False):
     disk_mib: int | None
     publish: Mapping[int, Place | list[Place]]
     spare: bool
+    auto_remove: bool
+    stop_signal: str | None
     volumes: Sequence[str]
 
 
 _LIMITS = ("memory_mib", "cpus", "pids", "disk_mib")
 _NAMES = {
-    **{name: name for name in ("idle_counts", "network", "spare")},
+    **{name: name for name in ("idle_counts", "network", "spare", "auto_remove", "stop_signal")},
     **{"timeout": "ttl_seconds", "idle": "idle_seconds"},
 }
 

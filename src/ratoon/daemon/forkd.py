@@ -88,6 +88,9 @@ TAKEN: tuple[type[RatoonError], ...] = (AlreadyExists, InFlight)
 class SandboxInfo(answers.SandboxInfo):
     """A sandbox. `pid` is that of its machine, and null where it has none.
 
+    `status` is for people: its `state`, and how its command ended. `command`: what it was made for,
+    if that was said; with `auto_remove` the sandbox ends when that does, and `stop_signal` is what
+    asks it to end.
     `snapshot_tag`: what it was forked from; `stands_on`: its last branch, or the same.
     `idle_for_seconds`: for how long it was not in use, as `idle_counts` has it; `wakes`: it is in
     standby for that, until it is used. `stages_ms` are those of its fork, `fork_ms` is all of it

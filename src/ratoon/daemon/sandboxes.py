@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
-from ratoon.api.answers import LOOPBACK, ListedState
+from ratoon.api.answers import LOOPBACK, ListedState, MainCommand, Stopped
 from ratoon.api.http_only import Pong
 from ratoon.daemon.context import Daemon, TheDaemon
 from ratoon.daemon.forkd import Changed, ForkRequest, SandboxInfo
@@ -21,7 +21,9 @@ from ratoon.daemon.models.sandboxes import (
     LimitsOfSandbox,
     ManyForks,
     OptionsRequest,
+    StopRequest,
     VolumeOfSandbox,
+    WaitRequest,
 )
 from ratoon.daemon.problems import error_answer, error_responses
 from ratoon.daemon.requests import Flag, while_connected
@@ -109,6 +111,31 @@ async def kill(sandbox_id: str, daemon: TheDaemon, response: Response, now: Flag
     sandbox = daemon.engine.get(sandbox_id)
     await sandbox.kill(now=now)
     tell_unsynced(response, sandbox.unsynced)
+
+
+@router.post("/v1/sandboxes/{sandbox_id}/wait", responses=error_responses(400, 404, 409))
+async def wait(
+    sandbox_id: str, daemon: TheDaemon, request: Request, body: WaitRequest | None = None
+) -> MainCommand:
+    """Wait until the command has ended that a sandbox was made for; that is no use of the sandbox.
+
+    137: it was killed with the sandbox. `ended` is null where the time was over before, or the
+    daemon ends.
+    """
+    sandbox = daemon.engine.get(sandbox_id)
+    return await while_connected(request, sandbox.wait((body or WaitRequest()).timeout_secs))
+
+
+@router.post("/v1/sandboxes/{sandbox_id}/stop", responses=error_responses(400, 404, 409, 503))
+async def stop(sandbox_id: str, daemon: TheDaemon, body: StopRequest | None = None) -> Stopped:
+    """End a sandbox, as a DELETE does, once its command has ended, as its signal asks it to.
+
+    It has 10 s for that, or as long as is said, with what it leaves behind; what is there then is
+    killed. If the client goes away, that goes on.
+    """
+    sandbox = daemon.engine.get(sandbox_id)
+    ended = await sandbox.stop((body or StopRequest()).timeout_secs)
+    return Stopped(ended, sandbox.unsynced)
 
 
 @router.post("/v1/sandboxes/{sandbox_id}/ping", responses=error_responses(404, 409))
@@ -230,6 +257,8 @@ def options_of(body: ForkOptions, memory_limit_mib: int | None = None) -> Sandbo
             idle_seconds=body.idle_seconds,
             idle_counts=body.idle_counts,
             spare=body.spare,
+            auto_remove=body.auto_remove,
+            stop_signal=body.stop_signal,
             volumes=tuple(Volume(**each.model_dump()) for each in body.volumes),
             metadata=body.metadata,
         )
@@ -272,6 +301,8 @@ def summarise(sandbox: Sandbox) -> SandboxInfo:
         last_branch_memory_path=str(branched) if branched else None,
         branch_count=record.branch_count,
         state=sandbox.state,
+        status=_status(sandbox),
+        command=sandbox.command,
         stands_on=stands_on,
         accelerator=machine.accelerator,
         cpu=describe(machine.cpu),
@@ -281,14 +312,29 @@ def summarise(sandbox: Sandbox) -> SandboxInfo:
         idle_seconds=options.idle_seconds,
         idle_counts=options.idle_counts,
         idle_for_seconds=sandbox.idle_seconds,
-        wakes=sandbox.wakes and sandbox.state == "standby",
+        wakes=_dozes(sandbox),
         spare=options.spare,
+        auto_remove=options.auto_remove,
+        stop_signal=sandbox.stop_signal,
         volumes=[VolumeOfSandbox(**each.model_dump()) for each in options.volumes],
         metadata=options.metadata,
         ports=[*sandbox.ports],
         fork_ms=sandbox.fork_ms,
         stages_ms=sandbox.stages,
     )
+
+
+def _dozes(sandbox: Sandbox) -> bool:
+    return sandbox.wakes and sandbox.state == "standby"
+
+
+def _status(sandbox: Sandbox) -> str:
+    """Its state for people, and how its command has ended."""
+    how: list[str] = ["standby (idle)" if _dozes(sandbox) else sandbox.state]
+    if sandbox.command and sandbox.command.ended:
+        ended = f"exited ({sandbox.command.ended.exit_code})"
+        how = [ended] if sandbox.state == "running" else [*how, ended]
+    return ", ".join(how)
 
 
 def _bytes(mib: int | None) -> int | None:

@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from ratoon.api.answers import (
     Changed,
+    CommandEnd,
     EvalResult,
     Event,
     IdleCounts,
     ListedState,
+    MainCommand,
     PoolInfo,
     RunInfo,
     SandboxInfo,
+    Stopped,
     read,
 )
+from ratoon.api.defaults import STOP_SECONDS
 from ratoon.client.address import Known, Source, parse, token_of_environment, url_of_environment
 from ratoon.client.aio.commands import AsyncCommands
 from ratoon.client.aio.concurrency import Listener
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
     from ratoon.client.aio.starts import AsyncStarts
     from ratoon.client.aio.volumes import AsyncVolumes
 
+#: Seconds after which one who waits asks again: a daemon gives requests an hour.
+WAIT_SECONDS = 1800
 Infos = list[SandboxInfo]
 Forks = list["AsyncSandbox | RatoonError"]
 
@@ -247,8 +253,8 @@ class AsyncSandbox:
         self.info = info
         #: How it was started, if that was by `run_image`.
         self.run = run
-        #: After `kill`, `standby` and `reset`: why its volumes may lack what its guest had written
-        #: before; None: they have all of it.
+        #: After `stop`, `kill`, `standby` and `reset`: why its volumes may lack what its guest had
+        #: written before; None: they have all of it.
         self.unsynced: str | None = None
         path = self._path = f"/v1/sandboxes/{segment(info.id)}"
         self.commands = AsyncCommands(self._connection, path)
@@ -427,6 +433,31 @@ class AsyncSandbox:
         changed = read(Changed, answer)
         self.info, self.unsynced = changed.sandbox, changed.unsynced
         return changed.stages_ms
+
+    async def wait(self) -> CommandEnd:
+        """How the command ended that it was made for, once it has; that is no use of the sandbox.
+
+        That is the one of `run_image`, or what was started `lasting`. Conflict: it has none.
+        """
+        body = {"timeout_secs": WAIT_SECONDS}
+        while True:
+            answer = await self._connection.ask("POST", f"{self._path}/wait", body=body)
+            if (ended := read(MainCommand, answer).ended) is not None:
+                return ended
+
+    async def stop(self, timeout: float = STOP_SECONDS) -> CommandEnd | None:
+        """End it as `kill` does, once its command has ended, as its stop signal asks it to.
+
+        The command has `timeout` seconds for that, and what it leaves behind has the rest of them.
+        How it ended; None: it had to be killed, or there was none. In standby a sandbox is killed
+        as it is, unless it wakes when it is used.
+        """
+        body = {"timeout_secs": timeout}
+        answer = await self._connection.ask("POST", f"{self._path}/stop", body=body)
+        await self.close()
+        stopped = read(Stopped, answer)
+        self.unsynced = stopped.unsynced
+        return stopped.ended
 
     async def kill(self, *, now: bool = False) -> bool:
         """End it, and remove all it had; False if there is no such sandbox any more.

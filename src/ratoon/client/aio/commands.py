@@ -227,7 +227,8 @@ class AsyncCommands:
     ) -> AsyncCommand:
         """Start a program, and return it as it runs; `run` tells of the arguments.
 
-        `lasting`: its `env`, `cwd` and `user` are those of commands that follow, where they do not
+        `lasting`: the sandbox is made for it, and `wait` and `stop` of that are about it. Its
+        `env`, `cwd` and `user` are those of commands that follow, where they do not
         say otherwise.
 
         `terminal`: rows and columns of one that it runs on. It is killed when its block is left, or

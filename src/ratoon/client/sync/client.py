@@ -16,15 +16,19 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from ratoon.api.answers import (
     Changed,
+    CommandEnd,
     EvalResult,
     Event,
     IdleCounts,
     ListedState,
+    MainCommand,
     PoolInfo,
     RunInfo,
     SandboxInfo,
+    Stopped,
     read,
 )
+from ratoon.api.defaults import STOP_SECONDS
 from ratoon.client.address import Known, Source, parse, token_of_environment, url_of_environment
 from ratoon.client.options import Options, request_for
 from ratoon.client.problems import error_from
@@ -46,6 +50,8 @@ if TYPE_CHECKING:
     from ratoon.client.sync.starts import Starts
     from ratoon.client.sync.volumes import Volumes
 
+#: Seconds after which one who waits asks again: a daemon gives requests an hour.
+WAIT_SECONDS = 1800
 Infos = list[SandboxInfo]
 Forks = list["Sandbox | RatoonError"]
 
@@ -248,8 +254,8 @@ class Sandbox:
         self.info = info
         #: How it was started, if that was by `run_image`.
         self.run = run
-        #: After `kill`, `standby` and `reset`: why its volumes may lack what its guest had written
-        #: before; None: they have all of it.
+        #: After `stop`, `kill`, `standby` and `reset`: why its volumes may lack what its guest had
+        #: written before; None: they have all of it.
         self.unsynced: str | None = None
         path = self._path = f"/v1/sandboxes/{segment(info.id)}"
         self.commands = Commands(self._connection, path)
@@ -428,6 +434,31 @@ class Sandbox:
         changed = read(Changed, answer)
         self.info, self.unsynced = changed.sandbox, changed.unsynced
         return changed.stages_ms
+
+    def wait(self) -> CommandEnd:
+        """How the command ended that it was made for, once it has; that is no use of the sandbox.
+
+        That is the one of `run_image`, or what was started `lasting`. Conflict: it has none.
+        """
+        body = {"timeout_secs": WAIT_SECONDS}
+        while True:
+            answer = self._connection.ask("POST", f"{self._path}/wait", body=body)
+            if (ended := read(MainCommand, answer).ended) is not None:
+                return ended
+
+    def stop(self, timeout: float = STOP_SECONDS) -> CommandEnd | None:
+        """End it as `kill` does, once its command has ended, as its stop signal asks it to.
+
+        The command has `timeout` seconds for that, and what it leaves behind has the rest of them.
+        How it ended; None: it had to be killed, or there was none. In standby a sandbox is killed
+        as it is, unless it wakes when it is used.
+        """
+        body = {"timeout_secs": timeout}
+        answer = self._connection.ask("POST", f"{self._path}/stop", body=body)
+        self.close()
+        stopped = read(Stopped, answer)
+        self.unsynced = stopped.unsynced
+        return stopped.ended
 
     def kill(self, *, now: bool = False) -> bool:
         """End it, and remove all it had; False if there is no such sandbox any more.

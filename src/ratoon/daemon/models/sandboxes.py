@@ -8,7 +8,8 @@ from typing import Annotated
 from pydantic import Field
 
 from ratoon.api.answers import IdleCounts
-from ratoon.daemon.models.common import ErrorAnswer, Many, Metadata, Port, Request
+from ratoon.api.defaults import STOP_SECONDS
+from ratoon.daemon.models.common import ErrorAnswer, Many, Metadata, Port, Request, Timeout
 from ratoon.engine.sandbox.options import Seconds
 
 
@@ -50,7 +51,9 @@ class ForkOptions(Request):
     `ttl_seconds`: killed so long after its fork; `idle_seconds`: in standby after so long without
     use, and awake when it is used. `idle_counts`: what is use besides calls: `activity`, what the
     guest uses of the processor and the network itself; `commands`, any that runs; or `calls`,
-    nothing. `spare`: a machine is kept started for its next reset.
+    nothing. `spare`: a machine is kept started for its next reset. `auto_remove`: killed once the
+    command has ended that it was made for; `stop_signal`: what asks that to end (`SIGINT`, `INT` or
+    `2`); null: what its image says, or SIGTERM.
     """
 
     network: str | None = None
@@ -59,6 +62,8 @@ class ForkOptions(Request):
     idle_seconds: Seconds | None = None
     idle_counts: IdleCounts = "activity"
     spare: bool = False
+    auto_remove: bool = False
+    stop_signal: Annotated[str, Field(max_length=32)] | None = None
     volumes: list[VolumeOfSandbox] = Field(default_factory=list, max_length=32)
     metadata: Metadata = Field(default_factory=dict)
 
@@ -87,6 +92,18 @@ class OptionsRequest(Request):
     idle_seconds: Seconds | None = None
     idle_counts: IdleCounts = "activity"
     metadata: Metadata = Field(default_factory=dict)
+
+
+class WaitRequest(Request):
+    """`timeout_secs`: answer after so long in any case; null: once it has ended."""
+
+    timeout_secs: Timeout | None = None
+
+
+class StopRequest(Request):
+    """`timeout_secs`: what its command gets to end in; 0: nothing."""
+
+    timeout_secs: Annotated[float, Field(ge=0, le=1800)] = STOP_SECONDS
 
 
 class WorkspaceRequest(ForkOptions):

@@ -58,8 +58,9 @@ class Events:
         sandbox: str | None = None,
         snapshot: str | None = None,
         reason: str | None = None,
+        exit_code: int | None = None,
     ) -> None:
-        self._put(_now(kind, sandbox, snapshot, reason))
+        self._put(_now(kind, sandbox, snapshot, reason, exit_code))
 
     @contextmanager
     def making(self, snapshot: str) -> Iterator[Callable[[str], None]]:
@@ -107,5 +108,6 @@ def _now(
     sandbox: str | None = None,
     snapshot: str | None = None,
     reason: str | None = None,
+    exit_code: int | None = None,
 ) -> Event:
-    return Event(kind, sandbox, snapshot, reason, time.time())
+    return Event(kind, sandbox, snapshot, reason, time.time(), exit_code)

@@ -22,7 +22,9 @@ Action = Callable[[Sandbox], Awaitable[object]]
 async def keep_time(
     sandboxes: Callable[[], Iterable[Sandbox]], *, kill: Action, suspend: Action
 ) -> NoReturn:
-    """Kill the sandboxes that have lived for their time, and suspend those that are not in use.
+    """Kill the sandboxes that are over, and suspend those that are not in use.
+
+    Over is one that has lived for its time, or whose command has ended, if its options say so.
 
     Deaths are told, once.
     """
@@ -43,6 +45,8 @@ async def keep_time(
 def _due(sandbox: Sandbox) -> str | None:
     options = sandbox.options
     if options.ttl_seconds and time.time() - sandbox.record.created_at_unix >= options.ttl_seconds:
+        return "kill"
+    if options.auto_remove and sandbox.command and sandbox.command.ended:
         return "kill"
     return "suspend" if sandbox.is_idle else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -15,6 +16,8 @@ from ratoon.machine.volumes.named import check_name
 
 #: Of one sandbox.
 MAX_VOLUMES = 32
+#: What asks a command to end, where nobody says otherwise.
+STOP_SIGNAL = "SIGTERM"
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -54,6 +57,18 @@ class Volume(Document, strict=False):
         return not self.source.startswith("/")
 
 
+def signal_number(name: str) -> int:
+    """Of `SIGTERM`, `TERM`, `SIGRTMIN+3` or `15`; ValueError."""
+    word, plus, more = name.upper().removeprefix("SIG").partition("+")
+    known = signal.Signals.__members__.get(f"SIG{word}")
+    number = int(word) if word.isdecimal() else int(known or 0)
+    if plus:
+        number = number + int(more) if word == "RTMIN" and more.isdecimal() else 0
+    if number not in signal.valid_signals():
+        raise ValueError(f"there is no signal {name}")
+    return number
+
+
 def _canonical(path: str) -> str:
     path.encode()  # a UnicodeEncodeError is a ValueError
     odd = path.startswith("//") or "\0" in path or os.path.normpath(path) != path
@@ -77,10 +92,21 @@ class SandboxOptions(Document, strict=False):
     idle_counts: IdleCounts = "activity"
     #: A machine is kept started for its next reset, which is sooner then.
     spare: bool = False
+    #: It is killed once its main command has ended.
+    auto_remove: bool = False
+    #: What asks its main command to end; None: what its image says.
+    stop_signal: str | None = None
     #: What is mounted in its guest.
     volumes: tuple[Volume, ...] = ()
     #: What its user wants to find it by.
     metadata: dict[str, str] = Field(default={})
+
+    @field_validator("stop_signal")
+    @classmethod
+    def _is_signal(cls, name: str | None) -> str | None:
+        if name is not None:
+            signal_number(name)
+        return name
 
     @model_validator(mode="after")
     def _volumes_fit_together(self) -> Self:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from ratoon.api.answers import PublishedPort
+from ratoon.api.answers import MainCommand, PublishedPort
 from ratoon.documents import Document
 from ratoon.engine.sandbox.directory import PARENT
 from ratoon.engine.sandbox.incarnation import Incarnation
@@ -51,6 +51,8 @@ class Record(Document, strict=False):
     run: RunRecord | None
     #: It resumes when it is used.
     wakes: bool
+    #: How its main command was when it went to standby.
+    command: MainCommand | None = None
     #: The published snapshot that it was forked from.
     forked_from: str | None = None
     #: How many snapshots were made of it, and where the memory of the last one is.

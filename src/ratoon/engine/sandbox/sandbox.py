@@ -7,12 +7,20 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from ratoon.api.answers import LOOPBACK, EventKind, ListedState, PublishedPort
+from ratoon.api.answers import (
+    LOOPBACK,
+    CommandEnd,
+    EventKind,
+    ListedState,
+    MainCommand,
+    PublishedPort,
+)
+from ratoon.api.defaults import STOP_SECONDS
 from ratoon.concurrency import in_thread, uncancelled
 from ratoon.engine.sandbox.deaths import sandbox_death_as_error
 from ratoon.engine.sandbox.directory import SandboxDirectory
@@ -20,7 +28,7 @@ from ratoon.engine.sandbox.events import Events
 from ratoon.engine.sandbox.incarnation import Incarnation
 from ratoon.engine.sandbox.memory_images import MappedMemory
 from ratoon.engine.sandbox.mounts import Mounts
-from ratoon.engine.sandbox.options import SandboxOptions
+from ratoon.engine.sandbox.options import STOP_SIGNAL, SandboxOptions, signal_number
 from ratoon.engine.sandbox.record import Record, forget_record, record_of, write_record
 from ratoon.engine.sandbox.spare import Spare
 from ratoon.engine.sandbox.stages import Stages
@@ -108,6 +116,7 @@ class Sandbox:
         #: Its ports that are published on the host.
         self._ports = Ports(self.dial)
         self._ending: asyncio.Task[None] | None = None
+        self._listen(before=record.command)
         self._users = 0
         self._last_used = time.monotonic()
         for port in () if lost else record.ports:
@@ -167,6 +176,21 @@ class Sandbox:
             return "dead"
         return "running" if self._incarnation else "standby"
 
+    @property
+    def command(self) -> MainCommand | None:
+        """The command that it was made for, as was last heard of it."""
+        return self._incarnation.channel.command if self._incarnation else self.record.command
+
+    @property
+    def stop_signal(self) -> str:
+        """What asks that command to end."""
+        wanted = self.options.stop_signal or self.parent.manifest.guest.config.stop_signal
+        try:
+            signal_number(wanted or STOP_SIGNAL)
+        except ValueError:  # its image's is none: Docker takes the usual one then, too
+            return STOP_SIGNAL
+        return wanted or STOP_SIGNAL
+
     # The machine, while there is one --------------------------------------------------------------
 
     @property
@@ -201,9 +225,14 @@ class Sandbox:
 
         OSError: that cannot be written down, as it must be beforehand; nothing has changed.
         """
+        command = self.command
         if self.kept:
             self._write_down(incarnation)
         before, self._incarnation = self._incarnation, incarnation
+        if before:
+            before.channel.on_command = None
+        self.record = self.record.model_copy(update={"command": command})
+        self._listen(before=command)
         self.unsynced = None
         self.wakes = self.wakes and incarnation is None
         self._last_used = time.monotonic()
@@ -250,9 +279,22 @@ class Sandbox:
             now = {
                 "run": record_of(run, self.parent, self._directory.path) if run else None,
                 "wakes": self.wakes and run is None,
+                "command": self.command,
                 "ports": self.ports,
             }
             write_record(self._directory.path, self.record.model_copy(update=now))
+
+    def _listen(self, *, before: MainCommand | None) -> None:
+        """Hear how its command is; what was known `before` is no news."""
+        if self._incarnation:
+            channel = self._incarnation.channel
+            channel.on_command = self._hear
+            if channel.command not in (None, before):
+                self._hear(channel.command)
+
+    def _hear(self, command: MainCommand) -> None:
+        if (end := command.ended) is not None:
+            self.events.tell("exited", sandbox=self.id, reason=end.reason, exit_code=end.exit_code)
 
     # Use ------------------------------------------------------------------------------------------
 
@@ -395,6 +437,53 @@ class Sandbox:
         self.persist()
 
     # The end --------------------------------------------------------------------------------------
+
+    async def wait(self, seconds: float | None = None) -> MainCommand:
+        """Its command, once that has ended; the sandbox is not used by that.
+
+        After `seconds`, and if this engine ends, it is as it is then. 137: it was killed with the
+        sandbox. Conflict: it has none. MachineDied.
+        """
+        now = asyncio.get_running_loop().time
+        deadline = None if seconds is None else now() + seconds
+        with self.events.listen() as listener:
+            while True:
+                command = self.command
+                if command is None:
+                    raise Conflict(
+                        f"sandbox {self.id} has no command that it was made for: `ratoon run` "
+                        "starts one, and a reset may lead to where there was none"
+                    )
+                if command.ended:
+                    return command
+                if self._ending:
+                    return replace(command, ended=CommandEnd(137, f"sandbox {self.id} was killed"))
+                if self.state in ("dead", "outdated"):
+                    await self.request("hello", timeout=commands.TIMEOUT)  # which raises why
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        if await listener.next() is None:
+                            return command
+                except TimeoutError:
+                    return command
+
+    async def stop(self, seconds: float = STOP_SECONDS) -> CommandEnd | None:
+        """End the sandbox as `kill` does, after its command, which is asked by its stop signal.
+
+        It has so many seconds for that, with what it leaves behind. How it ended; None: it was
+        killed with the sandbox, or there was none. In standby a sandbox is killed as it is, unless
+        it wakes when it is used.
+        """
+        if self.command and seconds and (self.state == "running" or self.wakes):
+            wish = {"signal": signal_number(self.stop_signal), "seconds": seconds}
+            async with self.awake():  # if that fails, it is left as it is
+                try:
+                    await self.request("stop", timeout=seconds + commands.TIMEOUT, **wish)
+                except RatoonError as error:  # it ends in any case
+                    log.warning("sandbox %s was not stopped, but killed: %s", self.id, error)
+        ended = self.command.ended if self.command else None
+        await self.kill()
+        return ended
 
     async def kill(self, *, now: bool = False) -> None:
         """End the sandbox and remove all it had; safe to repeat.

@@ -18,6 +18,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from ratoon.api.answers import CommandEnd, MainCommand
 from ratoon.errors import GuestError, GuestTimeout
 from ratoon.machine.guest.shared import wire
 
@@ -204,6 +205,9 @@ class Channel(asyncio.Protocol):
     def __init__(self, name: str) -> None:
         self.name = name
         self._decoder = wire.Decoder()
+        #: How the guest's main command is, as far as was told; `on_command` hears of changes.
+        self.command: MainCommand | None = None
+        self.on_command: Callable[[MainCommand], object] | None = None
         self._nonce: bytes | None = None
         self._streams: dict[int, GuestStream] = {}
         self._last_stream = 0
@@ -313,6 +317,11 @@ class Channel(asyncio.Protocol):
         self._fail(f"the channel to the agent of {self.name} is closed")
 
     def _receive(self, number: int, kind: int, payload: bytes) -> None:
+        if kind == wire.COMMAND:
+            before, self.command = self.command, _main_command(_object(payload))
+            if self.on_command and self.command != before:
+                self.on_command(self.command)
+            return
         stream = self._streams.get(number)
         if stream is None:
             if not 0 < number <= self._last_stream:
@@ -331,6 +340,21 @@ def printable(text: object) -> str:
     """What a guest has said, fit for a message to a person: bounded, and without control codes."""
     shown = str(text)[:REASON_LIMIT]
     return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in shown)
+
+
+def _main_command(told: dict[str, Any]) -> MainCommand:
+    pid, exit_code = told.get("pid"), told.get("exit_code")
+    if type(pid) is not int or not (exit_code is None or is_exit_code(exit_code)):
+        raise wire.ProtocolError("a main command that cannot be")
+    if exit_code is None:
+        return MainCommand(pid)
+    reason = "its time was over" if told.get("timed_out") is True else told.get("reason")
+    return MainCommand(pid, CommandEnd(exit_code, None if reason is None else printable(reason)))
+
+
+def is_exit_code(told: object) -> bool:
+    """Whether what a guest has told is an exit code."""
+    return type(told) is int and 0 <= told <= 255
 
 
 def _message(op: str, fields: dict[str, Any]) -> bytes:

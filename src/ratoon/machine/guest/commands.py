@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from ratoon.api.answers import ProcessInfo
 from ratoon.concurrency import run_alongside
 from ratoon.errors import Conflict, GuestError, GuestTimeout, InvalidInput, NotFound, RatoonError
-from ratoon.machine.guest.channel import Agent, GuestStream, printable
+from ratoon.machine.guest.channel import Agent, GuestStream, is_exit_code, printable
 from ratoon.machine.guest.shared import wire
 
 #: Bytes of output that `exec` keeps, of stdout and stderr each, unless told otherwise.
@@ -293,8 +293,8 @@ def _pid(begun: dict[str, Any]) -> int | None:
 
 
 def _ended(stream: GuestStream, reply: dict[str, Any]) -> Ended:
-    exit_code = reply.get("exit_code")
-    if type(exit_code) is not int or not 0 <= exit_code <= 255:
+    exit_code: Any = reply.get("exit_code")
+    if not is_exit_code(exit_code):
         raise GuestError(f"the agent of {stream.name} gave no exit code: {printable(reply)}")
     reason = reply.get("reason")
     return Ended(

@@ -49,7 +49,7 @@ class Agent(Loop):
         super().__init__()
         self.freezer = Freezer()
         groups = Groups(self.freezer)
-        self.processes = Processes(self, groups, Victims())
+        self.processes = Processes(self, groups, Victims(), self._tell_command)
         self.evaluator = Evaluator(self, self.processes)
         self.identity = Identity(self.evaluator, self.freezer, groups)
         self.volumes = Volumes(self, self.freezer.spared)
@@ -151,6 +151,9 @@ class Agent(Loop):
             stream = Stream(self, number)
             try:
                 self.identity.rebirth(payload)
+                if payload[0] & ~wire.ONLINE != wire.RESUME:
+                    self.processes.begin_anew()
+                self.processes.tell()
                 stream.reply(**({"volumes": True} if self.volumes.relayed else {}))
             except Exception as error:
                 stream.fail(error)
@@ -172,6 +175,9 @@ class Agent(Loop):
         if frames:  # else, mostly, it went as it is: copies are what output costs
             self._out += frames
             self._flush()
+
+    def _tell_command(self, how: dict[str, Any]) -> None:
+        self.send(0, wire.COMMAND, json.dumps(how).encode())
 
     def _flush(self) -> None:
         while self._out:
@@ -212,6 +218,7 @@ class Hello(Stream):
 
     def start(self, request: Request) -> None:
         volumes = self.agent.volumes.relayed
+        self.agent.processes.tell()
         self.reply(version=wire.VERSION, pid=os.getpid(), volumes=volumes)
 
 

@@ -214,7 +214,7 @@ class Freezer:
             try:
                 threads = _open("cgroup.threads", os.O_RDONLY, directory)
                 try:
-                    found = _numbers(threads)
+                    found = numbers(threads)
                 finally:
                     os.close(threads)
                 for thread in filter(self._is_kernel_thread, found):
@@ -258,7 +258,7 @@ class Unfrozen:
             return []
 
     def threads(self) -> set[int]:
-        return _numbers(self._threads)
+        return numbers(self._threads)
 
     def take(self, pid: int) -> None:
         move(pid, self._members)
@@ -305,7 +305,7 @@ def _open(path: str, flags: int, directory: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, dir_fd=directory)
 
 
-def _numbers(fd: int) -> set[int]:
+def numbers(fd: int) -> set[int]:
     """All in a list of the kernel's."""
     read = b""
     while True:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from .freezer import SANDBOX, TOP, move
+from .freezer import PAGE, SANDBOX, TOP, move, numbers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,7 +119,27 @@ class Group:
         except OSError:  # it was removed
             pass
 
+    def signal(self, number: int) -> None:
+        """Send a signal to all that is in it, and in groups below it."""
+        try:
+            for _, _, _, directory in os.fwalk(self._name, dir_fd=self._parent):
+                for pid in _members(directory):
+                    try:
+                        os.kill(pid, number)
+                    except ProcessLookupError:  # it has ended
+                        pass
+        except OSError:  # it was removed
+            pass
+
+    def is_gone(self) -> bool:
+        """Whether nothing is in it; nor is it there, if the sandbox has removed it."""
+        try:
+            return b"populated 0" in os.pread(self._events, PAGE, 0)
+        except OSError:
+            return True
+
     def is_empty(self) -> bool:
+        """Whether it is fit for another command."""
         return os.pread(self._events, len(EMPTY) + 1, 0) == EMPTY
 
     def remove(self) -> None:
@@ -132,3 +152,15 @@ class Group:
 
     def _open(self, name: str, flags: int) -> int:
         return os.open(f"{self._name}/{name}", flags | os.O_CLOEXEC, dir_fd=self._parent)
+
+
+def _members(directory: int) -> set[int]:
+    """The processes in a group; none where it is gone, or they count as another one's."""
+    try:
+        fd = os.open("cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            return numbers(fd)
+        finally:
+            os.close(fd)
+    except OSError:
+        return set()

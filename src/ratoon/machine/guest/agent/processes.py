@@ -13,6 +13,7 @@ from .users import look_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Protocol
 
     from .groups import Groups
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 REMEMBERED = 32
 #: Characters of a command line that are listed.
 LISTED = 1000
+#: Seconds between looks at a command that is to end.
+LEISURE = 0.05
 #: What a program on a terminal is told that the terminal is, unless the request says it.
 TERM = "xterm"
 
@@ -69,13 +72,23 @@ class Command(Process):
 class Processes:
     """Those that run, and the last ones in the background that have ended."""
 
-    def __init__(self, loop: Loop, groups: Groups, victims: Victims) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        groups: Groups,
+        victims: Victims,
+        tell: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """`tell` is called with how the main command is, whenever that has changed."""
+        self._tell = tell
         self._loop = loop
         self._victims = victims
         self._groups = groups
         self._commands: dict[int, Command] = {}
         #: What is not in a request.
         self.defaults = Defaults()
+        #: The command that the sandbox was made for; its end is remembered, and its group kept.
+        self.main: Command | None = None
 
     def start(self, request: Request) -> Process:
         """Start a program that the host will not find among its commands; raises StartError."""
@@ -90,10 +103,11 @@ class Processes:
         user = request.get("user") or self.defaults.user or "root"
         command = Command(self._loop, self._spawn(request), request, user)
         command.group = self._groups.admit(command.pid)
-        if request.get("lasting"):
-            self._make_lasting(request)
         self._loop.on_exit(command.pid, lambda status: self._ended(command, status))
         self._commands[command.pid] = command
+        if request.get("lasting"):
+            self._make_lasting(request)
+            self._replace_main(command)
         if timeout is not None:
             command.limit(timeout)
         return command
@@ -104,6 +118,23 @@ class Processes:
         if request.get("terminal"):
             env.pop("TERM", None)
         self.defaults = self.defaults.changed(env, request.get("user"), request.get("cwd"))
+
+    def _replace_main(self, command: Command | None) -> None:
+        before, self.main = self.main, command
+        if before is not None and before.status is not None and before.group is not None:
+            self._groups.give_back(before.group)
+        self.tell()
+
+    def tell(self) -> None:
+        """How the main command is, if there is one."""
+        if self.main is not None:
+            how = {} if self.main.status is None else self.main.outcome()
+            self._tell({"pid": self.main.pid, **how})
+
+    def begin_anew(self) -> None:
+        """Another sandbox has begun: it has the main command of its source if that runs."""
+        if self.main is not None and self.main.status is not None:
+            self._replace_main(None)
 
     def _spawn(self, request: Request) -> spawn.Started:
         size = request.get("terminal")
@@ -126,9 +157,11 @@ class Processes:
     def _ended(self, command: Command, status: int) -> None:
         self._exited(command, status)
         self.tidy(command)
+        if command is self.main:
+            self.tell()
 
     def _exited(self, process: Process, status: int) -> None:
-        if process.group is not None:
+        if process.group is not None and process is not self.main:
             self._groups.give_back(process.group)
         process.reason = self._victims.reason(process, status)
         process.exited(status)
@@ -147,7 +180,8 @@ class Processes:
             return
         ended = [c for c in self._commands.values() if c.settled and c.listener is None]
         for old in ended[:-REMEMBERED]:
-            del self._commands[old.pid]
+            if old is not self.main:
+                del self._commands[old.pid]
 
     def describe(self) -> list[dict[str, Any]]:
         return [command.describe() for command in self._commands.values()]
@@ -258,6 +292,41 @@ class Signal(Stream):
             raise Refusal(f"process {command.pid} has ended", "ended")
         command.kill(request["signal"])
         self.reply()
+
+
+@operation("stop")
+class Stop(Stream):
+    """Have the main command end, as its signal asks it to; then what it has left behind.
+
+    The reply comes once nothing of it is left, or `seconds` are over.
+    """
+
+    agent: HasProcesses
+
+    def start(self, request: Request) -> None:
+        main = self.agent.processes.main
+        if main is None:
+            self.reply()
+            return
+        self._number = int(request["signal"])
+        self._asked = False
+        if main.status is None:
+            os.kill(main.pid, self._number)
+        self.agent.after(float(request["seconds"]), self.reply)
+        self._look(main)
+
+    def _look(self, main: Command) -> None:
+        """Again and again, until there is nothing to be waited for any more."""
+        if self.ended:
+            return
+        if main.status is not None:
+            if main.group is None or main.group.is_gone():
+                self.reply()
+                return
+            if not self._asked:
+                main.group.signal(self._number)
+                self._asked = True
+        self.agent.after(LEISURE, lambda: self._look(main))
 
 
 @operation("defaults")

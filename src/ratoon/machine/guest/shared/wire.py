@@ -36,9 +36,10 @@ PART = 0
 #: From the host. CANCEL: nobody wants the reply. OUTPUT_TAKEN: credit (u32). RESIZE: of a terminal,
 #: rows and columns (u16 each). SIGNAL: a number (u8), for the stream's process group.
 REQUEST, STDIN, STDIN_END, CANCEL, REBIRTH, OUTPUT_TAKEN, RESIZE, SIGNAL = range(1, 9)
-#: From the guest. STDIN_TAKEN: credit (u32). STARTED: what was asked for has begun (JSON).
-REPLY, STDOUT, STDERR, STDIN_TAKEN, STARTED = range(16, 21)
-KINDS = frozenset((PART, *range(REQUEST, SIGNAL + 1), *range(REPLY, STARTED + 1)))
+#: From the guest. STDIN_TAKEN: credit (u32). STARTED: what was asked for has begun (JSON). COMMAND:
+#: of no stream, and unasked: how the main command is (JSON).
+REPLY, STDOUT, STDERR, STDIN_TAKEN, STARTED, COMMAND = range(16, 22)
+KINDS = frozenset((PART, *range(REQUEST, SIGNAL + 1), *range(REPLY, COMMAND + 1)))
 #: Those whose payload is a message, whole at the receiver; the others are pieces of a byte stream,
 #: or small.
 MESSAGES = frozenset((REQUEST, REPLY))
