@@ -82,6 +82,23 @@ def test_what_is_sent_arrives_however_it_is_cut(frames: list[Frame], seed: int, 
 
 
 @settings(deadline=None)
+@given(st.lists(st.one_of(st.binary(max_size=40), shards, frames_of(small_payloads).map(encoded))))
+@example([MARKER[:8], wire.encode(1, wire.STDOUT, MARKER[8:] + NONCE)])
+@example([HEADER.pack(40, 1, wire.STDOUT), MARKER + NONCE, wire.encode(1, wire.STDOUT, b"x")])
+def test_a_frame_that_comes_alone_is_taken_for_what_it_is(chunks: list[bytes]) -> None:
+    """Whatever comes: with the short way or without, the same is heard."""
+    fast, slow = Listener(), Listener()
+    for chunk in chunks:
+        frame = fast.decoder.only_frame(chunk)
+        if frame is None:
+            fast.hear(chunk)
+        else:
+            fast.frames.append(frame)
+        slow.hear(chunk)
+        assert (fast.nonce, fast.frames) == (slow.nonce, slow.frames)
+
+
+@settings(deadline=None)
 @given(frames_of(payloads))
 def test_frames_never_contain_the_marker(frames: list[Frame]) -> None:
     assert MARKER not in encoded(frames)

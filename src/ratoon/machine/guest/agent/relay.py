@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PORT_NAME = "ratoon.volumes"
 CHUNK = 256 * 1024
+PAGE = 4096
 #: What one write to the port takes at most.
 PORT_CHUNK = 32 * 1024
 #: With this many bytes waiting, no more is read where they come from.
@@ -46,25 +47,37 @@ class Relay:
         self._connection: socket.socket | None = None
         #: Of the connection: what comes for another one is too late.
         self._number = int.from_bytes(os.urandom(3), "big")
+        #: No host is there, as far as is known.
+        self._away = False
         self._epoll = select.epoll()
         self._watched: dict[int, int] = {}
+        #: What is to be waited for may have.
+        self._changed = True
 
     def run(self) -> NoReturn:
-        # Edge-triggered: a port whose host is away reports a hang-up for as long as it is away.
-        self._epoll.register(self._port, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        # All that is done with files comes by here twice: so as little as can be is done each time.
         while True:
             self._flush()
-            self._hear_host()
-            self._watch()
-            for fd, _ in self._epoll.poll():
-                if fd == self._listener.fileno():
+            if self._changed:
+                self._watch()
+            for fd, events in self._epoll.poll():
+                if fd == self._port:
+                    if self._away != bool(events & select.EPOLLHUP):
+                        self._away, self._changed = not self._away, True
+                    self._hear_host()
+                elif fd == self._listener.fileno():
                     self._accept()
                 elif self._connection is not None and fd == self._connection.fileno():
                     self._hear_kernel()
 
     def _watch(self) -> None:
-        """Wait for what there is room for."""
-        wanted = {self._listener.fileno(): select.EPOLLIN} if self._synced else {}
+        """Wait for what there is room for, and to be rid of what waits."""
+        events = select.EPOLLIN if len(self._to_kernel) < LIMIT else 0
+        # A port whose host is away says so for as long as it is: that is heard once.
+        events |= (select.EPOLLOUT if self._to_host else 0) | (select.EPOLLET if self._away else 0)
+        wanted = {self._port: events}
+        if self._synced:
+            wanted[self._listener.fileno()] = select.EPOLLIN
         if self._connection is not None:
             events = select.EPOLLIN if len(self._to_host) < LIMIT else 0
             wanted[self._connection.fileno()] = events | (select.EPOLLOUT if self._to_kernel else 0)
@@ -77,47 +90,58 @@ class Relay:
             elif self._watched[fd] != events:
                 self._epoll.modify(fd, events)
             self._watched[fd] = events
+        self._changed = bool(self._to_host or self._to_kernel)
 
     # The host -------------------------------------------------------------------------------------
 
     def _hear_host(self) -> None:
-        while len(self._to_kernel) < LIMIT:
-            data = self._read_port()
-            if not data:
+        data = self._read_page()
+        frame = self._decoder.only_frame(data) if self._synced else None
+        if frame is not None:
+            self._take(*frame)
+            return
+        while data:
+            self._hear(data + self._read_on())
+            if len(self._to_kernel) >= LIMIT:
                 break
-            self._decoder.feed(data)
-            nonce = self._decoder.sync()
-            if nonce is not None:
-                self._hang_up()
-                self._synced = True
-                self._to_host = bytearray(wire.MARKER + nonce)
-            if not self._synced:
-                self._decoder.discard()
-                continue
-            try:
-                for number, kind, payload in self._decoder.frames():
-                    if kind == wire.STDIN and number == self._number:
-                        self._to_kernel += payload
-            except wire.ProtocolError:
-                self._synced = False
-                self._hang_up()
-                self._decoder.discard()
-                self._to_host = bytearray(wire.MARKER + wire.HELLO)
-            self._flush()
+            data = self._read_page()
 
-    def _read_port(self) -> bytes:
-        """What there is: a read gives a page at most, and what is done for each adds up."""
-        pieces = []
-        size = 0
-        while size < CHUNK:
-            try:
-                piece = os.read(self._port, CHUNK)  # b"": no host is there
-            except BlockingIOError:
-                break
-            if not piece:
-                break
+    def _hear(self, data: bytes) -> None:
+        self._decoder.feed(data)
+        nonce = self._decoder.sync()
+        if nonce is not None:
+            self._hang_up()
+            self._synced = self._changed = True
+            self._to_host = bytearray(wire.MARKER + nonce)
+        if not self._synced:
+            self._decoder.discard()
+            return
+        try:
+            for frame in self._decoder.frames():
+                self._take(*frame)
+        except wire.ProtocolError:
+            self._synced = False
+            self._hang_up()
+            self._decoder.discard()
+            self._to_host = bytearray(wire.MARKER + wire.HELLO)
+        self._flush()
+
+    def _take(self, number: int, kind: int, payload: bytes) -> None:
+        if kind == wire.STDIN and number == self._number:
+            self._to_kernel += payload
+
+    def _read_page(self) -> bytes:
+        """What a read gives: a page at most. b"": nothing, or no host is there."""
+        try:
+            return os.read(self._port, PAGE)
+        except BlockingIOError:
+            return b""
+
+    def _read_on(self) -> bytes:
+        """What more there is; what is done for each page adds up."""
+        pieces: list[bytes] = []
+        while len(pieces) < CHUNK // PAGE and (piece := self._read_page()):
             pieces.append(piece)
-            size += len(piece)
         return b"".join(pieces)
 
     def _flush(self) -> None:
@@ -125,14 +149,16 @@ class Relay:
             try:
                 written = os.write(self._port, self._to_host[:PORT_CHUNK])  # 0: no host is there
             except BlockingIOError:
-                break
+                written = 0
             if not written:
+                self._changed = True
                 break
             del self._to_host[:written]
         while self._to_kernel and self._connection is not None:
             try:
                 sent = self._connection.send(self._to_kernel)
             except BlockingIOError:
+                self._changed = True
                 break
             except OSError:
                 self._hang_up()
@@ -152,7 +178,7 @@ class Relay:
         self._hang_up()
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection = connection
+        self._connection, self._changed = connection, True
         self._number = (self._number + 1) & 0x7FFFFFFF
 
     def _hear_kernel(self) -> None:
@@ -169,6 +195,7 @@ class Relay:
             self._hang_up()
 
     def _hang_up(self) -> None:
+        self._changed = True
         if self._connection is not None:
             if self._watched.pop(self._connection.fileno(), None) is not None:
                 self._epoll.unregister(self._connection.fileno())

@@ -106,6 +106,20 @@ class Decoder:
     def feed(self, data: bytes) -> None:
         self._buffer += data
 
+    def only_frame(self, data: bytes) -> tuple[int, int, bytes] | None:
+        """The one frame that `data` is, where nothing waits; else None, and `data` is to be fed.
+
+        The same as `feed`, `sync` and `frames` find in it, for a fraction of what they cost.
+        """
+        size = len(data) - HEADER.size
+        if size < 0 or self._buffer or self._message or self._awaiting_nonce:
+            return None
+        length, stream, kind = HEADER.unpack_from(data)
+        if length != size or kind == PART or kind not in KINDS or MARKER in self._tail + data:
+            return None
+        self._tail = (self._tail + data)[-(SYNC_BYTES - 1) :]
+        return stream, kind, data[HEADER.size :]
+
     def sync(self) -> bytes | None:
         """Drop all up to the last MARKER and its nonce, and return the nonce; None without one."""
         if not self._awaiting_nonce:
