@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from agent_on_host import is_alive
-from channel_on_host import Guest, guest_on_host, until
+from channel_on_host import Guest, guest_on_host, read_all, until
 from channel_peer import connected
 
 from ratoon.api.answers import CommandEnd, MainCommand
@@ -93,6 +93,26 @@ async def test_one_whose_time_was_over(guest: Guest) -> None:
     async with started as command:
         await command.wait()
     assert await ended(guest.channel) == CommandEnd(124, "its time was over")
+
+
+async def test_it_has_ended_once_its_output_is_delivered(guest: Guest) -> None:
+    """Or what ends the sandbox then would cut it off."""
+    size = wire.OUTPUT_WINDOW + 10_000  # more than is on its way, and what a pipe holds
+    argv = ["head", "-c", str(size), "/dev/zero"]
+    async with commands.start(guest.channel, argv, lasting=True) as command:
+        await until(lambda: not is_alive(command.pid or 0))
+        await guest.channel.request("hello", timeout=20)
+        assert guest.channel.command == MainCommand(command.pid or 0)
+        assert len(await read_all(command)) == size
+    assert await ended(guest.channel) == CommandEnd(0)
+
+
+async def test_who_does_not_listen_does_not_hold_up_a_stop(guest: Guest) -> None:
+    argv = ["head", "-c", str(wire.OUTPUT_WINDOW + 10_000), "/dev/zero"]
+    async with commands.start(guest.channel, argv, lasting=True) as command:
+        await until(lambda: not is_alive(command.pid or 0))
+        await stop(guest, 0.2)
+        assert await ended(guest.channel) == CommandEnd(0)
 
 
 @pytest.mark.parametrize("told", [{}, {"pid": True}, {"pid": 1, "exit_code": 256}, []])

@@ -103,7 +103,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     room = tmp_path_factory.mktemp("images")
     layout = Layout(room / "image")
     entries = [*small_images.busybox(), directory("srv")]
-    layout.add([layer(entries)], {"Cmd": ["sh", "-c", SERVE], "Env": ["WHO=nobody"]})
+    config = {"Cmd": ["sh", "-c", SERVE], "Env": ["WHO=nobody"], "StopSignal": "SIGUSR1"}
+    layout.add([layer(entries)], config)
     for kind in ("guest", "packages", "accelerators"):
         (room / "cache" / kind).parent.mkdir(exist_ok=True)
         (room / "cache" / kind).symlink_to(paths.cache() / kind)
@@ -242,6 +243,23 @@ def test_what_was_up_is_followed_to_its_end(ready: Place, health: tuple[str, str
         assert done.code == 5
         assert f"started from tier {tier}" in done.err
     assert ready.sandboxes() == before
+
+
+#: Says in its exit code by which signal it was asked to end.
+ASKED = "trap 'exit 3' USR1; trap 'exit 4' TERM; echo up; while :; do sleep 0.1; done"
+
+
+def test_it_is_stopped_as_the_image_wants_it(ready: Place) -> None:
+    up = "-d", "--health-log", "^up$"
+    for options, tier, code in ((), 1, 3), ((), 2, 3), (("--stop-signal", "TERM"), 2, 4):
+        made = ended(ready.run(*up, *options, "--", "sh", "-c", ASKED))
+        assert f"started from tier {tier}" in made.err
+        waiting = ready.start(PROGRAM, "wait", sandbox := made.out.strip())
+        fork = ready.ratoon("fork", sandbox).out.strip()
+        for each in sandbox, fork:
+            stopped = ready.ratoon("stop", each)
+            assert stopped.err == f"stopped {each}: exited ({code})\n"
+        assert ended(waiting).out == f"{code}\n"
 
 
 def test_who_is_interrupted_leaves_no_sandbox(ready: Place) -> None:

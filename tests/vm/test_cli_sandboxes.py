@@ -18,6 +18,7 @@ from served_daemon import Served
 from typist import PROGRAM, terminal
 from vm_helpers import FOR_EVER, sh
 
+from ratoon.api.answers import CommandEnd
 from ratoon.machine.guest import commands
 from ratoon.units import MIB
 
@@ -225,6 +226,21 @@ async def test_stop(ratoon: Ratoon) -> None:
     assert (await ratoon("stop", made[0])).err == f"stopped {made[0]}: exited (3)\n"
     assert (await ratoon("stop", "--time", "1", made[1])).err == f"stopped {made[1]}\n"
     assert (await waiting).text == "3\n137\n"
+
+
+async def test_a_stop_that_is_interrupted_goes_on(ratoon: Ratoon, forked: Served) -> None:
+    script = "trap 'touch /tmp/told' TERM; until [ -e /tmp/end ]; do sleep 0.05; done; exit 3"
+    name = (await ratoon("run", "-d", "base", "sh", "-c", script)).text.strip()
+    waiting = asyncio.create_task(forked.engine.get(name).wait())
+    process = await start(forked, "stop", "--time", "10m", name)
+    await ratoon("exec", name, "sh", "-c", "until [ -e /tmp/told ]; do sleep 0.05; done")
+    process.send_signal(signal.SIGINT)
+    assert await asyncio.wait_for(process.wait(), FOR_EVER) == 130
+    assert (await ratoon("exec", name, "touch", "/tmp/end")).code == 0
+    assert (await waiting).ended == CommandEnd(3)
+    async with asyncio.timeout(FOR_EVER):
+        while name in {each.id for each in forked.engine.sandboxes}:
+            await asyncio.sleep(0.1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

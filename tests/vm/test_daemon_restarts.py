@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from vm_helpers import is_running
 
 from daemon_process import DaemonProcess, daemon
+from ratoon import Client, Sandbox
 
 pytest_plugins = ["daemon_plugin"]
 
@@ -57,6 +61,47 @@ def test_sandboxes_live_on(place: tuple[Path, Path], ending: int) -> None:
         for each in after.api.get("/v1/sandboxes").json():
             assert after.api.delete(f"/v1/sandboxes/{each['id']}").status_code == 204
         assert not [pid for pid in pids if is_running(pid)]
+
+
+def make_for(running: DaemonProcess, script: str, **options: Any) -> str:
+    with Client(f"unix://{running.socket}") as client:
+        sandbox = Sandbox.create("base", client=client, **options)
+        argv = ["sh", "-c", script]
+        sandbox.commands.start(argv, background=True, lasting=True).disconnect()
+        return sandbox.id
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+def test_what_ends_while_there_is_no_daemon(place: tuple[Path, Path], ending: int) -> None:
+    on_demand = "until [ -e /tmp/end ]; do sleep 0.1; done; exit 42"
+    with daemon(*place) as before:
+        ended = make_for(before, "exit 7")
+        assert before.api.post(f"/v1/sandboxes/{ended}/wait").json()["ended"]["exit_code"] == 7
+        before.api.post(f"/v1/sandboxes/{ended}/standby")
+        ends = make_for(before, on_demand)
+        goes = make_for(before, on_demand, auto_remove=True)
+        for each in ends, goes:
+            run(before, each, "(sleep 10; touch /tmp/end) >/dev/null 2>&1 &")
+        before.stop(ending)
+    time.sleep(15)
+    with daemon(*place) as after:
+        found = after.api.get(f"/v1/sandboxes/{ended}").json()
+        assert found["status"] == "standby, exited (7)"
+        assert after.api.post(f"/v1/sandboxes/{ends}/wait").json()["ended"]["exit_code"] == 42
+        while goes in [each["id"] for each in after.api.get("/v1/sandboxes").json()]:
+            time.sleep(0.1)
+        for each in ended, ends:
+            stopped = after.api.post(f"/v1/sandboxes/{each}/stop").json()
+            assert stopped["ended"] is not None
+
+
+def test_who_waits_does_not_hold_up_the_daemon(place: tuple[Path, Path]) -> None:
+    with daemon(*place, "--stop-sandboxes") as running, ThreadPoolExecutor() as pool:
+        sandbox = make_for(running, "sleep 1000")
+        waiting = pool.submit(running.api.post, f"/v1/sandboxes/{sandbox}/wait")
+        time.sleep(1)
+        running.stop()
+        assert waiting.result().json()["ended"] is None
 
 
 def test_sandboxes_end_with_the_daemon_if_asked(place: tuple[Path, Path]) -> None:

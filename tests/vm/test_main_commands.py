@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vm_helpers import FOR_EVER, sh, until
+from vm_helpers import FOR_EVER, sh, until, until_gone
 
 from ratoon.api.answers import CommandEnd
 from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.keeper import INTERVAL
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import Conflict, MachineDied
 from ratoon.machine.guest import commands
+from ratoon.machine.guest.shared import wire
 
 
 async def made_for(engine: Engine, script: str, **options: Any) -> Sandbox:
@@ -147,6 +149,20 @@ async def test_auto_remove(engine: Engine) -> None:
     waiting = asyncio.create_task(exit_code(sandbox))
     await sh(sandbox, "touch /tmp/end")
     assert await waiting == 42
+    await until(lambda: sandbox not in engine.sandboxes, "its end")
+
+
+async def test_what_it_wrote_is_heard_before_its_sandbox_goes(engine: Engine) -> None:
+    sandbox = await engine.fork_one("base", SandboxOptions(auto_remove=True))
+    size = wire.OUTPUT_WINDOW + 10_000  # more than is on its way, and what a pipe holds
+    argv = ["head", "-c", str(size), "/dev/zero"]
+    async with commands.start(sandbox, argv, lasting=True) as command:
+        await until_gone(sandbox, str(command.pid))
+        await asyncio.sleep(3 * INTERVAL)
+        heard = 0
+        while (piece := await command.read()) is not None:
+            heard += len(piece[1])
+        assert heard == size
     await until(lambda: sandbox not in engine.sandboxes, "its end")
 
 

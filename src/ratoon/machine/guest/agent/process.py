@@ -115,7 +115,7 @@ class Process:
         if self._slave is not None:
             os.close(self._slave)
             self._slave = None
-        self.settle(self.on_end or self._reply)
+        self.settle(self.on_end or self.reply)
 
     def settle(self, then: Callable[[], None]) -> None:
         """Deliver what has been written until now, then call `then`; what comes later is dropped.
@@ -150,7 +150,8 @@ class Process:
             return {"exit_code": 128 - code, "signal": -code, **why}
         return {"exit_code": code, **why}
 
-    def _reply(self) -> None:
+    def reply(self) -> None:
+        """Tell `listener` how it ended."""
         if self.listener is not None:
             self.listener.reply(**self.outcome())
 

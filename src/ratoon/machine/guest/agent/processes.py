@@ -107,7 +107,7 @@ class Processes:
         self._commands[command.pid] = command
         if request.get("lasting"):
             self._make_lasting(request)
-            self._replace_main(command)
+            self._make_main(command)
         if timeout is not None:
             command.limit(timeout)
         return command
@@ -119,16 +119,24 @@ class Processes:
             env.pop("TERM", None)
         self.defaults = self.defaults.changed(env, request.get("user"), request.get("cwd"))
 
+    def _make_main(self, command: Command) -> None:
+        def end() -> None:
+            command.reply()
+            self.tell()
+
+        command.on_end = end
+        self._replace_main(command)
+        self.tell()
+
     def _replace_main(self, command: Command | None) -> None:
         before, self.main = self.main, command
         if before is not None and before.status is not None and before.group is not None:
             self._groups.give_back(before.group)
-        self.tell()
 
     def tell(self) -> None:
-        """How the main command is, if there is one."""
+        """How the main command is, if there is one: it has ended once its output is delivered."""
         if self.main is not None:
-            how = {} if self.main.status is None else self.main.outcome()
+            how = self.main.outcome() if self.main.settled else {}
             self._tell({"pid": self.main.pid, **how})
 
     def begin_anew(self) -> None:
@@ -157,8 +165,6 @@ class Processes:
     def _ended(self, command: Command, status: int) -> None:
         self._exited(command, status)
         self.tidy(command)
-        if command is self.main:
-            self.tell()
 
     def _exited(self, process: Process, status: int) -> None:
         if process.group is not None and process is not self.main:
@@ -298,7 +304,7 @@ class Signal(Stream):
 class Stop(Stream):
     """Have the main command end, as its signal asks it to; then what it has left behind.
 
-    The reply comes once nothing of it is left, or `seconds` are over.
+    The reply comes once nothing of it is left and its output is delivered, or `seconds` are over.
     """
 
     agent: HasProcesses
@@ -312,7 +318,7 @@ class Stop(Stream):
         self._asked = False
         if main.status is None:
             os.kill(main.pid, self._number)
-        self.agent.after(float(request["seconds"]), self.reply)
+        self.agent.after(float(request["seconds"]), lambda: self._give_up(main))
         self._look(main)
 
     def _look(self, main: Command) -> None:
@@ -320,13 +326,19 @@ class Stop(Stream):
         if self.ended:
             return
         if main.status is not None:
-            if main.group is None or main.group.is_gone():
+            left = None if main.group is None or main.group.is_gone() else main.group
+            if left is None and main.settled:
                 self.reply()
                 return
-            if not self._asked:
-                main.group.signal(self._number)
+            if left is not None and not self._asked:
+                left.signal(self._number)
                 self._asked = True
         self.agent.after(LEISURE, lambda: self._look(main))
+
+    def _give_up(self, main: Command) -> None:
+        if not self.ended and main.status is not None:
+            main.mute()  # it has ended, and whoever listens does not take what it wrote
+        self.reply()
 
 
 @operation("defaults")
