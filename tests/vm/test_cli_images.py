@@ -218,7 +218,9 @@ def test_a_command_ends_as_itself(ready: Place) -> None:
     said = ended(ready.run("-e", "WHO=you", "--", "sh", "-c", "echo $WHO; echo bad >&2; exit 7"))
     assert (said.code, said.out) == (7, "you\n")
     assert said.err.endswith("\nbad\n")
-    assert ended(ready.run("--", "sh", "-c", "kill -TERM $$")).code == 128 + signal.SIGTERM
+    ends = ("--", "sh", "-c", "kill -TERM $$; exit 8")
+    assert ended(ready.run("--init", *ends)).code == 128 + signal.SIGTERM
+    assert ended(ready.run(*ends)).code == 8  # process 1 is told of it, and has no handler
     assert ended(ready.run("--", "no-such-program")).code == 127
     early = ended(ready.run("--health-log", "up", "--", "sh", "-c", "echo no; exit 3"))
     assert early.code == 125

@@ -86,8 +86,10 @@ async def test_the_second_run_starts_where_the_first_was_up(engine: Engine, runn
         assert await ask(sandbox) == "me 2"
         async with commands.attach(sandbox, second.pid or 0) as running:
             assert await running.read() == (wire.STDOUT, b"listening\n")
-            running.signal(15)
-            assert (await running.wait()).exit_code == 128 + 15
+            running.signal(15)  # process 1 has no handler for it, and so it is nothing
+            assert await ask(sandbox) == "me 3"
+            running.signal(9)
+            assert (await running.wait()).exit_code == 128 + 9
     other = await runner.run(spec(*SERVE, env={"WHO": "you"}, health=UP))
     async with other.sandbox as sandbox:
         assert other.tier == 1
@@ -132,6 +134,21 @@ async def test_without_a_health_check_there_is_the_booted_image_alone(
             listed = [each.pid for each in await commands.processes(sandbox)]
             assert listed == ([run.pid] if start else [])
     assert tags(engine) == {"base"}
+
+
+async def test_an_init_takes_the_place_of_process_1(engine: Engine, runner: Runner) -> None:
+    for init in (True, False):
+        run = await runner.run(spec("sleep", "1000", init=init))
+        assert run.pid is not None
+        async with run.sandbox as sandbox, commands.attach(sandbox, run.pid) as running:
+            one = await sandbox.exec(["cat", "/proc/1/comm"])
+            assert (one.stdout == b"sleep\n") is not init
+            running.signal(15)
+            if init:
+                assert (await running.wait()).exit_code == 128 + 15
+            else:
+                again = await sandbox.exec(["cat", "/proc/1/comm"])
+                assert again.stdout == one.stdout
 
 
 async def test_equal_runs_at_once_are_made_once(engine: Engine, runner: Runner) -> None:

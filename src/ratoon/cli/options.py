@@ -246,6 +246,12 @@ def image_options(
             metavar="PROGRAM", help="In place of an image's entrypoint and command; empty: none."
         ),
     ] = None,
+    init: Annotated[
+        bool,
+        typer.Option(
+            "--init", help="An image's command is not process 1: an init is, as Docker's."
+        ),
+    ] = False,
     health: Annotated[
         str | None,
         typer.Option(metavar="URL", help="It is up when http://:PORT/PATH in it answers well."),
@@ -292,6 +298,7 @@ def image_options(
     """Those that were given. InvalidInput: some of them would be of no effect."""
     given = {
         "--entrypoint": ("entrypoint", entrypoint),
+        "--init": ("init", True if init else None),
         "--health": ("health", health),
         "--health-cmd": ("health_cmd", health_cmd),
         "--health-log": ("health_log", health_log),
@@ -326,6 +333,7 @@ _OPTIONS = {
     "image": "IMAGE",
     "command": "COMMAND",
     "entrypoint": "--entrypoint",
+    "init": "--init",
     "env": "--env",
     "user": "--user",
     "workdir": "--workdir",

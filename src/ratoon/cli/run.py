@@ -55,6 +55,7 @@ class CommandSpec:
     timeout: float | None
     #: Later commands have its environment, directory and user: the sandbox is made for it.
     lasting: bool = False
+    own_pids: bool = False
 
 
 @client_command("run", failure=OWN_FAILURE, takes_all=True)
@@ -112,7 +113,11 @@ async def run_in_fork(
         if is_image:
             sandbox = await _image_started(client, source, spec, of_image, options, detach=detach)
             assert sandbox.run is not None
-            spec = replace(spec, argv=sandbox.run.argv or None)  # with the image's entrypoint
+            spec = replace(
+                spec,
+                argv=sandbox.run.argv or None,  # with the image's entrypoint
+                own_pids=not of_image.options.get("init"),
+            )
         else:
             sandbox = await AsyncSandbox.create(source, client=client, **options)
         held.callback(tell_unsynced, sandbox)
@@ -311,6 +316,7 @@ async def _started(
         terminal=terminal,
         background=background,
         lasting=spec.lasting,
+        own_pids=spec.own_pids,
     )
 
 

@@ -15,8 +15,9 @@ class RunOptions(Options, total=False):
 
     `env` is added to the image's environment; `user` (NAME or UID, also with `:GROUP`) and
     `workdir` take the place of the image's. So does an `entrypoint` (a program, or a list of it and
-    its arguments; empty: none), and then the image's own command is left out. `ram_mib`, `vcpus`,
-    `disk_size_mib`: the guest's. `cpu`: as for `from_image`.
+    its arguments; empty: none), and then the image's own command is left out. The command is
+    process 1, as in a container; with `init` Ratoon's agent is, which reaps orphans. `ram_mib`,
+    `vcpus`, `disk_size_mib`: the guest's. `cpu`: as for `from_image`.
 
     `health`: `http://:PORT/PATH`, which the guest must answer with a status below 400.
     `health_cmd`: what must exit with 0 there: text by `sh -c`, or a list. `health_log`: a regular
@@ -32,6 +33,7 @@ class RunOptions(Options, total=False):
     user: str | None
     workdir: str | None
     entrypoint: str | Sequence[str] | None
+    init: bool
     ram_mib: int | None
     vcpus: int | None
     disk_size_mib: int | None
@@ -48,7 +50,7 @@ class RunOptions(Options, total=False):
 
 
 _NAMES = {
-    **{name: name for name in ("user", "workdir", "ram_mib", "vcpus", "cpu")},
+    **{name: name for name in ("init", "user", "workdir", "ram_mib", "vcpus", "cpu")},
     **{name: name for name in ("start", "cache", "refresh")},
     "disk_size_mib": "disk_mib",
 }

@@ -40,6 +40,7 @@ async def run_image(body: RunRequest, daemon: TheDaemon, request: Request) -> Ru
         image=body.image,
         command=tuple(body.command),
         entrypoint=None if body.entrypoint is None else tuple(body.entrypoint),
+        init=body.init,
         env=body.env,
         user=body.user,
         workdir=body.workdir,

@@ -48,6 +48,7 @@ async def stream_command(socket: WebSocket, sandbox_id: str, daemon: TheDaemon) 
                 background=wanted.background,
                 timeout=wanted.timeout,
                 lasting=wanted.lasting,
+                own_pids=wanted.own_pids,
             )
         async with running as command:
             await client.send_json(started={"pid": command.pid})

@@ -35,7 +35,8 @@ class ExecOpening(Request):
 
     `user`: NAME or UID, also with `:GROUP`. A program in the `background` goes on when the client
     leaves. Without a `timeout`, in seconds, it may take for ever. `lasting`: its env, cwd and user
-    are those of commands that follow, where they do not say otherwise.
+    are those of commands that follow, where they do not say otherwise. `own_pids`: it is process 1
+    in a namespace of pids, where commands that follow are as well; there can be one at a time.
     """
 
     argv: list[Word] = Field(default_factory=list)
@@ -47,6 +48,7 @@ class ExecOpening(Request):
     stdin: bool = False
     background: bool = False
     lasting: bool = False
+    own_pids: bool = False
     attach: int | None = None
 
     @model_validator(mode="after")

@@ -16,7 +16,8 @@ from ratoon.engine.startup.spec import Health
 class RunRequest(ForkOptions):
     """`command` takes the place of the image's own, after its entrypoint; `env` is added to its.
 
-    An `entrypoint` takes the place of the image's, and of its command; an empty one is none.
+    An `entrypoint` takes the place of the image's, and of its command; an empty one is none. The
+    command is process 1, as in a container; with `init` that is the agent, which reaps orphans.
     With `health` the answer comes once the command has passed that, and what there is then is kept
     for the next equal request. Without, the command is only started, or, if `start` is false, left
     to the client. `cache` false: nothing that was kept is used, and nothing is kept. `refresh`: the
@@ -27,6 +28,7 @@ class RunRequest(ForkOptions):
     image: Annotated[Word, Field(min_length=1, max_length=4096)]
     command: list[Word] = Field(default_factory=list, max_length=4096)
     entrypoint: Annotated[list[Word], Field(max_length=4096)] | None = None
+    init: bool = False
     env: dict[Word, Word] = Field(default_factory=dict)
     user: Word | None = None
     workdir: Word | None = None

@@ -84,6 +84,7 @@ class Started(_Document):
     tier: Literal[2] = 2
     booted: Booted
     argv: tuple[str, ...]
+    init: bool
     environment: dict[str, str]
     user: str | None
     workdir: str | None
@@ -139,6 +140,7 @@ def started(
     return Started(
         booted=below,
         argv=tuple(image.config.argv(spec.command, spec.entrypoint)),
+        init=spec.init,
         environment={**image.config.env, **spec.env},
         user=spec.user or image.config.user,
         workdir=spec.workdir or image.config.workdir,

@@ -283,6 +283,7 @@ class Runner:
                 user=program.user,
                 background=True,
                 lasting=True,
+                own_pids=not wish.spec.init,
             ) as running:
                 if running.pid is None:
                     ended = await running.wait()

@@ -129,7 +129,8 @@ Health = HttpHealth | CommandHealth | LogHealth
 class RunSpec(Document):
     """What is run. `command` takes the place of the image's own, after its entrypoint.
 
-    An `entrypoint` takes the place of the image's, and of its command.
+    An `entrypoint` takes the place of the image's, and of its command. It is process 1 of its own
+    processes, unless there is to be an `init`: the agent, then.
     `env` is added to the image's; `user` and `workdir` are the image's if not given. Without
     `health` nobody waits for the command, and there is nothing to keep of it. What the sandbox may
     reach and use is in its `SandboxOptions`.
@@ -138,6 +139,7 @@ class RunSpec(Document):
     image: str
     command: Annotated[tuple[str, ...], Field(strict=False)] = ()
     entrypoint: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    init: bool = False
     env: dict[str, str] = Field(default={})
     user: str | None = None
     workdir: str | None = None

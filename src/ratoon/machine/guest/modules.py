@@ -51,7 +51,11 @@ _NEEDS = re.compile(rb"\0depends=([^\0]*)\0")
 _DICTIONARY = 1024 * 1024
 #: What `depmod` reads, and of what it makes what nobody in a guest reads.
 _FACTS = ("modules.builtin", "modules.builtin.modinfo", "modules.order")
-_UNREAD = ("modules.builtin.modinfo", "modules.order", "modules.symbols", "modules.symbols.bin")
+#: Or what systemd would have a `kmod` make nodes of: those that are of use are there.
+_UNREAD = (
+    *("modules.builtin.modinfo", "modules.devname", "modules.order"),
+    *("modules.symbols", "modules.symbols.bin"),
+)
 
 
 def lay_out_modules(release: Path, root: Path, depmod: Sequence[str | Path]) -> None:

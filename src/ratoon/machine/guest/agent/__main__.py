@@ -20,6 +20,7 @@ from .groups import Groups
 from .libc import enter_root
 from .loop import Loop, call
 from .modules import Modules
+from .namespaces import Namespaces
 from .port import find_port
 from .processes import Processes
 from .rebirth import Identity
@@ -49,7 +50,7 @@ class Agent(Loop):
         super().__init__()
         self.freezer = Freezer()
         groups = Groups(self.freezer)
-        self.processes = Processes(self, groups, Victims(), self._tell_command)
+        self.processes = Processes(self, groups, Victims(), Namespaces(), self._tell_command)
         self.evaluator = Evaluator(self, self.processes)
         self.identity = Identity(self.evaluator, self.freezer, groups)
         self.volumes = Volumes(self, self.freezer.spared)

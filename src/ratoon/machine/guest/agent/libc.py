@@ -18,7 +18,9 @@ IN_ONLYDIR, IN_DONT_FOLLOW, IN_EXCL_UNLINK = 0x0100_0000, 0x0200_0000, 0x0400_00
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, _MS_BIND, _MS_MOVE = 1, 2, 4, 8, 4096, 8192
+_MS_REC, _MS_SLAVE, _MS_SHARED = 0x4000, 0x8_0000, 0x10_0000
 _MNT_DETACH = 2
+CLONE_NEWNS, CLONE_NEWPID = 0x2_0000, 0x2000_0000
 _INIT_MODULE, _SYNCFS = 175, 306
 _EVENT = struct.Struct("iIII")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -57,6 +59,31 @@ def rename_to_nothing(source: bytes, target: bytes) -> None:
 def bind(source: str, target: str) -> None:
     """Mount the file or directory `source` over `target`, which is one as well."""
     mount(os.fsencode(source), target, None, _MS_BIND, None)
+
+
+def bind_all(source: str, target: str) -> None:
+    """As `bind`, with what is mounted below."""
+    mount(os.fsencode(source), target, None, _MS_BIND | _MS_REC, None)
+
+
+def share_mounts() -> None:
+    """Let what is mounted later be seen in namespaces that are made from this one."""
+    mount(b"", "/", None, _MS_REC | _MS_SHARED, None)
+
+
+def follow_mounts() -> None:
+    """See what is mounted where this namespace was made from, and show nothing there."""
+    mount(b"", "/", None, _MS_REC | _MS_SLAVE, None)
+
+
+def unshare(flags: int) -> None:
+    """With CLONE_NEWPID it is the next child that is in the new one, as process 1: unshare(2)."""
+    _checked(_libc.unshare(flags))
+
+
+def enter_namespace(fd: int, kind: int) -> None:
+    """As for `unshare`, with CLONE_NEWPID it is children that will be in it: setns(2)."""
+    _checked(_libc.setns(fd, kind))
 
 
 def enter_root(root: str) -> None:

@@ -49,6 +49,8 @@ class Process:
         self.pid = started.pid
         #: The control group with all that it has started; None: it has none of its own.
         self.group: Group | None = None
+        #: It is process 1 in namespaces of its own.
+        self.is_first = False
         self.listener: Stream | None = None
         #: Nobody wants to hear the rest of its output, although there is a listener.
         self.muted = False
@@ -94,12 +96,15 @@ class Process:
             self._timer = None
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal to its process group; SIGKILL is for all of its control group."""
+        """Send a signal to its process group; SIGKILL is for all of its control group.
+
+        Process 1 is sent it alone: what is to become of the others is its affair.
+        """
         if self.status is None:
             if number == signal.SIGKILL and self.group is not None:
                 self.group.kill()
             try:
-                os.killpg(self.pid, number)
+                (os.kill if self.is_first else os.killpg)(self.pid, number)
             except ProcessLookupError:
                 pass
 

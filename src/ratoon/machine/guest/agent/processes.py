@@ -6,6 +6,7 @@ import os
 
 from . import spawn
 from .defaults import Defaults
+from .namespaces import CONTAINER, mount_proc
 from .process import Process
 from .spawn import StartError
 from .stream import Refusal, Stream, operation
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from .groups import Groups
     from .loop import Loop
+    from .namespaces import Namespaces
     from .stream import Request, Speaker
     from .victims import Victims
 
@@ -35,6 +37,7 @@ LISTED = 1000
 LEISURE = 0.05
 #: What a program on a terminal is told that the terminal is, unless the request says it.
 TERM = "xterm"
+NOTHING: dict[str, str] = {}
 
 
 class Command(Process):
@@ -77,11 +80,13 @@ class Processes:
         loop: Loop,
         groups: Groups,
         victims: Victims,
+        namespaces: Namespaces,
         tell: Callable[[dict[str, Any]], None],
     ) -> None:
         """`tell` is called with how the main command is, whenever that has changed."""
         self._tell = tell
         self._loop = loop
+        self._namespaces = namespaces
         self._victims = victims
         self._groups = groups
         self._commands: dict[int, Command] = {}
@@ -101,7 +106,12 @@ class Processes:
         """Start what an `exec` asks for; raises StartError, or Refusal."""
         timeout = None if request.get("timeout") is None else float(request["timeout"])
         user = request.get("user") or self.defaults.user or "root"
-        command = Command(self._loop, self._spawn(request), request, user)
+        if request.get("own_pids"):
+            started = self._namespaces.begin(lambda: self._spawn(request, CONTAINER, mount_proc))
+        else:
+            started = self._namespaces.beside(lambda: self._spawn(request))
+        command = Command(self._loop, started, request, user)
+        command.is_first = bool(request.get("own_pids"))
         command.group = self._groups.admit(command.pid)
         self._loop.on_exit(command.pid, lambda status: self._ended(command, status))
         self._commands[command.pid] = command
@@ -144,11 +154,16 @@ class Processes:
         if self.main is not None and self.main.status is not None:
             self._replace_main(None)
 
-    def _spawn(self, request: Request) -> spawn.Started:
+    def _spawn(
+        self,
+        request: Request,
+        unless_said: dict[str, str] = NOTHING,
+        first: Callable[[], None] | None = None,
+    ) -> spawn.Started:
         size = request.get("terminal")
         name = request.get("user") or self.defaults.user
         user = look_up(name) if name else None
-        env = dict(user.environment) if user else {}
+        env = {**unless_said, **(user.environment if user else {})}
         if size:
             env["TERM"] = TERM
         env.update(self.defaults.env)
@@ -160,6 +175,7 @@ class Processes:
             user=user,
             with_stdin=bool(request.get("stdin")),
             terminal=(int(size[0]), int(size[1])) if size else None,
+            first=first,
         )
 
     def _ended(self, command: Command, status: int) -> None:
@@ -169,6 +185,8 @@ class Processes:
     def _exited(self, process: Process, status: int) -> None:
         if process.group is not None and process is not self.main:
             self._groups.give_back(process.group)
+        if process.is_first:
+            self._namespaces.end()
         process.reason = self._victims.reason(process, status)
         process.exited(status)
 

@@ -12,6 +12,8 @@ from ..shared import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .users import User
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
@@ -43,6 +45,7 @@ class StartError(Exception):
     """
 
     def __init__(self, program: str, cwd: str, error: OSError) -> None:
+        self.errno = error.errno
         self.exit_code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
         self.nowhere = error.filename == cwd
         what = f"cannot enter the directory {cwd}" if self.nowhere else f"cannot execute {program}"
@@ -78,11 +81,16 @@ def start(
     user: User | None,
     with_stdin: bool,
     terminal: tuple[int, int] | None,
+    first: Callable[[], None] | None = None,
 ) -> Started:
     """Start `argv`; raises StartError if the program is missing or cannot be executed.
 
-    `terminal`: rows and columns of a new one, for input and output.
+    `terminal`: rows and columns of a new one, for input and output. `first`: what the child does
+    beforehand, as root.
     """
+    prepare, becomes = (_take_terminal if terminal is not None else None), user
+    if first is not None:
+        prepare, becomes = _all_of_it(first, prepare, user), None
     ours: list[int] = []
     theirs: list[int] = []
     slave = None
@@ -94,7 +102,7 @@ def start(
             resize(master, *terminal)
             if user is not None:
                 os.fchown(slave, user.uid, user.gid)
-            pid = _start(argv, env, cwd, user, [slave, slave, slave], terminal=True)
+            pid = _start(argv, env, cwd, becomes, [slave, slave, slave], prepare)
             outputs = [(master, wire.STDOUT)]
             stdin: int | None = ours[2]
         else:
@@ -110,7 +118,7 @@ def start(
             if user is not None:  # by name they can be opened by who owns them: /dev/stdout
                 for fd in theirs:
                     os.fchown(fd, user.uid, user.gid)
-            pid = _start(argv, env, cwd, user, [read, *theirs[:2]], terminal=False)
+            pid = _start(argv, env, cwd, becomes, [read, *theirs[:2]], prepare)
             outputs = [(ours[0], wire.STDOUT), (ours[1], wire.STDERR)]
             stdin = ours[2] if with_stdin else None
     except BaseException as error:
@@ -138,16 +146,15 @@ def _start(
     cwd: str,
     user: User | None,
     stdio: list[int],
-    *,
-    terminal: bool,
+    prepare: Callable[[], None] | None,
 ) -> int:
     try:
-        return _execute(argv, env, cwd, user, stdio, terminal=terminal)
+        return _execute(argv, env, cwd, user, stdio, prepare)
     except OSError as error:
         pieces = in_pieces(argv) if error.errno == errno.E2BIG else None
         if pieces is None:
             raise
-        return _execute(pieces, env, cwd, user, stdio, terminal=terminal)
+        return _execute(pieces, env, cwd, user, stdio, prepare)
 
 
 def in_pieces(argv: list[str]) -> list[str] | None:
@@ -175,8 +182,7 @@ def _execute(
     cwd: str,
     user: User | None,
     stdio: list[int],
-    *,
-    terminal: bool,
+    prepare: Callable[[], None] | None,
 ) -> int:
     # Nothing is inherited that is not meant to be, and so vfork will do: a fork would make every
     # page of the agent copied on write, here and then in each fork of the sandbox. Another user or
@@ -193,7 +199,7 @@ def _execute(
         user=user.uid if user else None,
         group=user.gid if user else None,
         extra_groups=user.groups if user else None,
-        preexec_fn=_take_terminal if terminal else None,  # noqa: PLW1509  there is one thread
+        preexec_fn=prepare,  # noqa: PLW1509  there is one thread
     )
     started.returncode = 0  # it is the loop that waits for it, as for all children
     return started.pid
@@ -202,3 +208,20 @@ def _execute(
 def _take_terminal() -> None:
     """In the child: the terminal becomes its session's, for signals and job control."""
     fcntl.ioctl(0, TIOCSCTTY, 0)
+
+
+def _all_of_it(
+    first: Callable[[], None], then: Callable[[], None] | None, user: User | None
+) -> Callable[[], None]:
+    """What a child does that has work to do as root: `Popen` would make it the user before."""
+
+    def prepare() -> None:
+        first()
+        if then is not None:
+            then()
+        if user is not None:
+            os.setgroups(user.groups)
+            os.setgid(user.gid)
+            os.setuid(user.uid)
+
+    return prepare
