@@ -40,8 +40,13 @@ WITHOUT = (
     *("*/ipset/*", "*/ipvs/*", "*_set.ko", "*_ipvs.ko", "*_h323.ko", "*_sip.ko", "*_pptp.ko"),
     *("*_amanda.ko", "*_irc.ko", "*_netbios_ns.ko", "*_sane.ko", "*_snmp*.ko", "*_broadcast.ko"),
 )
+#: Of what `depmod` makes: what nobody reads, or systemd alone, to make nodes that are there.
+UNREAD = (
+    *("modules.builtin.modinfo", "modules.devname", "modules.order"),
+    *("modules.symbols", "modules.symbols.bin"),
+)
 #: All that makes two guests of one kernel differ in their modules.
-CHOICE = (AT_BOOT, FOR_VOLUMES, ON_DEMAND, FIREWALL, WITHOUT)
+CHOICE = (AT_BOOT, FOR_VOLUMES, ON_DEMAND, FIREWALL, WITHOUT, UNREAD)
 #: What `depmod` of Debian takes to run.
 DEPMOD_PACKAGES = ("kmod", "libkmod2", "liblzma5", "libssl3", "libzstd1")
 
@@ -49,13 +54,8 @@ DEPMOD_PACKAGES = ("kmod", "libkmod2", "liblzma5", "libssl3", "libzstd1")
 _NEEDS = re.compile(rb"\0depends=([^\0]*)\0")
 #: Readers hold a dictionary in memory, busybox as much as is said here.
 _DICTIONARY = 1024 * 1024
-#: What `depmod` reads, and of what it makes what nobody in a guest reads.
+#: What `depmod` reads.
 _FACTS = ("modules.builtin", "modules.builtin.modinfo", "modules.order")
-#: Or what systemd would have a `kmod` make nodes of: those that are of use are there.
-_UNREAD = (
-    *("modules.builtin.modinfo", "modules.devname", "modules.order"),
-    *("modules.symbols", "modules.symbols.bin"),
-)
 
 
 def lay_out_modules(release: Path, root: Path, depmod: Sequence[str | Path]) -> None:
@@ -80,7 +80,7 @@ def lay_out_modules(release: Path, root: Path, depmod: Sequence[str | Path]) -> 
     for name in _FACTS:
         shutil.copy2(release / name, target)
     run([*depmod, "-b", root, release.name])
-    for name in _UNREAD:
+    for name in UNREAD:
         (target / name).unlink()
 
 
