@@ -1,0 +1,166 @@
+"""Programs that people bring: each has a task in a sandbox, is forked at it, and goes on.
+
+They start namespaces, control groups, file systems and firewalls of their own, or are process 1.
+Images are built from Debian's packages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from vm_helpers import forget
+
+from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.machine.guest import commands
+from ratoon.units import MIB
+
+Check = Callable[[Sandbox], Awaitable[None]]
+
+#: Seconds for a step: a browser or a container starts, under emulation, on a busy host.
+LONG = 900
+#: Counts in a file, and goes on from there; as a program, `count FILE`.
+COUNT = b"""#!/bin/sh
+n=0; test -e $1 && n=$(wc -l <$1)
+while :; do n=$((n+1)); echo $n >>$1; sleep 0.05; done
+"""
+#: Waits until there is more in such a file: nothing was left out, and nothing counted twice.
+COUNTED = """
+n=$(wc -l <$1); until [ $(wc -l <$1) -gt $n ]; do sleep 0.1; done
+n=$(wc -l <$1); seq $n >/tmp/expected; head -n $n $1 | cmp - /tmp/expected
+"""
+
+
+@asynccontextmanager
+async def base(
+    engine: Engine, image: str, *, ram: int = 512, disk: int = 1024
+) -> AsyncIterator[str]:
+    """The tag of one that is made of `image`, in MiB, and goes again."""
+    tag = "programs"
+    await engine.bases.from_image(image, tag, ram_bytes=ram * MIB, disk_bytes=disk * MIB)
+    try:
+        yield tag
+    finally:
+        await engine.settle()
+        forget(engine, tag)
+
+
+@asynccontextmanager
+async def fork_of(engine: Engine, tag: str) -> AsyncIterator[Sandbox]:
+    """One that can count."""
+    async with await engine.fork_one(tag) as sandbox:
+        await sh(sandbox, "cd /usr/local/bin; cat >count; chmod +x count", stdin=COUNT)
+        yield sandbox
+
+
+async def sh(
+    sandbox: Sandbox, script: str, *arguments: str, user: str = "root", stdin: bytes = b""
+) -> str:
+    """What a script prints, no step of which may fail."""
+    argv = ["sh", "-ec", script, "sh", *arguments]
+    result = await sandbox.exec(argv, user=user, cwd="/tmp", stdin=stdin, timeout=LONG)
+    assert result.exit_code == 0, (script, result.stdout[-2000:], result.stderr[-2000:])
+    return result.stdout.decode()
+
+
+async def begin(
+    sandbox: Sandbox, argv: list[str], *, user: str = "root", first: bool = False
+) -> int:
+    """Start a program in the background that says `begun` in a line; its pid. `first`: as that."""
+    async with commands.start(
+        sandbox, argv, user=user, cwd="/tmp", background=True, own_pids=first
+    ) as command:
+        said = b""
+        while b"begun\n" not in said:
+            piece = await asyncio.wait_for(command.read(), LONG)
+            assert piece is not None, (said, await command.wait())
+            said += piece[1]
+        assert command.pid is not None
+        return command.pid
+    raise AssertionError
+
+
+async def end(sandbox: Sandbox, pid: int, number: int) -> int:
+    """Send a signal to what has begun, which ends by it; its exit code."""
+    async with commands.attach(sandbox, pid) as command:
+        command.signal(number)
+        return (await asyncio.wait_for(command.wait(), LONG)).exit_code
+
+
+def counts(path: str) -> Check:
+    """What counts in a file goes on."""
+
+    async def check(sandbox: Sandbox) -> None:
+        await sh(sandbox, COUNTED, path)
+
+    return check
+
+
+async def in_all(engine: Engine, source: Sandbox, check: Check) -> None:
+    """`check` holds in a sandbox, in a fork of it at work, and in a fork of a branch of it."""
+    await check(source)
+    (fork,) = await engine.fork_sandbox(source)
+    assert isinstance(fork, Sandbox)
+    async with fork:
+        await engine.branch(source, "at-work")
+        async with await engine.fork_one("at-work") as other:
+            for sandbox in (source, fork, other):
+                await check(sandbox)
+
+
+@pytest.fixture(scope="module")
+async def small(engine: Engine) -> AsyncIterator[str]:
+    async with base(engine, "debian+bubblewrap+s6") as tag:
+        yield tag
+
+
+WRAPPED = """
+mkdir /tmp/room; cd /tmp/room
+exec bwrap --unshare-all --die-with-parent --hostname bubble --ro-bind /usr /usr \
+    --symlink usr/bin /bin --symlink usr/lib64 /lib64 --symlink usr/lib /lib \
+    --proc /proc --dev /dev --tmpfs /root --bind . /room --chdir /room sh -ec '
+        test -w /dev/null; test ! -e /etc/passwd; touch /root/own
+        ls -d /proc/[0-9]* | wc -l >seen; hostname >>seen; id -u >>seen
+        echo begun; exec count /room/count'
+"""
+
+
+@pytest.mark.parametrize(("user", "uid"), [("root", "0"), ("nobody", "65534")])
+async def test_bubblewrap(engine: Engine, small: str, user: str, uid: str) -> None:
+    """In namespaces of all kinds, with a /proc and a /dev of its own, and little of the disk."""
+    async with fork_of(engine, small) as sandbox:
+        await begin(sandbox, ["sh", "-ec", WRAPPED], user=user)
+        processes, *seen = (await sh(sandbox, "cat room/seen")).split()
+        assert (int(processes) < 6, seen) == (True, ["bubble", uid])
+        await in_all(engine, sandbox, counts("/tmp/room/count"))
+
+
+S6 = """
+test $$ = 1
+mkdir -p /srv/s6/counter /srv/s6/.s6-svscan; cd /srv/s6
+printf '#!/bin/sh\nexec count /srv/count\n' >counter/run; chmod +x counter/run
+printf '#!/bin/sh\necho finished\nexit 0\n' >.s6-svscan/finish; chmod +x .s6-svscan/finish
+echo begun; exec s6-svscan /srv/s6
+"""
+S6_RESTARTS = """
+cat /proc/1/comm; s6-svwait -u /srv/s6/counter
+before=$(s6-svstat -o pid /srv/s6/counter); kill -9 $before
+until now=$(s6-svstat -o pid /srv/s6/counter); [ $now -gt $before ]; do sleep 0.1; done
+"""
+
+
+async def test_s6_as_process_1(engine: Engine, small: str) -> None:
+    """It supervises what counts, starts it anew when it has died, and ends when it is told to."""
+
+    async def supervises(sandbox: Sandbox) -> None:
+        assert await sh(sandbox, S6_RESTARTS) == "s6-svscan\n"
+        await sh(sandbox, COUNTED, "/srv/count")
+
+    async with fork_of(engine, small) as sandbox:
+        pid = await begin(sandbox, ["sh", "-ec", S6], first=True)
+        await in_all(engine, sandbox, supervises)
+        assert await end(sandbox, pid, 15) == 0
+        assert await sh(sandbox, "cat /proc/[0-9]*/comm | grep -c s6- || :") == "0\n"
