@@ -80,8 +80,10 @@ class Mounts:
         exports = {export.id: export for export in self._exports}
         return VolumeServer(name, machine.volumes_socket, exports)
 
-    async def arrange(self, channel: Channel) -> None:
+    async def arrange(self, channel: Channel, *, stale: bool) -> None:
         """Have the guest mount its volumes, and no others; served meanwhile.
+
+        `stale`: its kernel knows of them what they were when a snapshot was taken.
 
         InvalidInput: one cannot be mounted where it is to be. GuestError.
         """
@@ -90,12 +92,14 @@ class Mounts:
                 "target": volume.target,
                 "root": export.handles.root.hex(),
                 "read_only": volume.read_only,
+                # Others may write to any directory of the host, but to these one sandbox at a time.
+                "own": volume.named and not volume.read_only,
             }
             for volume, export in zip(self._volumes, self._exports, strict=True)
         ]
         ordered = sorted(volumes, key=lambda each: str(each["target"]))
         try:
-            await channel.request("volumes", timeout=MOUNT_TIMEOUT, volumes=ordered)
+            await channel.request("volumes", timeout=MOUNT_TIMEOUT, volumes=ordered, stale=stale)
         except GuestError as error:
             if error.kind != "target":
                 raise

@@ -241,12 +241,12 @@ class MachineStarter:
                 with stages("volumes"):
                     if volumes and doubtful:
                         async with sandbox_death_as_error(name, machine):
-                            await own.arrange(channel)
+                            await own.arrange(channel, stale=False)
                         await asyncio.to_thread(volumes.close)
                         volumes = None
                     volumes = volumes or mounts.serve(name, machine, inherits=True)
                     async with sandbox_death_as_error(name, machine):
-                        await mounts.arrange(channel)
+                        await mounts.arrange(channel, stale=not resume)
         except BaseException:
             if channel:
                 channel.close()

@@ -104,6 +104,11 @@ def mount(source: bytes, target: str, kind: bytes | None, flags: int, data: byte
 
 
 def unmount(target: str) -> None:
+    """OSError, EBUSY: somebody uses it; umount2(2)."""
+    _checked(_libc.umount2(os.fsencode(target), 0), target)
+
+
+def detach(target: str) -> None:
     """What has files there open keeps them: umount2(2) with MNT_DETACH."""
     _checked(_libc.umount2(os.fsencode(target), _MNT_DETACH), target)
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from .loop import Loop
     from .stream import Request, Speaker
 
+    #: What is mounted: the root's handle; whether it is read-only; whether only this writes to it.
+    What = tuple[bytes, bool, bool]
+
     class HasVolumes(Speaker, Protocol):
         """The agent, as the stream here sees it."""
 
@@ -56,6 +59,9 @@ _TRANSFER = 256 * 1024
 _TIMEO, _RETRANS = 600, 2
 #: Seconds that attributes are believed, at least and at most: the host changes files, too.
 _ATTRIBUTES = (1, 3, 1, 3)
+#: Of a volume that is written to by nobody else: they are believed for as long, also when a file is
+#: opened (nocto), which else is a call each time.
+_OWN_FLAGS, _OWN_ATTRIBUTES = 0x10, (3, 3, 3, 3)
 #: struct nfs_mount_data, version 6: until `addr`, from there to `root`, and after it.
 _MOUNT = struct.Struct("=ii32siiiiiiiii")
 _AUTH_SYS = 1
@@ -77,8 +83,7 @@ class Volumes:
         self._unhurried: dict[str, bytes] | None = None
         #: The last sync failed: a fork of this has in memory what its source has yet to write.
         self._unsynced = False
-        #: By target: the root's handle, and whether it is read-only.
-        self.mounted: dict[str, tuple[bytes, bool]] = {}
+        self.mounted: dict[str, What] = {}
         #: Those that are written to, as open directories, wherever they are mounted by now; what
         #: could not be written since the last sync is told by the next one: errseq_t.
         self._written: dict[str, int] = {}
@@ -95,8 +100,11 @@ class Volumes:
         for name in PACE:
             self._settings[name] = os.open(f"/proc/sys/vm/{name}", os.O_RDWR | os.O_CLOEXEC)
 
-    def become(self, wanted: dict[str, tuple[bytes, bool]]) -> None:
-        """Have these mounts and no others. Refusal, OSError: one cannot be made, or taken away."""
+    def become(self, wanted: dict[str, What], *, stale: bool = False) -> None:
+        """Have these mounts and no others. Refusal, OSError: one cannot be made, or taken away.
+
+        `stale`: what the kernel knows of them may be older than they are.
+        """
         gone = [known for known, what in self.mounted.items() if wanted.get(known) != what]
         if gone and self._unsynced:
             self._sync(_PATIENCE)  # it is answered with errors, and nothing is left then
@@ -107,13 +115,15 @@ class Volumes:
                 if target in self._written:
                     os.close(self._written.pop(target))
                 _umount(target)
+        if stale:
+            for target in [known for known, (_, _, own) in self.mounted.items() if own]:
+                self._forget(target)
         for target, what in wanted.items():
             if target not in self.mounted:
                 self._start()
-                root, read_only = what
                 try:
-                    self._mount(target, root, read_only)
-                    if not read_only:
+                    self._mount(target, *what)
+                    if not what[1]:
                         self._written[target] = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
                     raise Refusal(f"{target}: {error.strerror}", "target") from None
@@ -175,12 +185,26 @@ class Volumes:
         for name, fd in self._settings.items():
             os.pwrite(fd, values[name], 0)
 
-    def _mount(self, target: str, root: bytes, read_only: bool) -> None:
+    def _mount(self, target: str, root: bytes, read_only: bool, own: bool) -> None:
         assert self._listener is not None
         os.makedirs(target, exist_ok=True)
         port: int = self._listener.getsockname()[1]
         flags = libc.MS_NOSUID | libc.MS_NODEV | (libc.MS_RDONLY if read_only else 0)
-        libc.mount(b"ratoon:/", target, b"nfs", flags, _mount_data(root, port))
+        libc.mount(b"ratoon:/", target, b"nfs", flags, _mount_data(root, port, own))
+
+    def _forget(self, target: str) -> None:
+        """Have the kernel ask anew for all of a mount; it does so soon if somebody uses it."""
+        held = self._written.pop(target)
+        device = os.fstat(held).st_dev
+        os.close(held)
+        try:
+            if os.stat(target).st_dev == device:  # else somebody has mounted something over it
+                libc.unmount(target)
+                del self.mounted[target]
+                return
+        except OSError:
+            pass
+        self._written[target] = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
 
     # The relay ------------------------------------------------------------------------------------
 
@@ -270,9 +294,11 @@ def _load(directory: int) -> None:
             pass
 
 
-def _mount_data(root: bytes, port: int) -> bytes:
+def _mount_data(root: bytes, port: int, own: bool) -> bytes:
+    flags = _FLAGS | _OWN_FLAGS if own else _FLAGS
+    attributes = _OWN_ATTRIBUTES if own else _ATTRIBUTES
     address = struct.pack("=H", socket.AF_INET) + struct.pack(">H", port) + bytes([127, 0, 0, 1])
-    numbers = (_FLAGS, _TRANSFER, _TRANSFER, _TIMEO, _RETRANS, *_ATTRIBUTES)
+    numbers = (flags, _TRANSFER, _TRANSFER, _TIMEO, _RETRANS, *attributes)
     return (
         _MOUNT.pack(6, -1, b"", *numbers)
         + address.ljust(16, b"\0")
@@ -289,7 +315,7 @@ def _mount_data(root: bytes, port: int) -> bytes:
 def _umount(target: str) -> None:
     """What has files there open keeps them; OSError: nothing is mounted there."""
     try:
-        libc.unmount(target)
+        libc.detach(target)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.EINVAL):  # somebody in the guest was sooner
             raise
@@ -302,10 +328,11 @@ class Mount(Stream):
     agent: HasVolumes
 
     def start(self, request: Request) -> None:
-        wanted: dict[str, tuple[bytes, bool]] = {}
+        wanted = {}
         for volume in request["volumes"]:
-            wanted[volume["target"]] = bytes.fromhex(volume["root"]), bool(volume["read_only"])
-        self.agent.volumes.become(wanted)
+            root = bytes.fromhex(volume["root"])
+            wanted[volume["target"]] = root, bool(volume["read_only"]), bool(volume["own"])
+        self.agent.volumes.become(wanted, stale=request["stale"])
         self.reply()
 
 
