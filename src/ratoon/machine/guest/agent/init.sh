@@ -14,7 +14,7 @@ until [ -b /dev/vda ] || [ $tries -ge 500 ]; do
     tries=$((tries + 1))
 done
 # Without a disk, as where KVM is tried: something that can be the root, and be moved.
-/bin/busybox mount -t ext4 -o noatime /dev/vda /sysroot || {
+/bin/busybox mount -t ext4 -o noatime,discard /dev/vda /sysroot || {
     echo "ratoon: cannot mount the root disk"
     /bin/busybox mount -t tmpfs tmpfs /sysroot
 }
