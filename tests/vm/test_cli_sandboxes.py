@@ -185,7 +185,9 @@ async def test_the_end_of_what_runs_in_the_background(ratoon: Ratoon, forked: Se
     script = "until [ -e /tmp/end ]; do sleep 0.05; done; exit 42"
     run = "run", "-d", "--stop-signal", "INT"
     first = (await ratoon(*run, "--name", "first", "base", "sh", "-c", script)).text.strip()
-    second = (await ratoon(*run, "--rm", "base", "sh", "-c", script)).text.strip()
+    told = json.loads((await ratoon(*run, "--json", "--rm", "base", "sh", "-c", script)).out)
+    second = told["id"]
+    assert (told["auto_remove"], told["command"]["ended"]) == (True, None)
     bare = (await ratoon("run", "-d", "base")).text.strip()
     waiting = [
         asyncio.create_task(ratoon("wait", *names))

@@ -168,7 +168,7 @@ async def test_what_it_wrote_is_heard_before_its_sandbox_goes(engine: Engine) ->
 
 #: Is asked to end, and takes its time; its child as well, which hears of it afterwards.
 SERVER = """
-sh -c 'trap "sleep 0.5; echo child >>/mnt/told; exit" USR1; touch /tmp/child
+sh -c 'trap "sleep 3; echo child >>/mnt/told; exit" USR1; touch /tmp/child
 while :; do sleep 0.05; done' &
 setsid sh -c 'trap "" USR1; touch /tmp/deaf; while :; do sleep 0.05; done' &
 trap 'sleep 0.5; echo main >>/mnt/told; exit 7' USR1
@@ -177,9 +177,11 @@ while :; do sleep 0.05; done
 """
 
 
-async def test_stop(engine: Engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("auto_remove", [False, True])
+async def test_stop(engine: Engine, tmp_path: Path, auto_remove: bool) -> None:
+    """What `auto_remove` would end at once has its time as well."""
     volume = {"source": str(tmp_path), "target": "/mnt"}
-    options = {"stop_signal": "USR1", "volumes": [volume]}
+    options = {"stop_signal": "USR1", "volumes": [volume], "auto_remove": auto_remove}
     sandbox = await made_for(engine, SERVER, **options)
     await sh(sandbox, "until [ -e /tmp/ready ]; do sleep 0.05; done")
     waiting = asyncio.create_task(exit_code(sandbox))

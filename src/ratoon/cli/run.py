@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -127,6 +127,8 @@ async def run_in_fork(
                 await _left_running(sandbox, spec)
             held.pop_all()
             if as_json:
+                with suppress(NotFound):  # with --rm
+                    await sandbox.refresh()
                 print_json({**asdict(sandbox.info), **_image_facts(sandbox)})
             else:
                 print(sandbox.id)

@@ -46,7 +46,7 @@ def _due(sandbox: Sandbox) -> str | None:
     options = sandbox.options
     if options.ttl_seconds and time.time() - sandbox.record.created_at_unix >= options.ttl_seconds:
         return "kill"
-    if options.auto_remove and sandbox.command and sandbox.command.ended:
+    if options.auto_remove and sandbox.has_ended and not sandbox.stopping:
         return "kill"
     return "suspend" if sandbox.is_idle else None
 

@@ -116,6 +116,8 @@ class Sandbox:
         #: Its ports that are published on the host.
         self._ports = Ports(self.dial)
         self._ending: asyncio.Task[None] | None = None
+        #: Its command is asked to end, and what that leaves behind; the sandbox ends then.
+        self.stopping = False
         self._listen(before=record.command)
         self._users = 0
         self._last_used = time.monotonic()
@@ -180,6 +182,11 @@ class Sandbox:
     def command(self) -> MainCommand | None:
         """The command that it was made for, as was last heard of it."""
         return self._incarnation.channel.command if self._incarnation else self.record.command
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether that command has."""
+        return self.command is not None and self.command.ended is not None
 
     @property
     def stop_signal(self) -> str:
@@ -475,15 +482,22 @@ class Sandbox:
         it wakes when it is used.
         """
         if self.command and seconds and (self.state == "running" or self.wakes):
-            wish = {"signal": signal_number(self.stop_signal), "seconds": seconds}
-            async with self.awake():  # if that fails, it is left as it is
-                try:
-                    await self.request("stop", timeout=seconds + commands.TIMEOUT, **wish)
-                except RatoonError as error:  # it ends in any case
-                    log.warning("sandbox %s was not stopped, but killed: %s", self.id, error)
+            self.stopping = True
+            try:
+                async with self.awake():  # if that fails, it is left as it is
+                    await self._ask_to_end(seconds)
+            finally:
+                self.stopping = False
         ended = self.command.ended if self.command else None
         await self.kill()
         return ended
+
+    async def _ask_to_end(self, seconds: float) -> None:
+        wish = {"signal": signal_number(self.stop_signal), "seconds": seconds}
+        try:
+            await self.request("stop", timeout=seconds + commands.TIMEOUT, **wish)
+        except RatoonError as error:  # it ends in any case
+            log.warning("sandbox %s was not stopped, but killed: %s", self.id, error)
 
     async def kill(self, *, now: bool = False) -> None:
         """End the sandbox and remove all it had; safe to repeat.
