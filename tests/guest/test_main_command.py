@@ -133,11 +133,12 @@ async def test_the_signal_is_for_itself_and_it_may_take_its_time(
     guest: Guest, tmp_path: Path
 ) -> None:
     """Its children are its own to ask, in the order that they need."""
-    child = "trap 'touch asked' INT; while :; do sleep 0.05; done"
-    main = "trap 'kill -9 $!; sleep 0.5; exit 7' INT; touch ready; while :; do wait; done"
+    child = "trap 'touch asked' USR1; touch heeds; while :; do sleep 0.05; done"
+    main = """trap 'sleep 0.5; kill -9 $!; exit 7' USR1
+    until [ -e heeds ]; do sleep 0.01; done; touch ready; while :; do wait; done"""
     pid = await begin(guest, f"cd {tmp_path}; sh -c {quote(child)} & {main}")
     await until((tmp_path / "ready").exists)
-    await stop(guest, 60, signal.SIGINT)
+    await stop(guest, 60, signal.SIGUSR1)
     assert guest.channel.command == MainCommand(pid, CommandEnd(7))
     assert not (tmp_path / "asked").exists()
 
