@@ -152,9 +152,8 @@ class Agent(Loop):
             stream = Stream(self, number)
             try:
                 self.identity.rebirth(payload)
-                if payload[0] & ~wire.ONLINE != wire.RESUME:
-                    self.processes.begin_anew()
-                self.processes.tell()
+                if self.processes.main is not None:
+                    self.processes.reborn(payload[0] & ~wire.ONLINE == wire.RESUME)
                 stream.reply(**({"volumes": True} if self.volumes.relayed else {}))
             except Exception as error:
                 stream.fail(error)

@@ -149,10 +149,11 @@ class Processes:
             how = self.main.outcome() if self.main.settled else {}
             self._tell({"pid": self.main.pid, **how})
 
-    def begin_anew(self) -> None:
-        """Another sandbox has begun: it has the main command of its source if that runs."""
-        if self.main is not None and self.main.status is not None:
+    def reborn(self, resumed: bool) -> None:
+        """Another sandbox than before has the main command of its source only if that runs."""
+        if not resumed and self.main is not None and self.main.status is not None:
             self._replace_main(None)
+        self.tell()
 
     def _spawn(
         self,
