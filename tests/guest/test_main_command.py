@@ -143,8 +143,15 @@ async def test_the_signal_is_for_itself_and_it_may_take_its_time(
     assert not (tmp_path / "asked").exists()
 
 
-async def test_one_that_does_not_heed_it_has_its_time(guest: Guest) -> None:
-    pid = await begin(guest, "trap '' TERM; exec sleep 60")
+async def begin_deaf(guest: Guest, place: Path) -> int:
+    """One that does not heed SIGTERM, as soon as it can be asked."""
+    pid = await begin(guest, f"trap '' TERM; touch {place}/ready; exec sleep 60")
+    await until((place / "ready").exists)
+    return pid
+
+
+async def test_one_that_does_not_heed_it_has_its_time(guest: Guest, tmp_path: Path) -> None:
+    pid = await begin_deaf(guest, tmp_path)
     await stop(guest, 0.2)
     assert guest.channel.command == MainCommand(pid)
     assert is_alive(pid), "the sandbox ends, and with it the command"
@@ -157,9 +164,9 @@ async def test_there_may_be_none_or_it_has_ended(guest: Guest) -> None:
     await stop(guest, 60)
 
 
-async def test_who_asked_is_gone(guest: Guest) -> None:
+async def test_who_asked_is_gone(guest: Guest, tmp_path: Path) -> None:
     """What was asked of the command is not taken back, and it has no deadline any more."""
-    pid = await begin(guest, "trap '' TERM; exec sleep 60")
+    pid = await begin_deaf(guest, tmp_path)
     stopping = asyncio.create_task(stop(guest, 60))
     await guest.channel.request("hello", timeout=20)
     stopping.cancel()
