@@ -111,6 +111,9 @@ async def in_all(engine: Engine, source: Sandbox, check: Check) -> None:
                 await check(sandbox)
 
 
+# Those of every run -------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="module")
 async def small(engine: Engine) -> AsyncIterator[str]:
     async with base(engine, "debian+bubblewrap+s6") as tag:
@@ -164,3 +167,101 @@ async def test_s6_as_process_1(engine: Engine, small: str) -> None:
         await in_all(engine, sandbox, supervises)
         assert await end(sandbox, pid, 15) == 0
         assert await sh(sandbox, "cat /proc/[0-9]*/comm | grep -c s6- || :") == "0\n"
+
+
+# Those of the long runs ---------------------------------------------------------------------------
+
+
+UNIT = """
+mkdir -p /etc/systemd/system/multi-user.target.wants; cd /etc/systemd/system
+printf '[Service]\nExecStart=count /srv/count\nRestart=always\nRestartSec=0\n' >counter.service
+ln -s ../counter.service multi-user.target.wants
+"""
+SYSTEMD = "echo begun; exec /lib/systemd/systemd"
+SYSTEMD_IS_UP = """
+until systemctl is-system-running 2>/dev/null | grep -E 'running|degraded'; do sleep 0.3; done
+systemctl list-units --failed --no-legend
+"""
+SYSTEMD_RESTARTS = """
+cat /proc/1/comm; systemctl is-active counter; test -d /run/ratoon/modules
+before=$(systemctl show -P MainPID counter); kill -9 $before
+until now=$(systemctl show -P MainPID counter); [ $now -gt $before ]; do sleep 0.1; done
+journalctl --sync; journalctl -u counter | grep -q 'Main process exited'
+"""
+
+
+@pytest.mark.soak
+async def test_systemd_as_process_1(engine: Engine) -> None:
+    """It is up with nothing failed, restarts what has died, and powers off when it is told to."""
+
+    async def supervises(sandbox: Sandbox) -> None:
+        assert await sh(sandbox, SYSTEMD_RESTARTS) == "systemd\nactive\n"
+        await sh(sandbox, COUNTED, "/srv/count")
+
+    async with (
+        base(engine, "debian+systemd") as tag,
+        fork_of(engine, tag) as sandbox,
+    ):
+        await sh(sandbox, UNIT)
+        pid = await begin(sandbox, ["sh", "-c", SYSTEMD], first=True)
+        assert await sh(sandbox, SYSTEMD_IS_UP) == "running\n"
+        await in_all(engine, sandbox, supervises)
+        # SIGRTMIN+4: power off. In a namespace of pids, the kernel has process 1 killed for that.
+        assert await end(sandbox, pid, 38) == 128 + 2
+        assert (
+            await sh(sandbox, "cat /proc/[0-9]*/comm | grep -c -e systemd -e count || :") == "0\n"
+        )
+
+
+CONTAINERS = "debian+busybox-static+docker.io+fuse-overlayfs+iptables+podman+slirp4netns+uidmap"
+#: The root of a container, in /tmp/tree; and a user.
+TREE = """
+mkdir -p tree/bin tree/tmp; cp /bin/busybox /usr/local/bin/count tree/bin; cd tree/bin
+for name in cat echo httpd id mkdir sh sleep wc wget; do ln -s busybox $name; done
+useradd -m app
+"""
+WEB = "mkdir /www; echo from a container >/www/index.html; exec httpd -f -h /www"
+#: Asks for a page of the guest's loopback.
+ASK = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode().strip())"
+
+DOCKERD = """
+dockerd >/var/log/dockerd 2>&1 &
+until docker version >/dev/null 2>&1; do sleep 0.3; done
+tar -C tree -c . | docker import - tree >/dev/null
+printf 'FROM tree\nRUN echo built >/built\nCMD ["cat", "/built"]\n' | docker build -q -t built -
+docker run -d --name counter -m 32m -v /srv/docker:/kept tree count /kept/count
+docker run -d --name web -p 8080:80 tree sh -c "$0"
+echo begun; wait
+"""
+DOCKERD_WORKS = """
+docker run --rm built
+docker run --rm tree wget -qO- http://$(docker inspect -f '{{.NetworkSettings.IPAddress}}' web)/
+python3 -c "$1" http://127.0.0.1:8080/
+docker exec counter cat /sys/fs/cgroup/memory.max
+"""
+
+
+@asynccontextmanager
+async def with_tree(engine: Engine) -> AsyncIterator[Sandbox]:
+    """One that has dockerd, Podman, and what containers are made of."""
+    async with (
+        base(engine, CONTAINERS, ram=1024, disk=2048) as tag,
+        fork_of(engine, tag) as sandbox,
+    ):
+        await sh(sandbox, TREE)
+        yield sandbox
+
+
+@pytest.mark.soak
+async def test_dockerd(engine: Engine) -> None:
+    """Containers on a bridge, with a published port, a limit and a volume; an image is built."""
+
+    async def works(sandbox: Sandbox) -> None:
+        said = await sh(sandbox, DOCKERD_WORKS, ASK)
+        web = "from a container"
+        assert said.splitlines() == ["built", web, web, str(32 * MIB)]
+        await sh(sandbox, COUNTED, "/srv/docker/count")
+
+    async with with_tree(engine) as sandbox:
+        await begin(sandbox, ["sh", "-ec", DOCKERD, WEB])
+        await in_all(engine, sandbox, works)
