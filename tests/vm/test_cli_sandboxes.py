@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from served_daemon import Served
 from typist import PROGRAM, terminal
-from vm_helpers import FOR_EVER, sh
+from vm_helpers import FOR_EVER, sh, until
 
 from ratoon.api.answers import CommandEnd
 from ratoon.machine.guest import commands
@@ -193,6 +193,7 @@ async def test_the_end_of_what_runs_in_the_background(ratoon: Ratoon, forked: Se
         asyncio.create_task(ratoon("wait", *names))
         for names in (["first", second], ["--json", second, "first"], [bare, "first"])
     ]
+    await until(lambda: are_waited_for(forked, 5), "who waits")
     for each in first, second:
         assert (await ratoon("exec", each, "touch", "/tmp/end")).code == 0
     both, as_json, one = [await each for each in waiting]
@@ -213,7 +214,11 @@ async def test_the_end_of_what_runs_in_the_background(ratoon: Ratoon, forked: Se
     assert (await ratoon("run", "--stop-signal", "BAD", "base", "true")).code == 125
 
 
-async def test_stop(ratoon: Ratoon) -> None:
+def are_waited_for(served: Served, count: int) -> bool:
+    return len(served.engine.events._listeners) >= count
+
+
+async def test_stop(ratoon: Ratoon, forked: Served) -> None:
     heeds = "trap 'exit 3' TERM; touch /tmp/begun; while :; do sleep 0.05; done"
     ignores = "trap '' TERM; touch /tmp/begun; while :; do sleep 0.05; done"
     made = [
@@ -223,8 +228,7 @@ async def test_stop(ratoon: Ratoon) -> None:
     for each in made:
         await ratoon("exec", each, "sh", "-c", "until [ -e /tmp/begun ]; do sleep 0.05; done")
     waiting = asyncio.create_task(ratoon("wait", *made))
-    while (await ratoon("wait", "absent")).code != 3:  # the others wait by then, or hear the same
-        pass
+    await until(lambda: are_waited_for(forked, 2), "who waits")
     assert (await ratoon("stop", made[0])).err == f"stopped {made[0]}: exited (3)\n"
     assert (await ratoon("stop", "--time", "1", made[1])).err == f"stopped {made[1]}\n"
     assert (await waiting).text == "3\n137\n"
