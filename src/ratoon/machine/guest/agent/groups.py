@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: As the kernel describes a group in which nothing is, and that takes what it is given.
 EMPTY = b"populated 0\nfrozen 0\n"
 
+#: How often it is looked for what a command has started before it was in its group: mostly once.
+PASSES = 100
+
 
 class Groups:
     """Made before the agent enters the sandbox's root, where its files are out of reach."""
@@ -43,8 +46,12 @@ class Groups:
                 break
             try:
                 group.take(pid)
-                for newcomer in self._freezer.newcomers():
-                    group.take(newcomer)
+                for _ in range(PASSES):  # what is not in it yet may start others meanwhile
+                    newcomers = [*self._freezer.newcomers()]
+                    for each in newcomers:
+                        group.take(each)
+                    if not newcomers:
+                        break
             except OSError:  # it was removed, or is to have groups alone
                 group.remove()
                 continue
