@@ -240,6 +240,31 @@ python3 -c "$1" http://127.0.0.1:8080/
 docker exec counter cat /sys/fs/cgroup/memory.max
 """
 
+PODMAN = """
+cd; tar -C /tmp/tree -c . | podman import -q - tree >/dev/null
+podman run -d --name counter -v $HOME:/kept tree count /kept/count
+podman run -d --name web -p 8081:80 tree sh -c "$0"
+echo begun
+"""
+PODMAN_WORKS = """
+cd; podman run --rm tree id -u
+podman exec counter cat /proc/self/uid_map | head -n 1
+python3 -c "$1" http://127.0.0.1:8081/
+"""
+#: By a driver of storage: as which file system a container has its root.
+STORAGES = {
+    'driver = "overlay"': "overlay",
+    'driver = "overlay"\n[storage.options.overlay]\nmount_program = "/usr/bin/fuse-overlayfs"': (
+        "fuse.fuse-overlayfs"
+    ),
+}
+PODMAN_STORES = """
+cd; mkdir -p .config/containers; printf '[storage]\n%s\n' "$1" >.config/containers/storage.conf
+tar -C /tmp/tree -c . | podman import -q - tree >/dev/null
+podman run --rm tree sh -c 'read -r _ _ kind _ </proc/mounts; echo $kind'
+podman system reset -f >/dev/null 2>&1; rm .config/containers/storage.conf
+"""
+
 
 @asynccontextmanager
 async def with_tree(engine: Engine) -> AsyncIterator[Sandbox]:
@@ -265,3 +290,92 @@ async def test_dockerd(engine: Engine) -> None:
     async with with_tree(engine) as sandbox:
         await begin(sandbox, ["sh", "-ec", DOCKERD, WEB])
         await in_all(engine, sandbox, works)
+
+
+@pytest.mark.soak
+async def test_podman(engine: Engine) -> None:
+    """Containers of a user's, who is root in them; on each kind of file system that they have."""
+
+    async def works(sandbox: Sandbox) -> None:
+        first, mapped, web = (await sh(sandbox, PODMAN_WORKS, ASK, user="app")).splitlines()
+        assert (first, mapped.split(), web) == ("0", ["0", "1000", "1"], "from a container")
+        await sh(sandbox, COUNTED, "/home/app/count")
+
+    async with with_tree(engine) as sandbox:
+        for storage, kind in STORAGES.items():
+            assert await sh(sandbox, PODMAN_STORES, storage, user="app") == f"{kind}\n"
+        await begin(sandbox, ["sh", "-ec", PODMAN, WEB], user="app")
+        await in_all(engine, sandbox, works)
+
+
+#: Counts, one request for each number; and is not loaded until there is a file /tmp/go.
+PAGE = """
+import http.server, os, time
+PAGE = b'''<p id=n>0</p><img src=/held><script>
+(async () => { for (let n = 1; ; ++n) {
+    await fetch("/" + n); document.getElementById("n").textContent = n } })()
+</script>'''
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        name = self.path[1:]
+        if name == "held":
+            print("held", flush=True)
+            while not os.path.exists("/tmp/go"): time.sleep(0.05)
+        elif name.isdigit():
+            with open("/tmp/count", "a") as file: file.write(name + "\\n")
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        if not name: self.wfile.write(PAGE)
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
+"""
+CHROMIUM = """
+useradd -m app
+python3 -c "$0" >held &
+su app -c 'cd; exec chromium --headless --disable-gpu --dump-dom http://127.0.0.1:8000/ \
+    >/tmp/dom 2>/tmp/problems' &
+until grep -s held held; do sleep 0.3; done
+echo begun; wait
+"""
+#: Of each renderer: its namespaces of users and of pids are not those outside, and seccomp's mode.
+RENDERERS = """
+for each in /proc/[0-9]*; do
+    tr '\\0' ' ' <$each/cmdline | grep -q "type=[r]enderer" || continue
+    for kind in user pid; do
+        test $(readlink $each/ns/$kind) != $(readlink /proc/self/ns/$kind)
+    done
+    grep Seccomp: $each/status
+done
+"""
+DUMPED = """
+touch go; while [ -e /proc/$1 ] && ! grep -q '</html>' dom; do sleep 0.3; done
+grep -o '<p id="n">[0-9]*' dom
+"""
+
+
+@pytest.mark.soak
+async def test_chromium(engine: Engine) -> None:
+    """With its own sandbox: it is forked while it loads a page, and the page counts on."""
+
+    async def dumps(sandbox: Sandbox) -> None:
+        await sh(sandbox, COUNTED, "/tmp/count")
+        counted = int(await sh(sandbox, "wc -l <count"))
+        dumped = await sh(sandbox, DUMPED, str(pid))
+        assert int(dumped.partition(">")[2]) >= counted - 1
+
+    async with (
+        base(engine, "debian+chromium", ram=1024, disk=2048) as tag,
+        fork_of(engine, tag) as sandbox,
+    ):
+        pid = await begin(sandbox, ["sh", "-ec", CHROMIUM, PAGE])
+        renderers = (await sh(sandbox, RENDERERS)).splitlines()
+        assert {*renderers} == {"Seccomp:\t2"}
+        await sh(sandbox, COUNTED, "/tmp/count")
+        (fork,) = await engine.fork_sandbox(sandbox)
+        assert isinstance(fork, Sandbox)
+        async with fork:
+            await engine.branch(sandbox, "at-work")
+            async with await engine.fork_one("at-work") as other:
+                for each in (sandbox, fork, other):
+                    await dumps(each)
