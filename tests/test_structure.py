@@ -30,6 +30,7 @@ STOREYS = [
     {"engine"},
     {"machine"},
     {"store"},
+    {"jail"},
     {"artifacts"},
     {"documents"},
     {

@@ -29,6 +29,7 @@ What is offered here is loaded when it is used: the command line starts without 
 #     check/ pack/         is it sound; a chain in one file
 #     snapshot/            manifest, staging, the store itself
 #     memory/ disk/        pages, digests, images; qcow2, ext4
+#   jail/                how programs are started that read what strangers have written
 #   api/                 what the daemon answers and the client reads
 #   errors.py            every error, its exit code and its HTTP status
 #   files.py …           durable writes, locks; paths, units, documents, system calls

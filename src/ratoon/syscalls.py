@@ -15,7 +15,17 @@ import struct
 from pathlib import Path
 
 #: linux/sched.h
-CLONE_NEWNET = 0x40000000
+CLONE_FS, CLONE_FILES = 0x200, 0x400
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
+CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
+#: linux/mount.h: of mount(2), then of mount_setattr(2).
+MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE, MS_RDONLY = 0x20, 0x1000, 0x4000, 1 << 18, 1
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
+_MNT_DETACH, _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 2, 1, 4
+#: Numbers of system calls, of x86-64 and of those that all architectures share.
+_SETGROUPS, _SETRESUID, _SETRESGID, _PIVOT_ROOT = 116, 117, 119, 155
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
 _AT_FDCWD, _AT_EACCESS, _AT_EMPTY_PATH = -100, 0x200, 0x1000
 _FACCESSAT2 = 439
 _UTIME_NOW, _UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
@@ -43,6 +53,83 @@ def unshare(flags: int) -> None:
 def setns(namespace: int, kind: int) -> None:
     """Have the calling thread in the namespace of a descriptor: setns(2)."""
     _checked(_libc.setns(namespace, kind))
+
+
+def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    """mount(2)."""
+    words = [None if word is None else word.encode() for word in (source, target, kind)]
+    _checked(_libc.mount(*words, ctypes.c_ulong(flags), None if data is None else data.encode()))
+
+
+def detached_mount(fd: int, attributes: int) -> int:
+    """A descriptor of a mount of its own, of what `fd` is open on: open_tree(2), mount_setattr(2).
+
+    `attributes`: some of MOUNT_ATTR_RDONLY and its like.
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH
+    tree = _checked(_libc.syscall(_OPEN_TREE, fd, b"", flags))
+    try:
+        wanted = struct.pack("=4Q", attributes, 0, 0, 0)
+        _checked(_libc.syscall(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, wanted, len(wanted)))
+    except OSError:
+        os.close(tree)
+        raise
+    return tree
+
+
+def attach_mount(tree: int, target: str) -> None:
+    """Put a detached mount somewhere, in the calling thread's namespace: move_mount(2).
+
+    FileNotFoundError: what it is a mount of has no name any more.
+    """
+    path = target.encode()
+    _checked(_libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, path, _MOVE_MOUNT_F_EMPTY_PATH))
+
+
+def leave_root() -> None:
+    """Make the working directory the root of this mount namespace, and what was that go away.
+
+    pivot_root(2) as its page advises, umount2(2). The directory is where something is mounted.
+    """
+    _checked(_libc.syscall(_PIVOT_ROOT, b".", b"."))
+    _checked(_libc.umount2(b".", _MNT_DETACH))
+
+
+def prctl(option: int, *arguments: int) -> int:
+    """prctl(2); of the calling thread alone, but for what belongs to its memory."""
+    padded = (*arguments, 0, 0, 0, 0)[:4]
+    return _checked(_libc.prctl(option, *map(ctypes.c_ulong, padded)))
+
+
+def become(uid: int, gid: int) -> None:
+    """Have the calling thread belong to these alone, for good, and to no other group.
+
+    By the system calls, setgroups(2), setresgid(2) and setresuid(2): the library's functions of
+    these names have all threads of the process do it.
+    """
+    _checked(_libc.syscall(_SETGROUPS, 0, None))
+    _checked(_libc.syscall(_SETRESGID, gid, gid, gid))
+    _checked(_libc.syscall(_SETRESUID, uid, uid, uid))
+
+
+def landlock_version() -> int:
+    """Which version of Landlock this kernel has, 0 if none: landlock_create_ruleset(2)."""
+    found: int = _libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, 1)
+    return max(found, 0)
+
+
+def landlock(scoped: int) -> None:
+    """Bar the calling thread, and what it starts, from those outside: landlock_restrict_self(2).
+
+    `scoped`: bits of linux/landlock.h, from version 6 on. It has no new privileges already.
+    """
+    attributes = struct.pack("=3Q", 0, 0, scoped)
+    call = (_LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0)
+    rules = _checked(_libc.syscall(*call))
+    try:
+        _checked(_libc.syscall(_LANDLOCK_RESTRICT_SELF, rules, 0))
+    finally:
+        os.close(rules)
 
 
 def exchange(first: Path, second: Path) -> None:

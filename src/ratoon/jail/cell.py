@@ -1,0 +1,272 @@
+"""Starting a program in a cell: by a thread that gives up all it has, starts it, and ends.
+
+Namespaces, credentials and filters belong to a thread, and are inherited by what it starts. So no
+helper program stands between the daemon and the process: it is the daemon's own child.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import resource
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from ratoon import syscalls
+from ratoon.errors import HostError
+from ratoon.jail.steps import ROOT, STEPS, Going
+from ratoon.jail.tree import DYING_WITH_PARENT, LIBRARIES, NULL
+from ratoon.syscalls import (
+    CLONE_FILES,
+    CLONE_FS,
+    CLONE_NEWNS,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    MS_BIND,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_REMOUNT,
+)
+
+T = TypeVar("T")
+
+#: From these is drawn; nothing assigns them (systemd's list of user ids).
+UIDS = range(0x70000000, 0x7FFF0000)
+#: How a file is mounted that is given by its descriptor.
+GIVEN = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+#: MS_NOSUID and MS_NODEV of mount(2).
+_NOSUID_NODEV = 2 | 4
+_PR_SET_DUMPABLE = 4
+
+
+@dataclass(frozen=True)
+class Inmate:
+    """A program that is to run in a cell; its path is the one that it has there.
+
+    `mounts`: files, by where they are mounted to be read; `descriptors` are inherited, `output` is
+    its standard output and error. `network`: a network namespace, None for an empty one. `limits`
+    are those of setrlimit(2), soft and hard. All files are descriptors. Unless it `survives`, it
+    dies with this process.
+    """
+
+    words: Sequence[str]
+    output: int
+    mounts: Mapping[str, int] = field(default_factory=dict)
+    descriptors: Sequence[int] = ()
+    network: int | None = None
+    limits: Mapping[int, int] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    survives: bool = True
+
+
+class Cell:
+    """A mount namespace that has a tree (see `tree`) and nothing else. HostError: not to be made.
+
+    Each program that is started in it has a copy of that namespace.
+    """
+
+    def __init__(self, tree: Path) -> None:
+        try:
+            self._namespace = _in_own_thread(lambda: _namespace_of(tree))
+        except OSError as error:
+            raise HostError(
+                f"no cell can be made for programs ({error.strerror}): run as root, in a container "
+                "with CAP_SYS_ADMIN"
+            ) from error
+
+    def start(self, inmate: Inmate) -> subprocess.Popen[bytes]:
+        """Start a program; blocks for some milliseconds.
+
+        LostName: a file that is to be mounted was removed meanwhile. OSError.
+        """
+        with ExitStack() as held:
+            mounts = {}
+            for place, fd in inmate.mounts.items():
+                mounts[place] = syscalls.detached_mount(fd, GIVEN)
+                held.callback(os.close, mounts[place])
+            going = Going(self._namespace, mounts, inmate.network, _unused_uid())
+            started: Future[subprocess.Popen[bytes]] = Future()
+            thread = threading.Thread(
+                target=_Entry(going, inmate, started).run, name="cell", daemon=True
+            )
+            with _collector.held():
+                thread.start()
+                try:
+                    return started.result()
+                finally:
+                    if inmate.survives:
+                        thread.join()
+
+
+class _Entry:
+    """The thread that goes in."""
+
+    def __init__(
+        self, going: Going, inmate: Inmate, started: Future[subprocess.Popen[bytes]]
+    ) -> None:
+        self._going = going
+        self._inmate = inmate
+        self._started = started
+
+    def run(self) -> None:
+        try:
+            process = self._start()
+        except BaseException as error:
+            self._started.set_exception(error)
+            return
+        pid = process.pid
+        _close_all_but()
+        self._started.set_result(process)
+        if not self._inmate.survives:
+            # What a process asks for with PR_SET_PDEATHSIG is the end of the thread it is from.
+            # This calls for nothing that Python's collector would look at, so it does not run here.
+            with suppress(ChildProcessError):  # it has been waited for
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        inmate = self._inmate
+        syscalls.unshare(CLONE_FS | CLONE_FILES)
+        null = os.open("/dev/null", os.O_RDWR)
+        for step in STEPS:
+            step.take(self._going)
+        # The table of descriptors is this thread's own by now.
+        _close_all_but(null, inmate.output, *inmate.descriptors)
+        for fd in inmate.descriptors:
+            os.set_inheritable(fd, True)
+        process = subprocess.Popen(
+            [*([] if inmate.survives else DYING_WITH_PARENT), *inmate.words],
+            stdin=null,
+            stdout=inmate.output,
+            stderr=inmate.output,
+            close_fds=False,
+            start_new_session=True,
+            env={"PATH": "/usr/bin", "LD_LIBRARY_PATH": LIBRARIES, **inmate.environment},
+            # SIGXFSZ stays ignored, as Python has it: a write beyond the limit of a file fails
+            # then, instead of ending the program.
+            restore_signals=False,
+        )
+        try:
+            for limit, most in inmate.limits.items():
+                _limit(process.pid, limit, most)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        # Of the memory that all threads share: a change of user has taken it from them.
+        syscalls.prctl(_PR_SET_DUMPABLE, 1)
+        return process
+
+
+def limit_process(pid: int, limit: int, most: int) -> None:
+    """Give one that runs a limit, which it can have lower than it is. ProcessLookupError.
+
+    As the user that it is: others take a capability for that which root may lack.
+    """
+
+    def change() -> None:
+        uid = int(Path(f"/proc/{pid}/status").read_text().partition("\nUid:\t")[2].split()[0])
+        syscalls.become(uid, uid)
+        _limit(pid, limit, most)
+        syscalls.prctl(_PR_SET_DUMPABLE, 1)
+
+    try:
+        _in_own_thread(change)
+    except FileNotFoundError:
+        raise ProcessLookupError(f"no process {pid}") from None
+
+
+def _limit(pid: int, limit: int, most: int) -> None:
+    """Soft and hard, unless it is less already."""
+    _, hard = resource.prlimit(pid, limit)
+    least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.prlimit(pid, limit, (least, least))
+
+
+def _unused_uid() -> int:
+    while True:
+        uid = random.choice(UIDS)
+        try:
+            os.getpriority(os.PRIO_USER, uid)
+        except ProcessLookupError:
+            return uid
+
+
+def _namespace_of(tree: Path) -> int:
+    """A descriptor of a mount namespace in which ROOT is the tree; of a thread of its own."""
+    syscalls.unshare(CLONE_FS)
+    syscalls.unshare(CLONE_NEWNS)
+    namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscalls.mount("none", "/", None, MS_REC | MS_PRIVATE)
+        place, root = "/sys", Path(f"/sys{ROOT}")  # any directory that every host has
+        syscalls.mount("cell", place, "tmpfs", 0, "mode=555,size=4k")
+        root.mkdir()
+        syscalls.mount(str(tree), str(root), None, MS_BIND)
+        syscalls.mount("none", str(root), None, MS_BIND | MS_REMOUNT | MS_RDONLY | _NOSUID_NODEV)
+        syscalls.mount("/dev/null", f"{root}/{NULL}", None, MS_BIND)
+        syscalls.mount("none", place, None, MS_REMOUNT | MS_RDONLY | _NOSUID_NODEV)
+        os.chdir(place)
+        syscalls.leave_root()
+    except BaseException:
+        os.close(namespace)
+        raise
+    return namespace
+
+
+def _in_own_thread(function: Callable[[], T]) -> T:
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(function())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result()
+
+
+def _close_all_but(*kept: int) -> None:
+    """In this thread's own table; its standard streams stay."""
+    below = 2
+    for fd in sorted({*kept, os.sysconf("SC_OPEN_MAX")}):
+        os.closerange(below + 1, fd)
+        below = max(fd, below)
+
+
+class _Collector:
+    """Python's collector of cycles, held back while somebody needs it to be."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._was_on = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with self._lock:
+            if not self._holders:
+                self._was_on = gc.isenabled()
+                gc.disable()
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holders -= 1
+                if not self._holders and self._was_on:
+                    gc.enable()
+
+
+#: What is freed closes its files: not while a thread has a table of descriptors of its own.
+_collector = _Collector()
