@@ -69,20 +69,14 @@ async def lab() -> AsyncIterator[Lab]:
 
 
 @pytest.fixture
-async def namespaces(lab: Lab) -> AsyncIterator[Namespaces]:
-    async with Namespaces() as namespaces:
+async def namespaces(lab: Lab, tmp_path: Path) -> AsyncIterator[Namespaces]:
+    async with Namespaces(tmp_path) as namespaces:
         yield namespaces
 
 
 async def test_control_all_services_are_there(lab: Lab) -> None:
     for service in EVERYTHING:
         assert await reaches(lab.host, service), service
-
-
-async def test_none_reaches_nothing(lab: Lab, namespaces: Namespaces) -> None:
-    namespace = await namespaces.acquire(NONE)
-    assert await reached(lab, namespace.fd, EVERYTHING) == set()
-    assert namespace.restrict
 
 
 async def test_outbound_reaches_the_world_alone(lab: Lab, namespaces: Namespaces) -> None:
@@ -165,18 +159,9 @@ async def test_those_that_share_a_namespace_do_not_meet(lab: Lab, namespaces: Na
             assert await reached(lab, namespace.fd, ways) == set()
 
 
-async def test_those_without_network_do_not_meet(lab: Lab, namespaces: Namespaces) -> None:
-    namespace = await namespaces.acquire(NONE)
-    assert namespace.fd is not None
-    async with listening(lab, namespace.fd, "0.0.0.0") as services:
-        for address in (LOOPBACK, "0.0.0.0"):
-            ways = [each._replace(address=address) for each in services]
-            assert await reached(lab, namespace.fd, ways) == set()
-
-
-async def test_namespaces_do_not_meet(lab: Lab, namespaces: Namespaces) -> None:
+async def test_namespaces_do_not_meet(lab: Lab, namespaces: Namespaces, tmp_path: Path) -> None:
     """Those of one engine, nor those of two; and the host gets into none of them."""
-    async with Namespaces() as others:
+    async with Namespaces(tmp_path) as others:
         policies = OUTBOUND, NetworkPolicy.parse("allow:0.0.0.0/0:*")
         mine = [(await namespaces.acquire(policy)).fd for policy in policies]
         fds = [fd for fd in (*mine, (await others.acquire(OUTBOUND)).fd) if fd is not None]
@@ -327,10 +312,10 @@ async def test_forwarding_is_switched_on_when_it_is_needed(
     assert "ip_forward" not in caplog.text
 
 
-async def test_tables_of_others_are_not_touched(lab: Lab) -> None:
+async def test_tables_of_others_are_not_touched(lab: Lab, tmp_path: Path) -> None:
     nft("table inet rtnothing { }; table ip rtn0 { }; table inet mine { }")
     try:
-        async with Namespaces() as namespaces:
+        async with Namespaces(tmp_path) as namespaces:
             await namespaces.acquire(OUTBOUND)
         assert tables() == {"rtnothing", "rtn0", "mine"}
     finally:

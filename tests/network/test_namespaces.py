@@ -17,7 +17,7 @@ import pytest
 from network_lab import FOR_EVER, WORLD, Lab, Service, ip, opened_lab, reaches, tables, uplinks
 from ratoon.errors import HostError
 from ratoon.machine.network import namespaces as module
-from ratoon.machine.network import uplink
+from ratoon.machine.network import resolver, uplink
 from ratoon.machine.network.namespaces import Namespace, Namespaces
 from ratoon.machine.network.netns import entered
 from ratoon.machine.network.policy import NONE, OUTBOUND, NetworkPolicy
@@ -52,8 +52,8 @@ def namespace_descriptors() -> int:
     return found
 
 
-async def test_a_policy_has_one_namespace_as_long_as_it_is_used() -> None:
-    async with Namespaces() as namespaces:
+async def test_a_policy_has_one_namespace_as_long_as_it_is_used(tmp_path: Path) -> None:
+    async with Namespaces(tmp_path) as namespaces:
         one, two = await namespaces.acquire(OUTBOUND), await namespaces.acquire(OUTBOUND)
         listed = await namespaces.acquire(LISTED)
         assert one.fd == two.fd != listed.fd
@@ -70,19 +70,35 @@ async def test_a_policy_has_one_namespace_as_long_as_it_is_used() -> None:
         assert uplinks() == tables() == set()
 
 
-async def test_all_without_network_share_an_empty_one() -> None:
-    async with Namespaces() as namespaces:
-        one, two = await namespaces.acquire(NONE), await namespaces.acquire(NONE)
-        assert one.fd is not None
-        assert one.fd == two.fd
+async def test_without_network_there_is_none_to_be_shared(tmp_path: Path) -> None:
+    async with Namespaces(tmp_path) as namespaces:
+        one = await namespaces.acquire(NONE)
+        assert (one.fd, one.resolver, one.uplink) == (None, None, None)
         await one.release()
-        await two.release()
-        assert (await namespaces.acquire(NONE)).fd == one.fd
         assert uplinks() == tables() == set()
 
 
-async def test_many_at_once_make_one() -> None:
-    async with Namespaces() as namespaces:
+async def test_nameservers_are_the_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one file, also when the host's is replaced, or goes."""
+    monkeypatch.setattr(resolver, "INTERVAL", 0.01)
+    theirs = tmp_path / "theirs"
+    monkeypatch.setattr(resolver, "RESOLV_CONF", theirs)
+    async with Namespaces(tmp_path) as namespaces:
+        one = await namespaces.acquire(OUTBOUND)
+        assert one.resolver
+        with one.resolver.open() as ours:
+            for said in ("nameserver 192.0.2.1\n", "", "nameserver 192.0.2.22\n", None):
+                theirs.unlink(missing_ok=True)
+                if said is not None:
+                    theirs.write_text(said)
+                async with asyncio.timeout(FOR_EVER):
+                    while os.pread(ours.fileno(), 100, 0).decode() != (said or ""):
+                        await asyncio.sleep(0.01)
+        await one.release()
+
+
+async def test_many_at_once_make_one(tmp_path: Path) -> None:
+    async with Namespaces(tmp_path) as namespaces:
         them = await asyncio.gather(*(namespaces.acquire(OUTBOUND) for _ in range(20)))
         assert len({each.fd for each in them}) == 1
         assert uplinks() == {"rtn0"}
@@ -90,8 +106,8 @@ async def test_many_at_once_make_one() -> None:
         assert uplinks() == set()
 
 
-async def test_those_still_in_use_end_with_the_engine() -> None:
-    async with Namespaces() as namespaces:
+async def test_those_still_in_use_end_with_the_engine(tmp_path: Path) -> None:
+    async with Namespaces(tmp_path) as namespaces:
         one = await namespaces.acquire(OUTBOUND)
         await namespaces.acquire(LISTED)
         await namespaces.acquire(NONE)
@@ -99,8 +115,8 @@ async def test_those_still_in_use_end_with_the_engine() -> None:
     await one.release()  # too late, and no harm
 
 
-async def test_a_caller_who_is_cancelled_leaves_none_behind() -> None:
-    async with Namespaces() as namespaces:
+async def test_a_caller_who_is_cancelled_leaves_none_behind(tmp_path: Path) -> None:
+    async with Namespaces(tmp_path) as namespaces:
         asking = asyncio.create_task(namespaces.acquire(OUTBOUND))
         async with asyncio.timeout(FOR_EVER):
             while not uplinks():
@@ -114,10 +130,10 @@ async def test_a_caller_who_is_cancelled_leaves_none_behind() -> None:
         assert uplinks() == set()
 
 
-async def test_engines_do_not_get_in_each_others_way() -> None:
-    async with Namespaces() as ours:
+async def test_engines_do_not_get_in_each_others_way(tmp_path: Path) -> None:
+    async with Namespaces(tmp_path) as ours:
         await ours.acquire(OUTBOUND)
-        async with Namespaces() as theirs:
+        async with Namespaces(tmp_path) as theirs:
             await theirs.acquire(OUTBOUND)
             await theirs.acquire(LISTED)
             assert uplinks() == tables() == {"rtn0", "rtn1", "rtn2"}
@@ -127,14 +143,15 @@ async def test_engines_do_not_get_in_each_others_way() -> None:
 # Killed owners --------------------------------------------------------------------------------
 
 OWNER = """
-import asyncio, os, signal
+import asyncio, os, signal, sys
+from pathlib import Path
 from ratoon.machine.network.namespaces import Namespace, Namespaces
 from ratoon.machine.network.netns import entered
 from ratoon.machine.network.policy import NONE, NetworkPolicy
 from ratoon.machine.network import uplink
 
 async def main():
-    async with Namespaces() as namespaces:
+    async with Namespaces(Path(sys.argv[1])) as namespaces:
         await namespaces.acquire(NONE)
         {death}
         await namespaces.acquire(NetworkPolicy.parse("allow:198.51.100.9:1"))
@@ -150,10 +167,11 @@ DEATHS = {
 }
 
 
-async def killed_owner(death: str) -> None:
+async def killed_owner(death: str, place: Path) -> None:
     """Run a process that owns a namespace with an uplink, until it is killed."""
     owner = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", OWNER.format(death=DEATHS[death])), stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-c", OWNER.format(death=DEATHS[death]), str(place)),
+        stdout=asyncio.subprocess.PIPE,
     )
     assert owner.stdout
     if await owner.stdout.readline():
@@ -170,21 +188,23 @@ async def until_free(name: str) -> None:
 
 
 @pytest.mark.parametrize("death", DEATHS)
-async def test_the_next_start_removes_what_a_killed_one_has_left(death: str) -> None:
-    async with Namespaces() as living:
+async def test_the_next_start_removes_what_a_killed_one_has_left(
+    death: str, tmp_path: Path
+) -> None:
+    async with Namespaces(tmp_path) as living:
         await living.acquire(OUTBOUND)
-        await killed_owner(death)
+        await killed_owner(death, tmp_path)
         await until_free("rtn1")
         left = {"in use": {"rtn0", "rtn1"}, "before its rules": {"rtn0"}}
         assert tables() == left.get(death, {"rtn0", "rtn1"})
-        async with Namespaces():
+        async with Namespaces(tmp_path):
             assert uplinks() == tables() == {"rtn0"}
 
 
-async def test_rules_that_were_left_are_not_taken_over() -> None:
+async def test_rules_that_were_left_are_not_taken_over(tmp_path: Path) -> None:
     """Should the number be given anew before anybody has swept."""
-    async with Namespaces() as namespaces:
-        await killed_owner("in use")
+    async with Namespaces(tmp_path) as namespaces:
+        await killed_owner("in use", tmp_path)
         await until_free("rtn0")
         assert tables() == {"rtn0"}
         await namespaces.acquire(OUTBOUND)
@@ -197,10 +217,10 @@ async def test_rules_that_were_left_are_not_taken_over() -> None:
 
 
 async def test_a_sweep_leaves_alone_what_somebody_has_just_taken(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Between its look at the tables and the removal the name may have found a new owner."""
-    async with Namespaces() as namespaces:
+    async with Namespaces(tmp_path) as namespaces:
         await namespaces.acquire(OUTBOUND)
         interfaces = uplink.interfaces
         looks = iter([set[str]()])
@@ -226,39 +246,38 @@ def machine(namespace: Namespace) -> Iterator[int]:
         process.wait()
 
 
-@pytest.mark.parametrize("policy", [OUTBOUND, NONE], ids=str)
-async def test_a_namespace_that_was_let_go_is_taken_over(lab: Lab, policy: NetworkPolicy) -> None:
+async def test_a_namespace_that_was_let_go_is_taken_over(lab: Lab, tmp_path: Path) -> None:
     service = Service(WORLD, 80)
-    async with lab.offering(lab.world, service), Namespaces() as before:
-        one, unused = await before.acquire(policy), await before.acquire(LISTED)
+    async with lab.offering(lab.world, service), Namespaces(tmp_path) as before:
+        one, unused = await before.acquire(OUTBOUND), await before.acquire(LISTED)
         await unused.release()
         with machine(one) as pid:
             uplink, expected = one.uplink, uplinks()
-            assert expected == ({"rtn0"} if policy == OUTBOUND else set())
+            assert expected == {"rtn0"}
             await before.let_go()
             await one.release()  # is not its any more
             assert uplinks() == tables() == expected
-            async with Namespaces() as after:
-                adopted = await after.adopt(policy, pid, uplink)
-                other = await after.acquire(policy)
+            async with Namespaces(tmp_path) as after:
+                adopted = await after.adopt(OUTBOUND, pid, uplink)
+                other = await after.acquire(OUTBOUND)
                 assert adopted.fd == other.fd
-                assert adopted.uplink == uplink
-                assert adopted.restrict == (policy == NONE)
-                assert await reaches(adopted.fd, service) == (policy == OUTBOUND)
+                assert (adopted.uplink, adopted.resolver) == (uplink, one.resolver)
+                assert not adopted.restrict
+                assert await reaches(adopted.fd, service)
                 await other.release()
                 assert uplinks() == tables() == expected
                 await adopted.release()
                 assert uplinks() == tables() == set()
 
 
-async def test_a_process_that_is_gone_has_no_namespace_to_take_over() -> None:
-    async with Namespaces() as namespaces:
+async def test_a_process_that_is_gone_has_no_namespace_to_take_over(tmp_path: Path) -> None:
+    async with Namespaces(tmp_path) as namespaces:
         with machine(await namespaces.acquire(OUTBOUND)) as pid:
             await namespaces.let_go()
         with pytest.raises(HostError, match=f"process {pid} has no network namespace"):
             await namespaces.adopt(OUTBOUND, pid, "rtn0")
     await until_free("rtn0")
-    async with Namespaces():
+    async with Namespaces(tmp_path):
         pass  # sweeps
 
 
@@ -266,20 +285,16 @@ async def test_a_process_that_is_gone_has_no_namespace_to_take_over() -> None:
 
 
 async def test_without_root_there_is_none_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def refused() -> int:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(module, "new_namespace", refused)
-    async with Namespaces() as namespaces:
-        namespace = await namespaces.acquire(NONE)
-        assert namespace.fd is None
-        assert namespace.restrict
-        assert "QEMU's own filter must do" in caplog.text
+    async with Namespaces(tmp_path) as namespaces:
+        assert (await namespaces.acquire(NONE)).restrict
         with pytest.raises(HostError, match="network policy outbound takes root"):
             await namespaces.acquire(OUTBOUND)
-        await namespace.release()
 
 
 @pytest.mark.parametrize("missing", ["nft", "ip"])
@@ -288,10 +303,10 @@ async def test_a_program_that_is_missing_is_named(
 ) -> None:
     for program in {"nft", "ip"} - {missing}:
         (tmp_path / program).symlink_to(shutil.which(program) or program)
-    async with Namespaces() as namespaces:
+    async with Namespaces(tmp_path) as namespaces:
         with monkeypatch.context() as patch:
             patch.setenv("PATH", str(tmp_path))
-            async with Namespaces():
+            async with Namespaces(tmp_path):
                 pass  # it matters to those alone who want an uplink
             with pytest.raises(HostError, match=f"policy outbound .*: {missing} is not installed"):
                 await namespaces.acquire(OUTBOUND)
@@ -303,7 +318,7 @@ async def test_what_the_kernel_refuses_is_told(
 ) -> None:
     (tmp_path / "nft").write_text("#!/bin/sh\necho 'Could not process rule' >&2; exit 1\n")
     (tmp_path / "nft").chmod(0o755)
-    async with Namespaces() as namespaces:
+    async with Namespaces(tmp_path) as namespaces:
         with monkeypatch.context() as patch:
             patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
             with pytest.raises(HostError, match=r"cannot be had here: nft .*\sCould not pro"):
@@ -311,18 +326,18 @@ async def test_what_the_kernel_refuses_is_told(
     await until_free("rtn0")
 
 
-async def test_all_uplinks_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_uplinks_are_in_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(uplink, "UPLINKS", 1)
-    async with Namespaces() as namespaces:
+    async with Namespaces(tmp_path) as namespaces:
         await namespaces.acquire(OUTBOUND)
         with pytest.raises(HostError, match="all 1 uplinks that sandboxes may have are in use"):
             await namespaces.acquire(LISTED)
 
 
-async def test_addresses_are_chosen_around_the_hosts_routes(lab: Lab) -> None:
+async def test_addresses_are_chosen_around_the_hosts_routes(lab: Lab, tmp_path: Path) -> None:
     ip("route add 10.213.0.0/16 via 192.0.2.1\nroute add 172.29.0.0/16 via 192.0.2.1")
     try:
-        async with Namespaces() as namespaces:
+        async with Namespaces(tmp_path) as namespaces:
             await namespaces.acquire(OUTBOUND)
             assert uplink.choose_pool(uplink.routes()).overlaps(uplink.POOLS[2])
             addresses = (await output("ip", "-4", "-brief", "address", "show", "rtn0")).split()

@@ -17,6 +17,7 @@ from vm_helpers import control_groups_of, forget, open_files, processes_of, tags
 from ratoon import paths
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.machine.vmm.cell import qemu_cell
 from ratoon.store.memory.compressed import is_compressed
 
 
@@ -41,6 +42,7 @@ def home() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 async def engine(home: Path) -> AsyncIterator[Engine]:
     """An engine whose store has one snapshot: `base`, with 512 MiB of RAM."""
+    qemu_cell()  # all machines of this process have it, to its end
     files = Counter(open_files())
     async with Engine.open(home) as engine:
         await engine.bases.from_image("debian", "base")

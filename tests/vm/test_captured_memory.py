@@ -126,7 +126,7 @@ async def test_a_fork_starts_with_the_memory_of_its_snapshot(
         found: list[list[int]] = []
 
         def compare(pid: int, found: list[list[int]] = found) -> None:
-            found.append(differing(read_ram(pid, engine), expected))
+            found.append(differing(read_ram(pid), expected))
 
         with before_resume(compare):
             forks = await engine.fork("exact", 2 if burst else 1)

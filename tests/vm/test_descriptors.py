@@ -58,7 +58,8 @@ async def test_nothing_but_what_it_was_given(engine: Engine) -> None:
     async with Engine.open(engine.store.home, keep=True) as owner:
         sandbox = await owner.fork_one("base")
         layers = [*sandbox.directory.path.glob("parent/disk.qcow2")]
-        names = {layer.stat().st_ino: str(layer) for layer in layers}
+        files = [*layers, sandbox.memory.path]
+        names = {path.stat().st_ino: str(path) for path in files}
         assert opened(sandbox.pid, names) == given(sandbox, layers)
         for number in range(BRANCHES):
             layers.append(sandbox.incarnation.overlay)

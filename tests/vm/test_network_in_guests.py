@@ -36,9 +36,9 @@ from network_lab import (
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.sandbox import Sandbox
+from ratoon.machine.network import resolver
 from ratoon.machine.network.netns import entered
 from ratoon.machine.network.policy import NetworkPolicy
-from ratoon.machine.vmm import qemu
 
 AT_HOME = [Service(address, 80) for address in (HOST, HOST6, LOOPBACK)] + [
     Service(address, 53, "udp") for address in (HOST, HOST6, LOOPBACK)
@@ -231,15 +231,9 @@ def answered(question: bytes) -> bytes:
 async def asked(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[list[bytes]]:
-    """What a nameserver in the world was asked; it is in the /etc/resolv.conf that QEMU sees."""
+    """What a nameserver in the world was asked; it is the one that the host is said to have."""
     (tmp_path / "resolv.conf").write_text(f"nameserver {RESOLVER}\n")
-    confinement = qemu._confinement
-
-    def with_resolver(survives: bool) -> list[str]:
-        script = f'mount --bind {tmp_path}/resolv.conf /etc/resolv.conf && exec "$@"'
-        return ["unshare", "--mount", "sh", "-c", script, "sh", *confinement(survives)]
-
-    monkeypatch.setattr(qemu, "_confinement", with_resolver)
+    monkeypatch.setattr(resolver, "RESOLV_CONF", tmp_path / "resolv.conf")
     questions: list[bytes] = []
     loop = asyncio.get_running_loop()
     with entered(lab.world):
@@ -285,6 +279,7 @@ async def test_names_are_not_resolved_where_it_may_not(
 OWNER = """
 import asyncio, signal, sys
 from pathlib import Path
+from ratoon.machine.network import resolver
 from ratoon.machine.network.policy import OUTBOUND
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.options import SandboxOptions

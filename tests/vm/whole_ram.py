@@ -55,12 +55,10 @@ def reconstruct(snapshot: Snapshot) -> Ram:
     return ram
 
 
-def read_ram(pid: int, engine: Engine) -> Ram:
+def read_ram(pid: int) -> Ram:
     """All of a machine's RAM, from the mapping of the image that it was started on."""
     (line,) = (
-        line
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
-        if str(engine.images.directory) in line
+        line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/memory" in line
     )
     span, permissions, offset = line.split()[:3]
     assert permissions == "rw-p"
@@ -98,7 +96,7 @@ def before_resume(look: Callable[[int], None]) -> Iterator[None]:
 async def branch_and_look(engine: Engine, sandbox: Sandbox, tag: str) -> tuple[Ram, Snapshot]:
     """Branch; also the RAM as it was in the pause."""
     seen: list[Ram] = []
-    with before_resume(lambda pid: seen.append(read_ram(pid, engine))):
+    with before_resume(lambda pid: seen.append(read_ram(pid))):
         branched = await engine.branch(sandbox, tag)
     (ram,) = seen
     return ram, branched.snapshot

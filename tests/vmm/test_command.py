@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ratoon.machine.vmm import command
 from ratoon.machine.vmm.driver import Boot, Hardware, Launch
 from ratoon.machine.vmm.given_files import ByPath, GivenFiles
@@ -156,14 +158,21 @@ def test_no_path_is_opened_by_its_name(tmp_path: Path) -> None:
     with GivenFiles() as given:
         line = command.arguments(launch, given, qmp_fd=7, agent_fd=9)
         assert not [word for word in line if str(tmp_path) in word]
-        opened = {
-            (Path(f"/proc/self/fd/{fd}").readlink(), flags_of(fd)) for fd in given.descriptors
-        }
-    assert opened == {
-        *((path, os.O_RDONLY) for path in (memory, layer, top, kernel, initramfs)),
-        (top, os.O_RDWR),
-        (tmp_path / "log.console", os.O_WRONLY | os.O_APPEND),
+        mounts = {place: opened(fd) for place, fd in given.mounts.items()}
+        descriptors = [opened(fd) for fd in given.descriptors]
+        with pytest.raises(OSError, match="Read-only file system"):
+            os.fchmod(given.descriptors[1], 0o600)
+    assert mounts == {
+        "memory": (memory.stat(), os.O_RDONLY),
+        "kernel": (kernel.stat(), os.O_RDONLY),
+        "initramfs": (initramfs.stat(), os.O_RDONLY),
     }
+    assert descriptors == [
+        ((tmp_path / "log.console").stat(), os.O_WRONLY | os.O_APPEND),
+        (layer.stat(), os.O_RDONLY),
+        (top.stat(), os.O_RDWR),
+        (top.stat(), os.O_RDONLY),
+    ]
     told = [value for _, value in given.options]
     assert [value.partition(",opaque=")[2] for value in told] == [
         str(tmp_path / "log.console"),
@@ -173,15 +182,39 @@ def test_no_path_is_opened_by_its_name(tmp_path: Path) -> None:
     assert [value.partition("set=")[2].partition(",")[0] for value in told] == ["0", "1", "2", "2"]
 
 
-def flags_of(fd: int) -> int:
-    return fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_APPEND)
+def test_layers_are_opened_on_a_mount_that_is_read_only(tmp_path: Path) -> None:
+    """Wherever they lie, and also if they are named by a descriptor and have no name any more."""
+    layers = [tmp_path / name for name in ("base", "upper/disk", "flat")]
+    (tmp_path / "upper").mkdir()
+    for number, layer in enumerate(layers):
+        layer.write_text(str(number))
+    fd = os.open(layers[2], os.O_RDONLY)
+    layers[2].unlink()
+    try:
+        for paths in (layers[:1], layers[:2], [Path(f"/proc/self/fd/{fd}")]):
+            with GivenFiles() as given:
+                names = given.layers(paths)
+                assert names == [f"/dev/fdset/{number}" for number in range(len(paths))]
+                for each in given.descriptors:
+                    with pytest.raises(OSError, match="Read-only file system"):
+                        os.fchmod(each, 0o600)
+        with GivenFiles() as given:
+            given.layers([Path(f"/proc/self/fd/{fd}"), *layers[:2]])
+            assert [os.read(each, 9) for each in given.descriptors] == [b"2", b"0", b"1"]
+    finally:
+        os.close(fd)
+
+
+def opened(fd: int) -> tuple[os.stat_result, int]:
+    """What it is open on, and how."""
+    return os.fstat(fd), fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_APPEND)
 
 
 def test_the_processor() -> None:
     assert values("-accel") == ["tcg"]
     assert values("-smp") == ["2"]
     kvm = replace(LAUNCH, hardware=replace(LAUNCH.hardware, accelerator="kvm"))
-    assert values("-accel", kvm) == ["kvm"]
+    assert values("-accel", kvm) == ["kvm,device=/dev/kvm"]
 
 
 def test_a_processor_that_the_host_does_not_have_is_refused() -> None:

@@ -191,7 +191,8 @@ class SandboxInfo:
     `idle_for_seconds`: for how long it was not in use, as `idle_counts` has it; `wakes`: it is in
     standby for that, until it is used. `stages_ms` are those of its fork, `fork_ms` is all of it
     until its agent had answered; a daemon that took it over knows neither.
-    `spare`: a machine is kept started for its next reset.
+    `spare`: a machine is kept started for its next reset. `layers`: which of what confines its
+    process hold, as read off it; null where several sandboxes are answered, or it has none.
     """
 
     id: str
@@ -222,6 +223,7 @@ class SandboxInfo:
     last_branch_memory_path: str | None
     fork_ms: float
     stages_ms: dict[str, float]
+    layers: dict[str, bool] | None
 
 
 @dataclass(frozen=True)

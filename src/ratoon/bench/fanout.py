@@ -23,7 +23,7 @@ from ratoon.bench.loop_mounts import mounted
 from ratoon.bench.plots import Plot, Series
 from ratoon.bench.samples import Samples, forget_files, percentile, read_bytes
 from ratoon.bench.tables import Table, Target, spread
-from ratoon.bench.textbook import data_of, images_from
+from ratoon.bench.textbook import OwnImage, data_of, images_from
 from ratoon.engine.sandbox.base import BootedGuest
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.fork import CONCURRENT_STARTS
@@ -127,11 +127,10 @@ def _copies(engine: Engine, root: Path, copy: Callable[[int, int], bool]) -> Ite
             return None
         with image:
             path = root / f"copy-{time.monotonic_ns()}"
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            path.unlink()  # it goes with its fork
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
             if not copy(image.fd, fd):
                 raise HostError(f"an image could not be copied on {root}")
-        return OpenImage(path, fd)
+        return OwnImage(path, fd)
 
     with images_from(engine, copied):
         yield

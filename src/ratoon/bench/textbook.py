@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 from ratoon.bench.samples import milliseconds
@@ -51,6 +51,14 @@ class Assembled:
     overlay_ms: float
 
 
+class OwnImage(OpenImage):
+    """One that a single fork maps: its name goes as it is closed, and it with that fork."""
+
+    def close(self) -> None:
+        self.path.unlink()
+        super().close()
+
+
 class Textbook:
     """Chains in the textbook's format, in a directory of their own."""
 
@@ -58,6 +66,7 @@ class Textbook:
         self.directory = directory
         self._links: dict[str, _File] = {}
         self._chains: dict[str, tuple[str, ...]] = {}
+        self._numbers = count()
         #: What the last fork took to assemble.
         self.last: Assembled | None = None
 
@@ -95,9 +104,8 @@ class Textbook:
             if sha256(below.path) != link.parent_sha256:
                 raise Corrupt(f"{below.path}: its content does not match its digest")
         hashed = time.perf_counter()
-        path = self.directory / "assembled"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        path.unlink()  # as long as somebody has it open or mapped, it is there
+        path = self.directory / f"assembled-{next(self._numbers)}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
         os.ftruncate(fd, chain[0].path.stat().st_size)
         _copy_data(chain[0].path, fd)
         copied = time.perf_counter()
@@ -107,7 +115,7 @@ class Textbook:
         self.last = Assembled(
             *(milliseconds(s) for s in (hashed - began, copied - hashed, done - copied))
         )
-        return OpenImage(path, fd)
+        return OwnImage(path, fd)
 
     @contextmanager
     def forks_of(self, engine: Engine) -> Iterator[None]:

@@ -26,6 +26,7 @@ from ratoon.machine.host.checks import Check
 from ratoon.machine.host.figures import meminfo, read_figures
 from ratoon.machine.host.hierarchies import hierarchies
 from ratoon.machine.network import fitness
+from ratoon.machine.network.resolver import RESOLV_CONF
 from ratoon.machine.vmm import command
 from ratoon.machine.vmm.qemu import qemu_version
 from ratoon.store.memory.dirty import scan_supported
@@ -124,6 +125,6 @@ def _ptrace_scope() -> int:
 
 def _nameserver() -> object:
     try:
-        return fitness.first_resolver(fitness.RESOLV_CONF.read_text())
+        return fitness.first_resolver(RESOLV_CONF.read_text())
     except OSError:
         return None

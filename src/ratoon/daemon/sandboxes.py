@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -32,6 +34,7 @@ from ratoon.engine.sandbox.options import SandboxOptions, Volume
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.errors import GuestError, InvalidInput, RatoonError
+from ratoon.jail.layers import layers_of
 from ratoon.machine.host.limits import Limits
 from ratoon.machine.network.policy import NetworkPolicy
 from ratoon.machine.vmm.cpu import describe
@@ -88,7 +91,12 @@ async def failures(daemon: TheDaemon) -> Failures:
 @router.get("/v1/sandboxes/{sandbox_id}", responses=error_responses(404))
 async def get_sandbox(sandbox_id: str, daemon: TheDaemon) -> SandboxInfo:
     """One sandbox."""
-    return summarise(daemon.engine.get(sandbox_id))
+    sandbox = daemon.engine.get(sandbox_id)
+    found = summarise(sandbox)
+    if found.pid:
+        with suppress(ProcessLookupError):
+            return replace(found, layers=layers_of(found.pid))
+    return found
 
 
 @router.patch("/v1/sandboxes/{sandbox_id}", responses=error_responses(400, 404))
@@ -321,6 +329,7 @@ def summarise(sandbox: Sandbox) -> SandboxInfo:
         ports=[*sandbox.ports],
         fork_ms=sandbox.fork_ms,
         stages_ms=sandbox.stages,
+        layers=None,
     )
 
 

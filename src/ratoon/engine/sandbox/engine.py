@@ -114,7 +114,7 @@ class Engine:
         store = Store.open(home or paths.home())
         runtime = paths.runtime(store.home)
         left = sweep(store, runtime, claim=keep)
-        async with Namespaces() as namespaces:
+        async with Namespaces(runtime) as namespaces:
             engine = cls(store, runtime, namespaces, keep=keep)
             engine.images.sweep()
             await engine._adopt(left)

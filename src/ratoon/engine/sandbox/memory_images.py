@@ -156,7 +156,11 @@ class MemoryImages:
             image = self._images.open(snapshot.manifest.memory_root, ram_pages(snapshot))
             if image:
                 return image
-        raise HostError(
+        raise self.evicted(snapshot)
+
+    def evicted(self, snapshot: Snapshot) -> HostError:
+        """What to say where an image does not last until a fork has it."""
+        return HostError(
             f"the image of snapshot {snapshot.manifest.tag} is evicted as soon as it is made: "
             f"raise {budget.VARIABLE}, it is {self._images.budget} bytes"
         )

@@ -27,6 +27,7 @@ from ratoon.engine.sandbox.mounts import Mounts
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.errors import HostError
+from ratoon.jail.steps import LostName
 from ratoon.machine.guest.channel import Channel
 from ratoon.machine.guest.shared import wire
 from ratoon.machine.host.limits import Limits
@@ -38,6 +39,8 @@ from ratoon.store.disk.qcow2 import OverlayTemplates
 from ratoon.store.snapshot.snapshot import Snapshot, read_vmstate
 from ratoon.store.snapshot.verify import verify_disks
 
+#: How often an image is chosen that somebody evicts before it is mapped.
+ATTEMPTS = 5
 #: Seconds the agent may take for a rebirth; a loaded host under emulation is slow.
 REBIRTH_TIMEOUT = 60.0
 
@@ -144,6 +147,25 @@ class MachineStarter:
         image is made from, if that is not the twin. Corrupt names the page that is damaged. If this
         fails, the process is gone, and what it had to itself.
         """
+        for _ in range(ATTEMPTS):
+            try:
+                return await self._prepare(
+                    directory, twin, verified, options, stages, stands, published
+                )
+            except LostName:  # its image was evicted: another is chosen, or made
+                continue
+        raise self._memory_images.evicted(published or twin)
+
+    async def _prepare(
+        self,
+        directory: SandboxDirectory,
+        twin: Snapshot,
+        verified: Verified,
+        options: SandboxOptions,
+        stages: Stages,
+        stands: Callable[[], Awaitable[object]],
+        published: Snapshot | None,
+    ) -> PreparedMachine:
         assert options.network is not None
         with stages("image"):
             image, patch = (
@@ -176,6 +198,7 @@ class MachineStarter:
                     log=directory.log,
                     runtime=runtime,
                     netns=confined.namespace.fd,
+                    resolver=confined.namespace.resolver,
                     restrict=confined.namespace.restrict,
                     cgroup=confined.cgroup,
                     file_limit=confined.file_limit,

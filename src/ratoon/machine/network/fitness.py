@@ -9,15 +9,13 @@ import os
 import socket
 from contextlib import closing
 from ipaddress import AddressValueError, IPv4Address
-from pathlib import Path
 
 from ratoon.artifacts import run
 from ratoon.errors import HostError
 from ratoon.machine.network import rules
 from ratoon.machine.network.netns import entered, new_namespace
 from ratoon.machine.network.policy import NEVER, OUTBOUND
-
-RESOLV_CONF = Path("/etc/resolv.conf")
+from ratoon.machine.network.resolver import RESOLV_CONF
 
 
 def firewall_trouble() -> str | None:

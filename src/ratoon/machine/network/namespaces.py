@@ -1,8 +1,9 @@
 """The namespaces that an engine's machines run in: one for each policy that is in use.
 
-All sandboxes without network share an empty one. Any other policy has one with an uplink, made when
-it is first asked for and removed with its last user. Sandboxes that share a namespace do not meet
-in it: see `rules.inside`. Namespaces have no names, so the kernel frees those of a killed engine.
+A machine without network has an empty one of its own, from its cell. Any other policy has one with
+an uplink, made when it is first asked for and removed with its last user. Sandboxes that share a
+namespace do not meet in it: see `rules.inside`. Namespaces have no names, so the kernel frees those
+of a killed engine.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from ratoon.concurrency import in_thread, uncancelled
@@ -18,6 +20,7 @@ from ratoon.errors import HostError
 from ratoon.machine.network import uplink
 from ratoon.machine.network.netns import new_namespace
 from ratoon.machine.network.policy import NONE, NetworkPolicy
+from ratoon.machine.network.resolver import Resolver
 from ratoon.machine.network.uplink import Uplink
 
 log = logging.getLogger(__name__)
@@ -25,27 +28,33 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Shared:
-    """A namespace and how many use it. `fd` is None where none can be made."""
+    """A namespace and how many use it."""
 
-    fd: int | None
+    fd: int
     uplink: Uplink | None
     users: int = 0
 
     def close(self) -> None:
         if self.uplink:
             self.uplink.remove()
-        if self.fd is not None:
-            os.close(self.fd)
+        os.close(self.fd)
 
 
 class Namespace:
     """The use of one namespace by one machine. Release it once that machine is gone."""
 
-    def __init__(self, namespaces: Namespaces, policy: NetworkPolicy, fd: int | None) -> None:
+    def __init__(
+        self,
+        namespaces: Namespaces,
+        policy: NetworkPolicy,
+        fd: int | None = None,
+        resolver: Path | None = None,
+    ) -> None:
         self._namespaces: Namespaces | None = namespaces
         self.policy = policy
-        #: Its descriptor; None: the machine stays where its engine is, and `restrict` must do.
+        #: Its descriptor, and the file with its nameservers; None: it is the machine's own, empty.
         self.fd = fd
+        self.resolver = resolver
 
     @property
     def restrict(self) -> bool:
@@ -65,9 +74,13 @@ class Namespace:
 
 
 class Namespaces:
-    """Gives machines their namespaces, within an `async with` block; all are gone after it."""
+    """Gives machines their namespaces, within an `async with` block; all are gone after it.
 
-    def __init__(self) -> None:
+    In `directory` is a file that they have mounted.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._resolver = Resolver(directory / "resolv.conf")
         self._shared: dict[NetworkPolicy, _Shared] = {}
         self._changing = asyncio.Lock()
 
@@ -82,6 +95,7 @@ class Namespaces:
 
     async def __aexit__(self, *error: object) -> None:
         async with self._changing:
+            await self._resolver.close()
             while self._shared:
                 _, shared = self._shared.popitem()
                 await in_thread(shared.close)
@@ -89,21 +103,22 @@ class Namespaces:
     async def acquire(self, policy: NetworkPolicy) -> Namespace:
         """The use of a namespace in which `policy` holds.
 
-        HostError: the host lacks what that takes. Without root there is no namespace, and so no
-        other policy than `none`, which QEMU then enforces alone.
+        HostError: the host lacks what that takes.
         """
+        if policy == NONE:
+            return Namespace(self, policy)
         async with self._changing:
             if policy not in self._shared:
                 await uncancelled(self._make(policy))
-            shared = self._shared[policy]
-            shared.users += 1
-        return Namespace(self, policy, shared.fd)
+            return self._use(policy)
 
     async def adopt(self, policy: NetworkPolicy, pid: int, uplink: str | None) -> Namespace:
         """The use of the namespace that process `pid` is in, made by an engine that is gone.
 
         `uplink`: its way out, as `Namespace.uplink` has said. HostError: the process is gone.
         """
+        if policy == NONE:
+            return Namespace(self, policy)
         async with self._changing:
             if policy not in self._shared:
                 try:
@@ -111,9 +126,7 @@ class Namespaces:
                 except OSError as error:
                     raise HostError(f"process {pid} has no network namespace: {error}") from None
                 self._shared[policy] = _Shared(fd, Uplink(uplink) if uplink else None)
-            shared = self._shared[policy]
-            shared.users += 1
-        return Namespace(self, policy, shared.fd)
+            return self._use(policy)
 
     async def let_go(self) -> None:
         """Leave what is in use to the machines in it, and to who takes them over."""
@@ -121,28 +134,26 @@ class Namespaces:
             for policy, shared in tuple(self._shared.items()):
                 if shared.users:
                     del self._shared[policy]
-                    if shared.fd is not None:
-                        os.close(shared.fd)
+                    os.close(shared.fd)
+
+    def _use(self, policy: NetworkPolicy) -> Namespace:
+        self._resolver.follow()
+        shared = self._shared[policy]
+        shared.users += 1
+        return Namespace(self, policy, shared.fd, self._resolver.path)
 
     def _uplink(self, policy: NetworkPolicy) -> str | None:
-        uplink = self._shared[policy].uplink
+        uplink = self._shared[policy].uplink if policy in self._shared else None
         return uplink.name if uplink else None
 
     async def _make(self, policy: NetworkPolicy) -> None:
         try:
             fd = new_namespace()
         except PermissionError:
-            if policy != NONE:
-                raise HostError(
-                    f"the network policy {policy} takes root: it is enforced by the host's "
-                    "firewall; without root there is `none` alone"
-                ) from None
-            log.warning("without root there are no network namespaces: QEMU's own filter must do")
-            self._shared[policy] = _Shared(None, None)
-            return
-        if policy == NONE:
-            self._shared[policy] = _Shared(fd, None)
-            return
+            raise HostError(
+                f"the network policy {policy} takes root: it is enforced by the host's firewall; "
+                "without root there is `none` alone"
+            ) from None
         try:
             laid = await asyncio.to_thread(Uplink.lay, fd, policy)
         except HostError as error:
@@ -159,6 +170,6 @@ class Namespaces:
             if shared is None:  # all are gone already
                 return
             shared.users -= 1
-            if not shared.users and policy != NONE:  # the empty one costs nothing to keep
+            if not shared.users:
                 del self._shared[policy]
                 await in_thread(shared.close)

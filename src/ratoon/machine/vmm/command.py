@@ -9,8 +9,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ratoon.machine.vmm.driver import Launch
-from ratoon.machine.vmm.given_files import APPEND, READ, READ_AND_WRITE, Files
+from ratoon.machine.vmm import kvm
+from ratoon.machine.vmm.driver import Accelerator, Launch
+from ratoon.machine.vmm.given_files import (
+    APPEND,
+    DEVICE,
+    INITRAMFS,
+    KERNEL,
+    MEMORY,
+    READ_AND_WRITE,
+    Files,
+)
 
 BINARY = "qemu-system-x86_64"
 MACHINE = "microvm"
@@ -39,7 +48,7 @@ def arguments(
         ("-no-reboot",),
         ("-display", "none"),
         ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
-        ("-accel", hardware.accelerator),
+        ("-accel", _accelerator(hardware.accelerator, files)),
         # Without a word, QEMU leaves out what the host does not have.
         ("-cpu", f"{hardware.cpu},enforce"),
         ("-smp", str(hardware.vcpus)),
@@ -70,8 +79,8 @@ def arguments(
         lines.append(("-S", "-incoming", "defer"))
     else:
         boot = launch.boot
-        lines.append(("-kernel", files.inherited(boot.kernel)))
-        lines.append(("-initrd", files.inherited(boot.initramfs)))
+        lines.append(("-kernel", files.mounted(boot.kernel, KERNEL)))
+        lines.append(("-initrd", files.mounted(boot.initramfs, INITRAMFS)))
         lines.append(("-append", boot.command_line))
     return [word for line in lines for word in line]
 
@@ -109,9 +118,13 @@ def file_node(name: str) -> str:
     return f"file-{name}"
 
 
+def _accelerator(name: Accelerator, files: Files) -> str:
+    return name if name == "tcg" else f"{name},device={files.in_set(kvm.DEVICE, DEVICE)}"
+
+
 def _memory(launch: Launch, files: Files) -> str:
     """The guest's RAM: a private mapping of a file that is opened for reading alone."""
-    size, path = launch.hardware.ram_bytes, _escape(files.inherited(launch.memory))
+    size, path = launch.hardware.ram_bytes, _escape(files.mounted(launch.memory, MEMORY))
     return (
         f"memory-backend-file,id=ram,size={size},mem-path={path},share=off,readonly=on,rom=off,"
         "merge=off"
@@ -124,8 +137,8 @@ def _disk_nodes(launch: Launch, files: Files) -> list[tuple[str, ...]]:
     The graph is given here because one layer's inode has many names: no header may carry a path.
     """
     nodes = [
-        _node(files.in_set(path, READ), f"layer{number}", **{"read-only": True})
-        for number, path in enumerate(launch.disks)
+        _node(name, f"layer{number}", **{"read-only": True})
+        for number, name in enumerate(files.layers(launch.disks))
     ]
     nodes.append(overlay_node(files.in_set(launch.overlay, READ_AND_WRITE), FIRST_OVERLAY))
     below = [None, *(node["node-name"] for node in nodes)]

@@ -54,10 +54,11 @@ class Launch:
     `overlay` is the writable one on top, whose header names no backing file. Without `boot` the
     machine waits, paused, for `load_state`. All files are opened by who starts it, and so may be
     named by a descriptor, as /proc/self/fd/N. `netns` is a descriptor of the network namespace that
-    its process runs in, None the caller's; `restrict` has QEMU let no packet of the guest out in
-    the first place. The process lives in `cgroup`, and no file that it writes grows beyond
-    `file_limit` bytes: a guest whose disk would have to stands still then. It dies with its owner,
-    unless it `survives` that: it can be attached to again then.
+    its process runs in, None an empty one of its own; its nameservers are in the file `resolver`.
+    `restrict` has QEMU let no packet of the guest out in the first place. The process lives in
+    `cgroup`, and no file that it writes grows beyond `file_limit` bytes: a guest whose disk would
+    have to stands still then. It dies with its owner, unless it `survives` that: it can be attached
+    to again then.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Launch:
     runtime: Path
     boot: Boot | None = None
     netns: int | None = None
+    resolver: Path | None = None
     restrict: bool = True
     cgroup: Cgroup | None = None
     file_limit: int | None = None
@@ -103,9 +105,10 @@ class Machine(Protocol):
         """Why the process died, if it did not do so on request and something is known."""
 
     async def confine(self, cgroup: Cgroup | None, file_limit: int | None) -> None:
-        """Give a running machine other limits than those it was launched with.
+        """Give a running machine narrower limits than those it was launched with.
 
-        It stays where it is without a `cgroup`. A guest that stands still goes on with `resume`.
+        It stays where it is without a `cgroup`, and its files keep their limit without another. A
+        guest that stands still goes on with `resume`.
         """
 
     def while_moving(self) -> AbstractAsyncContextManager[None]:

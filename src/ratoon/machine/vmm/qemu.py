@@ -16,7 +16,6 @@ from contextlib import (
     ExitStack,
     asynccontextmanager,
     contextmanager,
-    nullcontext,
     suppress,
 )
 from functools import cache, partial
@@ -25,11 +24,12 @@ from typing import Any
 
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
+from ratoon.concurrency import uncancelled
 from ratoon.errors import HostError, Incompatible, MachineDied, MachineError
-from ratoon.machine.network.netns import entered
-from ratoon.machine.vmm import command, cpu
+from ratoon.jail.cell import Inmate, limit_process
+from ratoon.machine.vmm import cell, command, cpu
 from ratoon.machine.vmm.driver import PACKETS_WRAP, Cgroup, Launch
-from ratoon.machine.vmm.given_files import READ_AND_WRITE, GivenFiles
+from ratoon.machine.vmm.given_files import READ_AND_WRITE, RESOLVER, GivenFiles
 from ratoon.machine.vmm.logs import bound_logs, log_since, log_tail
 from ratoon.machine.vmm.process import MachineProcess, prefer_to_kill
 from ratoon.machine.vmm.standstill import EVENTS, Standstill
@@ -114,29 +114,8 @@ class QemuMachine:
         Incompatible: the host cannot give the guest the processor that it is to have.
         """
         launch.runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with ExitStack() as held:
-            sockets = [launch.runtime / name for name in ("qmp", "agent", "volumes")]
-            qmp, agent, volumes = (held.enter_context(_listener(path)).fileno() for path in sockets)
-            given = held.enter_context(GivenFiles())
-            arguments = command.arguments(
-                launch, given, qmp_fd=qmp, agent_fd=agent, volumes_fd=volumes
-            )
-            options = [word for option in given.options for word in option]
-            words = [*_confinement(launch.survives), command.BINARY, *options, *arguments]
-            inside = nullcontext() if launch.netns is None else entered(launch.netns)
-            with launch.log.open("ab") as log, inside:
-                begin = log.tell()
-                process = subprocess.Popen(
-                    words,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=(qmp, agent, volumes, *given.descriptors),
-                    start_new_session=True,
-                    # SIGXFSZ stays ignored, as Python has it: a write beyond the limit of a file
-                    # fails then, instead of ending QEMU.
-                    restore_signals=False,
-                )
+        begin = launch.log.stat().st_size if launch.log.exists() else 0
+        process = await _started(launch)
         machine = cls(launch.name, MachineProcess(process.pid, process), launch.log, launch.runtime)
         try:
             prefer_to_kill(process.pid)
@@ -222,11 +201,10 @@ class QemuMachine:
         return self._cause_of_death
 
     async def confine(self, cgroup: Cgroup | None, file_limit: int | None) -> None:
-        with suppress(ProcessLookupError):  # whoever speaks to it next will say so
-            _, most = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
-            limits = most if file_limit is None else file_limit, most
-            resource.prlimit(self.pid, resource.RLIMIT_FSIZE, limits)
-        self._standstill.file_limit = file_limit
+        if file_limit is not None:
+            with suppress(ProcessLookupError):  # whoever speaks to it next will say so
+                await asyncio.to_thread(limit_process, self.pid, resource.RLIMIT_FSIZE, file_limit)
+            self._standstill.file_limit = file_limit
         if cgroup is not None:
             # The kernel waits for all of its processors to have taken notice.
             await asyncio.to_thread(cgroup.add, self.pid)
@@ -495,17 +473,41 @@ def _number(overlay: str) -> int:
     return int(overlay.removeprefix(command.OVERLAY))
 
 
-def _confinement(survives: bool) -> list[str]:
-    """What precedes a command that has next to no privileges, and dies with this thread or not.
+async def _started(launch: Launch) -> subprocess.Popen[bytes]:
+    """A QEMU in a cell. Once begun it is waited for, and ended if nobody wants it any more."""
+    starting = asyncio.create_task(asyncio.to_thread(_start, launch))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with suppress(HostError, OSError):
+            process = await uncancelled(starting)
+            process.kill()
+            await asyncio.to_thread(process.wait)
+        raise
 
-    setpriv is an exec, not a fork: it leaves its settings to the command and is gone.
-    """
-    words = ["setpriv", "--no-new-privs"]
-    if not survives:
-        words += ["--pdeathsig", "KILL"]
-    if os.geteuid() == 0:
-        words += ["--inh-caps", "-all", "--bounding-set", "-all"]
-    return [*words, "--"]
+
+def _start(launch: Launch) -> subprocess.Popen[bytes]:
+    """Start QEMU in a cell; blocks."""
+    with ExitStack() as held:
+        sockets = [launch.runtime / name for name in ("qmp", "agent", "volumes")]
+        qmp, agent, volumes = (held.enter_context(_listener(path)).fileno() for path in sockets)
+        given = held.enter_context(GivenFiles())
+        arguments = command.arguments(launch, given, qmp_fd=qmp, agent_fd=agent, volumes_fd=volumes)
+        if launch.resolver:
+            given.mounted(launch.resolver, RESOLVER)
+        log = held.enter_context(launch.log.open("ab"))
+        return cell.qemu_cell().start(
+            Inmate(
+                [cell.binary(), *(word for option in given.options for word in option), *arguments],
+                output=log.fileno(),
+                mounts=given.mounts,
+                descriptors=(qmp, agent, volumes, *given.descriptors),
+                network=launch.netns,
+                limits=cell.LIMITS,
+                environment=cell.ENVIRONMENT,
+                survives=launch.survives,
+            )
+        )
 
 
 @contextmanager

@@ -1,0 +1,60 @@
+"""QEMU's cell: what it needs of its package, and what it may use of the host."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from functools import cache
+from pathlib import Path
+
+from ratoon.artifacts import run
+from ratoon.errors import HostError
+from ratoon.jail.cell import Cell
+from ratoon.jail.tree import tree
+from ratoon.machine.vmm import command
+from ratoon.machine.vmm.given_files import PLACES
+
+#: What it loads for the one kind of machine that it is: firmware, and how a kernel is booted.
+_ROMS = ("bios-microvm.bin", "kvmvapic.bin", "linuxboot.bin", "linuxboot_dma.bin", "pvh.bin")
+_ROMS_OF_TESTS = ("qboot.rom",)
+#: Where distributions put accelerators that are not linked into it, and where they are in the cell.
+_MODULES, _MODULES_WITHIN = "/usr/lib*/**/qemu/accel-*-x86_64.so", "/lib/qemu"
+ENVIRONMENT = {"QEMU_MODULE_DIR": _MODULES_WITHIN}
+
+#: A thread for each processor, those that read and write disks (64 at most), and some of its own.
+_TASKS = 256
+LIMITS = {
+    resource.RLIMIT_NOFILE: 4096,
+    resource.RLIMIT_NPROC: _TASKS,
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_MEMLOCK: 0,
+    resource.RLIMIT_MSGQUEUE: 0,
+    resource.RLIMIT_SIGPENDING: 1024,
+}
+
+
+def binary() -> str:
+    """QEMU's path, here and in the cell. HostError: it is not installed."""
+    found = shutil.which(command.BINARY)
+    if found is None:
+        raise HostError(f"{command.BINARY} is not installed; `make setup` installs it")
+    return os.path.realpath(found)
+
+
+@cache
+def qemu_cell() -> Cell:
+    """The cell that all QEMUs of this process are started in; made when it is first asked for.
+
+    An upgrade of QEMU's package changes nothing for it. HostError.
+    """
+    program = Path(binary())
+    directories = [Path(line) for line in run([program, "-L", "help"]).decode().splitlines()]
+    data = {}
+    for name in (*_ROMS, *_ROMS_OF_TESTS):
+        for directory in directories:
+            if (directory / name).exists():
+                data[str(directory / name)[1:]] = directory / name
+    for module in sorted(Path("/").glob(_MODULES[1:])):
+        data[f"{_MODULES_WITHIN[1:]}/{module.name}"] = module
+    return Cell(tree([program], data, PLACES))
