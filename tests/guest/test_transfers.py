@@ -282,8 +282,9 @@ async def test_a_pipe_of_the_host_is_not_waited_for(copies: AsyncFiles, tmp_path
         with pytest.raises(HostError, match="pipe: neither a file nor a directory"):
             await copies.upload(pipe, tmp_path / "there")
     finally:
-        os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
-        writer.join()
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        writer.join()  # whenever it gets to open it
+        os.close(reader)
     assert not (tmp_path / "there").exists()
 
 
