@@ -95,6 +95,7 @@ async def test_nameservers_are_the_hosts(tmp_path: Path, monkeypatch: pytest.Mon
                     while os.pread(ours.fileno(), 100, 0).decode() != (said or ""):
                         await asyncio.sleep(0.01)
         await one.release()
+    assert not one.resolver.exists()
 
 
 async def test_many_at_once_make_one(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_sandboxes_live_on(place: tuple[Path, Path], ending: int) -> None:
             asleep: "standby",
             lost: "dead",
         }
-        same = set(known) - {"fork_ms", "stages_ms", "idle_for_seconds"}
+        same = set(known) - {"fork_ms", "stages_ms", "idle_for_seconds", "layers"}
         assert {name: known[name] for name in same} == {name: found[sandbox][name] for name in same}
         assert run(after, sandbox, "cat /dev/shm/note") == "kept\n"
         assert after.api.post(f"/v1/sandboxes/{asleep}/resume").status_code == 200

@@ -81,6 +81,8 @@ class Namespaces:
 
     def __init__(self, directory: Path) -> None:
         self._resolver = Resolver(directory / "resolv.conf")
+        #: Machines that use some live on.
+        self._left = False
         self._shared: dict[NetworkPolicy, _Shared] = {}
         self._changing = asyncio.Lock()
 
@@ -95,7 +97,7 @@ class Namespaces:
 
     async def __aexit__(self, *error: object) -> None:
         async with self._changing:
-            await self._resolver.close()
+            await self._resolver.close(keep=self._left)
             while self._shared:
                 _, shared = self._shared.popitem()
                 await in_thread(shared.close)
@@ -133,6 +135,7 @@ class Namespaces:
         async with self._changing:
             for policy, shared in tuple(self._shared.items()):
                 if shared.users:
+                    self._left = True
                     del self._shared[policy]
                     os.close(shared.fd)
 

@@ -29,12 +29,14 @@ class Resolver:
         if self._following is None:
             self._following = asyncio.create_task(self._follow())
 
-    async def close(self) -> None:
-        """Follow no more; the file stays, for those who have it mounted."""
+    async def close(self, *, keep: bool) -> None:
+        """Follow no more; the file goes, unless machines `keep` it mounted that live on."""
         following, self._following = self._following, None
         if following:
             following.cancel()
             await asyncio.wait({following})
+        if following and not keep:
+            self.path.unlink(missing_ok=True)
 
     async def _follow(self) -> None:
         while True:
