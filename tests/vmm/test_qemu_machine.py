@@ -293,11 +293,14 @@ async def test_an_earlier_start_has_left_its_sockets(launch: Launch) -> None:
             pass
 
 
-async def test_a_start_that_is_cancelled_leaves_no_process(launch: Launch) -> None:
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_start_that_is_cancelled_leaves_no_process(launch: Launch, times: int) -> None:
     for delay in (0, 0.005, 0.02):
         starting = asyncio.create_task(QemuMachine.start(launch))
         await asyncio.sleep(delay)
-        starting.cancel()
+        for _ in range(times):
+            starting.cancel()
+            await asyncio.sleep(0)
         (outcome,) = await asyncio.gather(starting, return_exceptions=True)
         if isinstance(outcome, QemuMachine):
             await outcome.kill()

@@ -480,10 +480,14 @@ async def _started(launch: Launch) -> subprocess.Popen[bytes]:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
         with suppress(HostError, OSError):
-            process = await uncancelled(starting)
-            process.kill()
-            await asyncio.to_thread(process.wait)
+            await uncancelled(_ended(starting))
         raise
+
+
+async def _ended(starting: asyncio.Task[subprocess.Popen[bytes]]) -> None:
+    process = await starting
+    process.kill()
+    await asyncio.to_thread(process.wait)
 
 
 def _start(launch: Launch) -> subprocess.Popen[bytes]:
