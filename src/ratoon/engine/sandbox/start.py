@@ -22,7 +22,13 @@ from ratoon.engine.sandbox.deaths import sandbox_death_as_error
 from ratoon.engine.sandbox.directory import SandboxDirectory
 from ratoon.engine.sandbox.disks import DiskChooser, HeldDisk
 from ratoon.engine.sandbox.incarnation import Incarnation
-from ratoon.engine.sandbox.memory_images import MappedMemory, MemoryImages, Patch, write_patch
+from ratoon.engine.sandbox.memory_images import (
+    ATTEMPTS,
+    MappedMemory,
+    MemoryImages,
+    Patch,
+    write_patch,
+)
 from ratoon.engine.sandbox.mounts import Mounts
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.stages import Stages
@@ -39,8 +45,6 @@ from ratoon.store.disk.qcow2 import OverlayTemplates
 from ratoon.store.snapshot.snapshot import Snapshot, read_vmstate
 from ratoon.store.snapshot.verify import verify_disks
 
-#: How often an image is chosen that somebody evicts before it is mapped.
-ATTEMPTS = 5
 #: Seconds the agent may take for a rebirth; a loaded host under emulation is slow.
 REBIRTH_TIMEOUT = 60.0
 

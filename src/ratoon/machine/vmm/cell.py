@@ -16,8 +16,10 @@ from ratoon.machine.vmm import command
 from ratoon.machine.vmm.given_files import PLACES
 
 #: What it loads for the one kind of machine that it is: firmware, and how a kernel is booted.
-_ROMS = ("bios-microvm.bin", "kvmvapic.bin", "linuxboot.bin", "linuxboot_dma.bin", "pvh.bin")
-_ROMS_OF_TESTS = ("qboot.rom",)
+_ROMS = (
+    *("bios-microvm.bin", "qboot.rom"),
+    *("kvmvapic.bin", "linuxboot.bin", "linuxboot_dma.bin", "pvh.bin"),
+)
 #: Where distributions put accelerators that are not linked into it, and where they are in the cell.
 _MODULES, _MODULES_WITHIN = "/usr/lib*/**/qemu/accel-*-x86_64.so", "/lib/qemu"
 ENVIRONMENT = {"QEMU_MODULE_DIR": _MODULES_WITHIN}
@@ -34,6 +36,7 @@ LIMITS = {
 }
 
 
+@cache
 def binary() -> str:
     """QEMU's path, here and in the cell. HostError: it is not installed."""
     found = shutil.which(command.BINARY)
@@ -51,7 +54,7 @@ def qemu_cell() -> Cell:
     program = Path(binary())
     directories = [Path(line) for line in run([program, "-L", "help"]).decode().splitlines()]
     data = {}
-    for name in (*_ROMS, *_ROMS_OF_TESTS):
+    for name in _ROMS:
         for directory in directories:
             if (directory / name).exists():
                 data[str(directory / name)[1:]] = directory / name
