@@ -12,7 +12,7 @@ from ratoon.machine.guest import modules
 
 #: Stands in for depmod: writes what it makes, and what it was told.
 DEPMOD = """
-for name in modules.dep modules.symbols modules.symbols.bin; do
+for name in modules.dep modules.devname modules.symbols modules.symbols.bin; do
     echo "$@" >"$2/lib/modules/$3/$name"
 done
 """

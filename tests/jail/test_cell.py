@@ -32,8 +32,9 @@ FOR_EVER = 60
 
 
 @pytest.fixture(scope="module")
-def cell() -> Cell:
-    return Cell(tree([BUSYBOX], {}, ["given", "etc/other"]))
+def cell() -> Iterator[Cell]:
+    with Cell(tree([BUSYBOX], {}, ["given", "etc/other"])) as cell:
+        yield cell
 
 
 @pytest.fixture
@@ -227,6 +228,16 @@ process = cell.start(Inmate(["/usr/bin/busybox", "sleep", "1000"], 2, survives={
 print(process.pid, flush=True)
 time.sleep(1000)
 """
+
+
+def test_a_closed_one_leaves_nothing(output: int) -> None:
+    before = descriptors()
+    with Cell(tree([BUSYBOX], {})) as cell:
+        process = cell.start(Inmate([SH, "sleep", "1000"], output))
+    assert descriptors() == before
+    assert process.poll() is None
+    process.kill()
+    process.wait()
 
 
 @pytest.mark.parametrize("survives", [True, False])

@@ -10,7 +10,7 @@ import resource
 import socket
 import sys
 import sysconfig
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
@@ -39,14 +39,15 @@ PATIENCE = 600
 
 
 @pytest.fixture(scope="module")
-def python() -> Cell:
+def python() -> Iterator[Cell]:
     """A cell that has Python and its library instead of QEMU."""
     library = Path(sysconfig.get_path("stdlib"))
     unused = {"test", "site-packages", "dist-packages", "__pycache__", "idlelib", "lib2to3"}
     files = [path for path in library.rglob("*") if path.is_file() and not unused & {*path.parts}]
     loaded = [path for path in files if path.suffix == ".so"]
     data = {str(path)[1:]: path for path in files}
-    return Cell(tree([PYTHON, *loaded], {**data, "stand_in.py": STAND_IN}, PLACES))
+    with Cell(tree([PYTHON, *loaded], {**data, "stand_in.py": STAND_IN}, PLACES)) as cell:
+        yield cell
 
 
 @pytest.fixture

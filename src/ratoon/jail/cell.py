@@ -84,6 +84,16 @@ class Cell:
                 "with CAP_SYS_ADMIN"
             ) from error
 
+    def __enter__(self) -> Cell:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing more is started in it; what was, stays as it is."""
+        os.close(self._namespace)
+
     def start(self, inmate: Inmate) -> subprocess.Popen[bytes]:
         """Start a program; blocks for some milliseconds.
 
