@@ -36,6 +36,7 @@ NAMES = {
     "disk": "What a base and ten links take on ext4, xfs and btrfs.",
     "start": "Run the same web application of an image twice.",
     "exec": "Round trips, streams, and the warm interpreter.",
+    "volumes": "Start PostgreSQL for the first time on a named volume, and on the disk.",
 }
 #: What benches call their snapshots.
 PREFIX = "bench-"
