@@ -27,7 +27,8 @@ soak: setup  ## the long runs, of which `make test` takes a seeded slice
 	@$(PYTHON_IN_VENV) -m pytest --soak tests/faults tests/model tests/vm/test_random_lives.py \
 		tests/vm/test_random_resets.py tests/vm/test_streams_across_branches.py tests/vm/test_taken_over.py \
 		tests/vm/test_daemon_fuzz.py tests/vm/test_daemon_load.py tests/vm/test_daemon_kills.py \
-		tests/vm/test_images_in_guests.py tests/vm/test_programs.py
+		tests/vm/test_images_in_guests.py tests/vm/test_programs.py \
+		tests/vm/test_projects_in_guests.py
 
 lint: setup  ## formatter, linter and type checker
 	@.venv/bin/ruff format --check --quiet .
