@@ -100,13 +100,16 @@ EVERYTHING: Options = {
     "spare": True,
     "auto_remove": True,
     "stop_signal": "SIGINT",
+    "env": {"A": "1"},
+    "user": "nobody",
+    "workdir": "/srv",
     "volumes": ["/data:/mnt:ro", "cache:/root/.cache"],
 }
 
 
 def test_each_option_is_one_that_the_daemon_takes() -> None:
     assert EVERYTHING.keys() == Options.__annotations__.keys()
-    sent = request_for(EVERYTHING)
+    sent, tcp = request_for(EVERYTHING), {"protocol": "tcp"}
     taken = sandboxes.ManyForks.model_validate(sent)
     assert taken.model_fields_set == sent.keys() == sandboxes.ManyForks.model_fields.keys() - {"n"}
     assert taken.model_dump(exclude={"n"}) == {
@@ -118,15 +121,18 @@ def test_each_option_is_one_that_the_daemon_takes() -> None:
         "spare": True,
         "auto_remove": True,
         "stop_signal": "SIGINT",
+        "env": {"A": "1"},
+        "user": "nobody",
+        "workdir": "/srv",
         "volumes": [
             {"source": "/data", "target": "/mnt", "read_only": True},
             {"source": "cache", "target": "/root/.cache", "read_only": False},
         ],
         "metadata": {"who": "me"},
         "publish": [
-            {"guest_port": 80, "host_port": 8080, "address": None},
-            {"guest_port": 443, "host_port": None, "address": None},
-            {"guest_port": 443, "host_port": 8443, "address": "::1"},
+            {"guest_port": 80, "host_port": 8080, "address": None, **tcp},
+            {"guest_port": 443, "host_port": None, "address": None, **tcp},
+            {"guest_port": 443, "host_port": 8443, "address": "::1", **tcp},
         ],
     }
 

@@ -54,6 +54,8 @@ async def post(api: httpx2.AsyncClient, path: str, body: Any) -> tuple[int, str]
         ({"snapshot_tag": "base", "memory_limit_mib": 1}, 400, "memory_bytes"),
         ({"snapshot_tag": "base", "metadata": {"": "x"}}, 400, "metadata"),
         ({"snapshot_tag": "base", "n": 2, "publish": [{"guest_port": 1, "host_port": 1}]}, 400, ""),
+        ({"snapshot_tag": "base", "publish": [{"guest_port": 1, "protocol": "udp"}]}, 422, "'tcp'"),
+        ({"snapshot_tag": "base", "user": "no\0body"}, 400, "user"),
         ({"snapshot_tag": "no/tag"}, 400, "bad tag"),
         ({"snapshot_tag": ""}, 400, "bad tag"),
         ({"snapshot_tag": "absent", "unknown": [1]}, 404, "absent"),

@@ -32,7 +32,7 @@ async def guest() -> AsyncIterator[Guest]:
 async def begin(guest: Guest, script: str) -> int:
     """Start it as the main command; its pid."""
     argv = ["sh", "-c", script]
-    async with commands.start(guest.channel, argv, background=True, lasting=True) as command:
+    async with commands.start(guest.channel, argv, background=True, main=True) as command:
         assert command.pid is not None
         return command.pid
 
@@ -89,7 +89,7 @@ async def test_the_last_one_is_the_main_one(guest: Guest) -> None:
 
 
 async def test_one_whose_time_was_over(guest: Guest) -> None:
-    started = commands.start(guest.channel, ["sleep", "60"], timeout=0.2, lasting=True)
+    started = commands.start(guest.channel, ["sleep", "60"], timeout=0.2, main=True)
     async with started as command:
         await command.wait()
     assert await ended(guest.channel) == CommandEnd(124, "its time was over")
@@ -99,7 +99,7 @@ async def test_it_has_ended_once_its_output_is_delivered(guest: Guest) -> None:
     """Or what ends the sandbox then would cut it off."""
     size = wire.OUTPUT_WINDOW + 10_000  # more than is on its way, and what a pipe holds
     argv = ["head", "-c", str(size), "/dev/zero"]
-    async with commands.start(guest.channel, argv, lasting=True) as command:
+    async with commands.start(guest.channel, argv, main=True) as command:
         await until(lambda: not is_alive(command.pid or 0))
         await guest.channel.request("hello", timeout=20)
         assert guest.channel.command == MainCommand(command.pid or 0)
@@ -109,7 +109,7 @@ async def test_it_has_ended_once_its_output_is_delivered(guest: Guest) -> None:
 
 async def test_who_does_not_listen_does_not_hold_up_a_stop(guest: Guest) -> None:
     argv = ["head", "-c", str(wire.OUTPUT_WINDOW + 10_000), "/dev/zero"]
-    async with commands.start(guest.channel, argv, lasting=True) as command:
+    async with commands.start(guest.channel, argv, main=True) as command:
         await until(lambda: not is_alive(command.pid or 0))
         await stop(guest, 0.2)
         assert await ended(guest.channel) == CommandEnd(0)

@@ -13,13 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ratoon.engine.startup.health import Output, Program, Wait, status_of
+from ratoon.engine.startup.health import Output, Wait, status_of
 from ratoon.engine.startup.spec import CommandHealth, HttpHealth, LogHealth
 from ratoon.errors import NotHealthy
 from ratoon.machine.guest.commands import Ended
 from ratoon.machine.guest.shared import wire
-
-PROGRAM = Program(["server"], {}, None, None)
 
 
 @pytest.mark.parametrize(
@@ -148,19 +146,19 @@ class Agent:
 
 
 async def test_it_waits_for_the_line() -> None:
-    wait = Wait(Agent(), PROGRAM, LogHealth(pattern="up$"))  # type: ignore[arg-type]
+    wait = Wait(Agent(), "server", LogHealth(pattern="up$"))  # type: ignore[arg-type]
     await wait.until_healthy(Running(b"starting\n", b"up\n"))  # type: ignore[arg-type]
 
 
 async def test_it_tries_until_the_command_succeeds() -> None:
     agent = Agent(1, 1, 0)
     health = CommandHealth(argv=("check",), interval_seconds=0.001)
-    await Wait(agent, PROGRAM, health).until_healthy(Running())  # type: ignore[arg-type]
+    await Wait(agent, "server", health).until_healthy(Running())  # type: ignore[arg-type]
     assert agent.codes == []
 
 
 async def test_a_command_that_ends_is_told_with_what_it_wrote() -> None:
-    wait = Wait(Agent(), PROGRAM, LogHealth(pattern="up"))  # type: ignore[arg-type]
+    wait = Wait(Agent(), "server", LogHealth(pattern="up"))  # type: ignore[arg-type]
     with pytest.raises(NotHealthy, match=r"(?s)exited with 3.*no port") as failed:
         await wait.until_healthy(Running(b"no port\n", code=3))  # type: ignore[arg-type]
     assert failed.value.status == 3
@@ -168,7 +166,7 @@ async def test_a_command_that_ends_is_told_with_what_it_wrote() -> None:
 
 async def test_a_command_that_is_never_up() -> None:
     health = LogHealth(pattern="^up", within_seconds=0.01)
-    wait = Wait(Agent(), PROGRAM, health)  # type: ignore[arg-type]
+    wait = Wait(Agent(), "server", health)  # type: ignore[arg-type]
     with pytest.raises(NotHealthy, match=r"(?s)within 0.01 s: no line.*\^up.*still here"):
         await wait.until_healthy(Running(b"still here"))  # type: ignore[arg-type]
 
@@ -179,6 +177,6 @@ async def test_an_attempt_that_hangs_is_told_as_that() -> None:
             return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
 
     health = CommandHealth(argv=("check",), within_seconds=0.01)
-    wait = Wait(Hanging(), PROGRAM, health)  # type: ignore[arg-type]
+    wait = Wait(Hanging(), "server", health)  # type: ignore[arg-type]
     with pytest.raises(NotHealthy, match=r"within 0.01 s: the first attempt had not ended; it"):
         await wait.until_healthy(Running())  # type: ignore[arg-type]

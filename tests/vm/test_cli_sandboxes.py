@@ -271,6 +271,12 @@ async def test_exec_has_what_the_sandbox_was_made_with(ratoon: Ratoon, forked: S
     assert (await ratoon("exec", sandbox, "sh", "-c", "echo $B $PATH")).text.startswith("2 /usr/")
     assert (await ratoon("snapshot", "--from-sandbox", sandbox, "--tag", "made-with")).code == 0
     assert (await ratoon("run", "made-with", *ASK)).text == "1 /usr nobody\n"
+    assert (await ratoon("reset", sandbox)).code == 0
+    assert (await ratoon("exec", sandbox, *ASK)).text == "1 /usr nobody\n"
+    for verb in ("spawn", "--tag"), ("run", "-d"):  # without a command
+        bare = (await ratoon(*verb[:1], *made, *verb[1:], "base")).text.strip()
+        assert (await ratoon("exec", bare, *ASK)).text == "1 /usr nobody\n"
+        assert (await ratoon("kill", bare)).code == 0
     assert (await ratoon("kill", sandbox)).code == 0
 
 

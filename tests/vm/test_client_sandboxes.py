@@ -348,14 +348,14 @@ async def test_wait_and_stop(library: Libraries, client: Any) -> None:
         with pytest.raises(Conflict, match="has no command"):
             await sandbox.wait()
         script = "trap 'exit 3' USR1; echo begun; while :; do sleep 0.05; done"
-        started = sandbox.commands.start(["sh", "-c", script], background=True, lasting=True)
+        started = sandbox.commands.start(["sh", "-c", script], background=True, main=True)
         async with await started as command:
             assert (await command.read()).data == b"begun\n"
         assert (await sandbox.refresh()).command == MainCommand(command.pid)
         assert await sandbox.stop() == CommandEnd(3)
         assert not await sandbox.kill()
     async with await create("base", client=client) as sandbox:
-        async with await sandbox.commands.start(["sh", "-c", "exit 5"], lasting=True):
+        async with await sandbox.commands.start(["sh", "-c", "exit 5"], main=True):
             assert await sandbox.wait() == CommandEnd(5)
         assert (await sandbox.refresh()).status == "exited (5)"
 

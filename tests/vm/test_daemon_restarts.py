@@ -67,7 +67,7 @@ def make_for(running: DaemonProcess, script: str, **options: Any) -> str:
     with Client(f"unix://{running.socket}") as client:
         sandbox = Sandbox.create("base", client=client, **options)
         argv = ["sh", "-c", script]
-        sandbox.commands.start(argv, background=True, lasting=True).disconnect()
+        sandbox.commands.start(argv, background=True, main=True).disconnect()
         return sandbox.id
 
 

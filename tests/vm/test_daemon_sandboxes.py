@@ -75,7 +75,7 @@ async def test_what_it_was_made_for(forked: Served) -> None:
     assert (info["status"], info["command"], info["stop_signal"]) == ("running", None, "SIGTERM")
     assert (await forked.api.post(f"{path}/wait")).status_code == 409
     argv = ["sh", "-c", "until [ -e /tmp/end ]; do sleep 0.05; done; exit 42"]
-    begun = commands.start(forked.engine.get(sandbox), argv, background=True, lasting=True)
+    begun = commands.start(forked.engine.get(sandbox), argv, background=True, main=True)
     async with begun as command:
         pid = command.pid
     running = (await forked.api.post(f"{path}/wait", json={"timeout_secs": 0.1})).json()

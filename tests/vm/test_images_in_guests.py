@@ -21,9 +21,8 @@ from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import InvalidInput, NoPython
 from ratoon.machine.guest import commands
-from ratoon.machine.guest.defaults import set_defaults
+from ratoon.machine.guest.defaults import change_defaults
 from ratoon.machine.guest.shared import wire
-from ratoon.store.snapshot.image_config import ImageConfig
 from ratoon.units import MIB
 from registry_server import Registry, program, serving
 
@@ -347,20 +346,20 @@ async def test_a_tree_of_this_host(engine: Engine, tmp_path: Path) -> None:
 
 
 async def test_defaults_are_for_what_a_request_does_not_say(sandbox: Sandbox) -> None:
-    """They stay with the guest: a fork of it has them too."""
-    config = ImageConfig(env={"SAID": "image"}, user="daemon", workdir="made/for/it")
-    await set_defaults(sandbox, config)
+    await change_defaults(sandbox, {"SAID": "image"}, "daemon", "made/for/it")
     script = ["sh", "-c", "echo $SAID $(id -un) $(pwd)"]
     assert await output(sandbox, *script) == "image daemon /made/for/it"
     said = await sandbox.exec(script, env={"SAID": "request"}, cwd="/tmp", user="root")
     assert said.stdout == b"request root /tmp\n"
-    for wrong, what in (
-        (ImageConfig(user="nobody-here"), "no user 'nobody-here'"),
-        (ImageConfig(user="daemon:nothing"), "no group 'nothing'"),
-        (ImageConfig(workdir="/etc/passwd"), "/etc/passwd cannot be made"),
+    for user, workdir, what in (
+        ("nobody-here", None, "no user 'nobody-here'"),
+        ("daemon:nothing", None, "no group 'nothing'"),
+        (None, "/etc/passwd", "/etc/passwd cannot be made"),
     ):
         with pytest.raises(InvalidInput, match=what):
-            await set_defaults(sandbox, wrong)
+            await change_defaults(sandbox, {}, user, workdir)
     assert await output(sandbox, *script) == "image daemon /made/for/it"
-    await set_defaults(sandbox, ImageConfig())
-    assert await output(sandbox, *script) == "root /"
+    await change_defaults(sandbox, {"SAID": "more", "NEW": "one"}, "root", None)
+    assert await output(sandbox, *script) == "more root /made/for/it"
+    assert await output(sandbox, "sh", "-c", "echo $NEW") == "one"
+    await change_defaults(sandbox, {}, None, "/")

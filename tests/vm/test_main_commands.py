@@ -32,7 +32,7 @@ async def made_for(engine: Engine, script: str, **options: Any) -> Sandbox:
 
 async def begin(sandbox: Sandbox, script: str) -> int:
     argv = ["sh", "-c", script]
-    async with commands.start(sandbox, argv, background=True, lasting=True) as command:
+    async with commands.start(sandbox, argv, background=True, main=True) as command:
         assert command.pid is not None
         return command.pid
 
@@ -156,7 +156,7 @@ async def test_what_it_wrote_is_heard_before_its_sandbox_goes(engine: Engine) ->
     sandbox = await engine.fork_one("base", SandboxOptions(auto_remove=True))
     size = wire.OUTPUT_WINDOW + 10_000  # more than is on its way, and what a pipe holds
     argv = ["head", "-c", str(size), "/dev/zero"]
-    async with commands.start(sandbox, argv, lasting=True) as command:
+    async with commands.start(sandbox, argv, main=True) as command:
         await until_gone(sandbox, str(command.pid))
         await asyncio.sleep(3 * INTERVAL)
         heard = 0

@@ -10,18 +10,16 @@ import pytest
 from vm_helpers import sh
 
 from ratoon.engine.sandbox.engine import Engine
+from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import InvalidInput
-from ratoon.machine.guest import commands
 from ratoon.machine.guest.files import GuestFiles
 
 
 @pytest.fixture(scope="module")
 async def sandbox(engine: Engine) -> AsyncIterator[Sandbox]:
     """Its commands are of `nobody`, who is in `nogroup`."""
-    async with await engine.fork_one("base") as sandbox:
-        async with commands.start(sandbox, ["true"], user="nobody", lasting=True) as made:
-            assert (await made.wait()).exit_code == 0
+    async with await engine.fork_one("base", SandboxOptions(user="nobody")) as sandbox:
         yield sandbox
 
 

@@ -155,7 +155,7 @@ async def test_a_node_project(engine: Engine, servers: str, tmp_path: Path) -> N
 async def begin(sandbox: Sandbox, script: str) -> None:
     """Have it as the command that the sandbox was made for."""
     argv = ["bash", "-c", script]
-    async with commands.start(sandbox, argv, background=True, lasting=True):
+    async with commands.start(sandbox, argv, background=True, main=True):
         pass
 
 

@@ -74,12 +74,12 @@ async def runner(engine: Engine) -> AsyncIterator[Runner]:
 
 
 async def test_the_second_run_starts_where_the_first_was_up(engine: Engine, runner: Runner) -> None:
-    wanted = spec(*SERVE, env={"WHO": "me"}, health=UP)
-    first = await runner.run(wanted)
+    wanted, me = spec(*SERVE, health=UP), SandboxOptions(env={"WHO": "me"})
+    first = await runner.run(wanted, me)
     async with first.sandbox as sandbox:
         assert (first.tier, len(first.missed)) == (1, 1)
         assert await ask(sandbox) == "me 2"  # the check was the first
-    second = await runner.run(wanted)
+    second = await runner.run(wanted, me)
     async with second.sandbox as sandbox:
         assert (second.tier, second.missed, second.pid) == (2, (), first.pid)
         assert sandbox.snapshot_tag == f"start-{runner.cache.everything()[0].key[:24]}"
@@ -90,7 +90,7 @@ async def test_the_second_run_starts_where_the_first_was_up(engine: Engine, runn
             assert await ask(sandbox) == "me 3"
             running.signal(9)
             assert (await running.wait()).exit_code == 128 + 9
-    other = await runner.run(spec(*SERVE, env={"WHO": "you"}, health=UP))
+    other = await runner.run(wanted, SandboxOptions(env={"WHO": "you"}))
     async with other.sandbox as sandbox:
         assert other.tier == 1
         assert "environment.WHO is me there, you here" in other.missed[0]

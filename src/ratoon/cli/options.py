@@ -202,6 +202,9 @@ def fork_options(
     volumes: Volumes = None,
     rm: Remove = False,
     stop_signal: StopSignal = None,
+    env: Env = None,
+    workdir: Workdir = None,
+    user: User = None,
     label: Label = None,
 ) -> Options:
     """Those that were given, as the library knows them."""
@@ -218,6 +221,9 @@ def fork_options(
         "volumes": volumes or None,
         "auto_remove": rm or None,
         "stop_signal": stop_signal,
+        "env": dict(env or []) or None,
+        "workdir": workdir,
+        "user": user,
         "metadata": dict(label or []) or None,
     }
     options: Any = {name: value for name, value in given.items() if value is not None}

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -49,12 +49,13 @@ class CommandSpec:
     argv: list[str] | None
     interactive: bool
     tty: bool
-    env: dict[str, str]
-    cwd: str | None
-    user: str | None
     timeout: float | None
-    #: Later commands have its environment, directory and user: the sandbox is made for it.
-    lasting: bool = False
+    #: None of it: as the sandbox has it.
+    env: dict[str, str] = field(default_factory=dict)
+    cwd: str | None = None
+    user: str | None = None
+    #: The sandbox is made for it.
+    main: bool = False
     own_pids: bool = False
 
 
@@ -76,9 +77,6 @@ async def run_in_fork(
         bool, typer.Option("--detach", "-d", help="Leave the sandbox running, and print its id.")
     ] = False,
     name: Annotated[str | None, typer.Option(help="What to call the sandbox.")] = None,
-    env: Env = None,
-    workdir: Workdir = None,
-    user: User = None,
     timeout_secs: Timeout = None,
     as_json: Json = False,
 ) -> None:
@@ -96,9 +94,8 @@ async def run_in_fork(
     124: the command timed out; 125: Ratoon itself failed; 126, 127: it could not be executed, or
     was not found.
     """
-    spec = _spec_of(command, interactive, tty, env, workdir, user, timeout_secs)
+    spec = _spec_of(command, interactive, tty, timeout_secs, main=True)
     _check(spec, detach=detach, as_json=as_json, may_be_bare=True)
-    spec = replace(spec, lasting=True)
     is_image = not await _is_snapshot(client, source)
     if of_image.options and not is_image:
         raise InvalidInput(f"{source} is a snapshot: {', '.join(of_image.written)} is for images")
@@ -168,7 +165,8 @@ async def run_in_sandbox(
     Ctrl-P Ctrl-Q leaves it running; without a COMMAND it is a shell then. Exit codes are as with
     `ratoon run`.
     """
-    spec = _spec_of(command, interactive, tty, env, workdir, user, timeout_secs)
+    given = _spec_of(command, interactive, tty, timeout_secs)
+    spec = replace(given, env=dict(env or []), cwd=workdir, user=user)
     _check(spec, detach=detach, as_json=as_json)
     chosen = await find(client, sandbox)
     if detach:
@@ -189,13 +187,12 @@ def _spec_of(
     command: list[str] | None,
     interactive: bool,
     tty: bool,
-    env: list[tuple[str, str]] | None,
-    workdir: str | None,
-    user: str | None,
     timeout: float | None,
+    *,
+    main: bool = False,
 ) -> CommandSpec:
     argv = command[1:] if command and command[0] == "--" else command
-    return CommandSpec(argv or None, interactive, tty, dict(env or []), workdir, user, timeout)
+    return CommandSpec(argv or None, interactive, tty, timeout, main=main)
 
 
 def _check(spec: CommandSpec, *, detach: bool, as_json: bool, may_be_bare: bool = False) -> None:
@@ -240,8 +237,6 @@ async def _image_started(
     if start and spec.timeout is not None:
         raise InvalidInput("--timeout-secs is for who waits for the end: use --ttl here")
     given: Any = {**options, **image.options, "start": start}
-    if start:
-        given |= {"env": spec.env, "user": spec.user, "workdir": spec.cwd}
     run_options: RunOptions = given
     command = spec.argv or None
     try:
@@ -317,7 +312,7 @@ async def _started(
         timeout=spec.timeout,
         terminal=terminal,
         background=background,
-        lasting=spec.lasting,
+        main=spec.main,
         own_pids=spec.own_pids,
     )
 

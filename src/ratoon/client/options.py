@@ -28,6 +28,9 @@ class Options(TypedDict, total=False):
     host; or several of these in a list. `spare`: a machine is kept started for its next reset.
     `auto_remove`: it is killed once the command has ended that it was made for. `stop_signal`:
     what `stop` ends that with (`SIGINT`, `INT` or `2`); left out, what its image says, or SIGTERM.
+    `env`, `user` (NAME or UID, also with `:GROUP`) and `workdir`, which is made: what commands in
+    it have that do not say otherwise; left out, what its snapshot or image says, to whose
+    environment `env` is added.
     `volumes`: each as `SOURCE:TARGET[:ro]`, where SOURCE is the real path of a directory of the
     daemon's host or the name of a volume, and TARGET where it is mounted in the guest.
     """
@@ -45,12 +48,16 @@ class Options(TypedDict, total=False):
     spare: bool
     auto_remove: bool
     stop_signal: str | None
+    env: Mapping[str, str]
+    user: str | None
+    workdir: str | None
     volumes: Sequence[str]
 
 
 _LIMITS = ("memory_mib", "cpus", "pids", "disk_mib")
 _NAMES = {
     **{name: name for name in ("idle_counts", "network", "spare", "auto_remove", "stop_signal")},
+    **{name: name for name in ("user", "workdir")},
     **{"timeout": "ttl_seconds", "idle": "idle_seconds"},
 }
 
@@ -63,8 +70,7 @@ def request_for(options: Options, limits: Limits | None = None) -> dict[str, Any
     body = {wire: given[name] for name, wire in _NAMES.items() if name in given}
     if own := {name: given[name] for name in _LIMITS if name in given}:
         body["limits"] = {**asdict(limits or Limits()), **own}
-    if "metadata" in given:
-        body["metadata"] = dict(given["metadata"])
+    body |= {name: dict(given[name] or {}) for name in ("env", "metadata") if name in given}
     if "publish" in given:
         body["publish"] = [
             _published(guest, place)

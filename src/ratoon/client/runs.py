@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ratoon.client.options import Options, request_for
@@ -13,11 +13,10 @@ from ratoon.errors import InvalidInput
 class RunOptions(Options, total=False):
     """How an image is run, besides what its sandbox gets; all of it may be left out.
 
-    `env` is added to the image's environment; `user` (NAME or UID, also with `:GROUP`) and
-    `workdir` take the place of the image's. So does an `entrypoint` (a program, or a list of it and
-    its arguments; empty: none), and then the image's own command is left out. The command is
-    process 1, as in a container; with `init` Ratoon's agent is, which reaps orphans. `ram_mib`,
-    `vcpus`, `disk_size_mib`: the guest's. `cpu`: as for `from_image`.
+    An `entrypoint` (a program, or a list of it and its arguments; empty: none) takes the place of
+    the image's, and then the image's own command is left out. The command is process 1, as in a
+    container; with `init` Ratoon's agent is, which reaps orphans. `ram_mib`, `vcpus`,
+    `disk_size_mib`: the guest's. `cpu`: as for `from_image`.
 
     `health`: `http://:PORT/PATH`, which the guest must answer with a status below 400.
     `health_cmd`: what must exit with 0 there: text by `sh -c`, or a list. `health_log`: a regular
@@ -29,9 +28,6 @@ class RunOptions(Options, total=False):
     nothing. `refresh`: look the image up again, and make anew what was kept of this run.
     """
 
-    env: Mapping[str, str]
-    user: str | None
-    workdir: str | None
     entrypoint: str | Sequence[str] | None
     init: bool
     ram_mib: int | None
@@ -50,7 +46,7 @@ class RunOptions(Options, total=False):
 
 
 _NAMES = {
-    **{name: name for name in ("init", "user", "workdir", "ram_mib", "vcpus", "cpu")},
+    **{name: name for name in ("init", "ram_mib", "vcpus", "cpu")},
     **{name: name for name in ("start", "cache", "refresh")},
     "disk_size_mib": "disk_mib",
 }
@@ -76,8 +72,6 @@ def run_request(
     if (entrypoint := options.get("entrypoint")) is not None:
         whole = [entrypoint] if isinstance(entrypoint, str) else entrypoint
         body["entrypoint"] = [word for word in whole if word]
-    if env := options.get("env"):
-        body["env"] = dict(env)
     if health := _health(options):
         patience = {wire: given[name] for name, wire in _PATIENCE.items() if name in given}
         body["health"] = {**health, **patience}

@@ -267,6 +267,9 @@ def options_of(body: ForkOptions, memory_limit_mib: int | None = None) -> Sandbo
             spare=body.spare,
             auto_remove=body.auto_remove,
             stop_signal=body.stop_signal,
+            env=body.env,
+            user=body.user,
+            workdir=body.workdir,
             volumes=tuple(Volume(**each.model_dump()) for each in body.volumes),
             metadata=body.metadata,
         )

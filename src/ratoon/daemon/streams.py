@@ -47,7 +47,7 @@ async def stream_command(socket: WebSocket, sandbox_id: str, daemon: TheDaemon) 
                 terminal=(wanted.pty.rows, wanted.pty.columns) if wanted.pty else None,
                 background=wanted.background,
                 timeout=wanted.timeout,
-                lasting=wanted.lasting,
+                main=wanted.main,
                 own_pids=wanted.own_pids,
             )
         async with running as command:

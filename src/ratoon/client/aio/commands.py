@@ -223,15 +223,14 @@ class AsyncCommands:
         timeout: float | None = None,
         terminal: tuple[int, int] | None = None,
         background: bool = False,
-        lasting: bool = False,
+        main: bool = False,
         own_pids: bool = False,
     ) -> AsyncCommand:
         """Start a program, and return it as it runs; `run` tells of the arguments.
 
-        `lasting`: the sandbox is made for it, and `wait` and `stop` of that are about it. Its
-        `env`, `cwd` and `user` are those of commands that follow, where they do not
-        say otherwise. `own_pids`: it is process 1, as in a container of its own, which commands
-        that follow are in as well, and which ends with it. Conflict: there is such a one.
+        `main`: the sandbox is made for it, and `wait` and `stop` of that are about it. `own_pids`:
+        it is process 1, as in a container of its own, which commands that follow are in as well,
+        and which ends with it. Conflict: there is such a one.
 
         `terminal`: rows and columns of one that it runs on. It is killed when its block is left, or
         it is disconnected from, unless it is in the `background`.
@@ -247,7 +246,7 @@ class AsyncCommands:
             "stdin": stdin,
             "pty": size,
             "background": background,
-            "lasting": lasting,
+            "main": main,
             "own_pids": own_pids,
         }
         return await self._open(opening, shown)

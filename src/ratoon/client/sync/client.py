@@ -438,7 +438,7 @@ class Sandbox:
     def wait(self) -> CommandEnd:
         """How the command ended that it was made for, once it has; that is no use of the sandbox.
 
-        That is the one of `run_image`, or what was started `lasting`. Conflict: it has none.
+        That is the one of `run_image`, or what was started as `main`. Conflict: it has none.
         """
         body = {"timeout_secs": WAIT_SECONDS}
         while True:

@@ -34,9 +34,9 @@ class ExecOpening(Request):
     """What is said first on `exec/stream`: a program to start, or a pid to attach to.
 
     `user`: NAME or UID, also with `:GROUP`. A program in the `background` goes on when the client
-    leaves. Without a `timeout`, in seconds, it may take for ever. `lasting`: its env, cwd and user
-    are those of commands that follow, where they do not say otherwise. `own_pids`: it is process 1
-    in a namespace of pids, where commands that follow are as well; there can be one at a time.
+    leaves. Without a `timeout`, in seconds, it may take for ever. `main`: the sandbox is made for
+    it, and its end is told. `own_pids`: it is process 1 in a namespace of pids, where commands that
+    follow are as well; there can be one at a time.
     """
 
     argv: list[Word] = Field(default_factory=list)
@@ -47,7 +47,7 @@ class ExecOpening(Request):
     pty: TerminalSize | None = None
     stdin: bool = False
     background: bool = False
-    lasting: bool = False
+    main: bool = False
     own_pids: bool = False
     attach: int | None = None
 

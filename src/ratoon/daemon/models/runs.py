@@ -14,7 +14,7 @@ from ratoon.engine.startup.spec import Health
 
 
 class RunRequest(ForkOptions):
-    """`command` takes the place of the image's own, after its entrypoint; `env` is added to its.
+    """`command` takes the place of the image's own, after its entrypoint.
 
     An `entrypoint` takes the place of the image's, and of its command; an empty one is none. The
     command is process 1, as in a container; with `init` that is the agent, which reaps orphans.
@@ -29,9 +29,6 @@ class RunRequest(ForkOptions):
     command: list[Word] = Field(default_factory=list, max_length=4096)
     entrypoint: Annotated[list[Word], Field(max_length=4096)] | None = None
     init: bool = False
-    env: dict[Word, Word] = Field(default_factory=dict)
-    user: Word | None = None
-    workdir: Word | None = None
     ram_mib: Annotated[int, Field(ge=128, le=1 << 20)] = RAM_MIB
     vcpus: Annotated[int, Field(ge=1, le=64)] = 1
     disk_mib: Annotated[int, Field(ge=256, le=1 << 24)] = DISK_MIB

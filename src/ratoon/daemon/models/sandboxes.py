@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from ratoon.api.answers import IdleCounts
 from ratoon.api.defaults import STOP_SECONDS
-from ratoon.daemon.models.common import ErrorAnswer, Many, Metadata, Port, Request, Timeout
+from ratoon.daemon.models.common import ErrorAnswer, Many, Metadata, Port, Request, Timeout, Word
 from ratoon.engine.sandbox.options import Seconds
 
 
 class PublishRequest(Request):
-    """`guest_port` (TCP) within the guest; `host_port` of the host, null: one that is free.
+    """`guest_port` within the guest; `host_port` of the host, null: one that is free.
 
-    `address`: an address of the host, in digits; null: its loopback.
+    There is no other `protocol`. `address`: an address of the host, in digits; null: its loopback.
     """
 
     guest_port: Port
     host_port: Port | None = None
     address: Annotated[str, Field(max_length=64)] | None = None
+    protocol: Literal["tcp"] = "tcp"
 
 
 class LimitsOfSandbox(Request):
@@ -53,7 +54,9 @@ class ForkOptions(Request):
     guest uses of the processor and the network itself; `commands`, any that runs; or `calls`,
     nothing. `spare`: a machine is kept started for its next reset. `auto_remove`: killed once the
     command has ended that it was made for; `stop_signal`: what asks that to end (`SIGINT`, `INT` or
-    `2`); null: what its image says, or SIGTERM.
+    `2`); null: what its image says, or SIGTERM. `env`, `user` (NAME or UID, also with `:GROUP`) and
+    `workdir`, which is made: what commands have that do not say otherwise, besides and in place of
+    what the snapshot or the image says.
     """
 
     network: str | None = None
@@ -64,6 +67,9 @@ class ForkOptions(Request):
     spare: bool = False
     auto_remove: bool = False
     stop_signal: Annotated[str, Field(max_length=32)] | None = None
+    env: dict[Word, Word] = Field(default_factory=dict)
+    user: Word | None = None
+    workdir: Word | None = None
     volumes: list[VolumeOfSandbox] = Field(default_factory=list, max_length=32)
     metadata: Metadata = Field(default_factory=dict)
 

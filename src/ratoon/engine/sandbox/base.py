@@ -30,7 +30,7 @@ from ratoon.engine.sources.image import Image
 from ratoon.engine.sources.resolve import resolve, root_disk
 from ratoon.errors import InvalidInput
 from ratoon.machine.guest.build import Guest, build_guest, with_kernel
-from ratoon.machine.guest.defaults import set_defaults
+from ratoon.machine.guest.defaults import change_defaults
 from ratoon.machine.guest.practice import practise
 from ratoon.machine.guest.shared import wire
 from ratoon.machine.host.limits import Limits
@@ -193,7 +193,7 @@ class BaseBuilder:
             with stages("warm"):
                 async with sandbox_death_as_error(guest.name, run.machine):
                     if source.image:
-                        await set_defaults(run.channel, source.image.config)
+                        await _run_as(run, source.image.config)
                     kind = under(source.network, wire.PRACTICE)
                     await practise(run.channel, guest.name, guest.machine_id, kind)
             with stages("branch"):
@@ -240,7 +240,7 @@ class BaseBuilder:
         guest, disk, probe = await _build(found, DISK_BYTES, silent)
         hardware = Hardware(RAM_BYTES, 1, probe.accelerator, probe.cpu)
         async with self._booted(guest, disk, hardware, NONE) as booted:
-            await set_defaults(booted.incarnation.channel, found.config)
+            await _run_as(booted.incarnation, found.config)
             yield booted
 
     @asynccontextmanager
@@ -277,6 +277,10 @@ class BaseBuilder:
             kind = under(network, wire.FORK)
             await rebirth(found.name, found.machine_id, run.machine, run.channel, kind)
             yield found
+
+
+async def _run_as(guest: Incarnation, config: ImageConfig) -> None:
+    await change_defaults(guest.channel, config.env, config.user, config.workdir)
 
 
 async def _build(image: Image, disk_bytes: int, progress: Progress) -> tuple[Guest, Path, Probe]:

@@ -128,7 +128,7 @@ class Forker:
             )
             undo.callback(mounts.let_go)
             incarnation = await self._starter.wake(
-                directory.id, machine_id, reserved.prepared, stages, mounts
+                directory.id, machine_id, reserved.prepared, stages, mounts, options
             )
             undo.pop_all()
         twin = reserved.twin

@@ -96,6 +96,11 @@ class SandboxOptions(Document, strict=False):
     auto_remove: bool = False
     #: What asks its main command to end; None: what its image says.
     stop_signal: str | None = None
+    #: What its commands have, where they do not say otherwise: besides the snapshot's environment,
+    #: and for its user and directory.
+    env: dict[str, str] = Field(default={})
+    user: str | None = None
+    workdir: str | None = None
     #: What is mounted in its guest.
     volumes: tuple[Volume, ...] = ()
     #: What its user wants to find it by.

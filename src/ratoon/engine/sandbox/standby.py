@@ -213,6 +213,7 @@ class Lifecycle:
             prepared,
             stages,
             sandbox.mounts,
+            sandbox.options,
             resume=before is None,
             hand_over=hand_over,
         )

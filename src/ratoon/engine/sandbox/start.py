@@ -35,6 +35,7 @@ from ratoon.engine.sandbox.stages import Stages
 from ratoon.errors import HostError
 from ratoon.jail.steps import LostName
 from ratoon.machine.guest.channel import Channel
+from ratoon.machine.guest.defaults import change_defaults
 from ratoon.machine.guest.shared import wire
 from ratoon.machine.host.limits import Limits
 from ratoon.machine.network.namespaces import Namespace
@@ -237,6 +238,7 @@ class MachineStarter:
         prepared: PreparedMachine,
         stages: Stages,
         mounts: Mounts,
+        options: SandboxOptions,
         *,
         resume: bool = False,
         hand_over: Callable[[], Awaitable[object]] = _handed_over,
@@ -246,7 +248,8 @@ class MachineStarter:
         `mounts`: its volumes, which are its own once `hand_over` is done; `resume`: it has been
         that individual before, and only stood by.
 
-        MachineDied, MachineError, GuestError; the process is gone then.
+        MachineDied, MachineError, GuestError; InvalidInput: its commands cannot be run as its
+        options say. The process is gone then.
         """
         machine, channel, volumes = prepared.machine, None, None
         try:
@@ -274,6 +277,10 @@ class MachineStarter:
                     volumes = volumes or mounts.serve(name, machine, inherits=True)
                     async with sandbox_death_as_error(name, machine):
                         await mounts.arrange(channel, stale=not resume)
+            if not resume and (options.env or options.user or options.workdir):
+                with stages("defaults"):
+                    async with sandbox_death_as_error(name, machine):
+                        await change_defaults(channel, options.env, options.user, options.workdir)
         except BaseException:
             if channel:
                 channel.close()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NoReturn
 
 from ratoon.concurrency import run_alongside
@@ -21,16 +19,6 @@ TAIL = 4000
 LINE_LIMIT = 4096
 #: Bytes of an answer that are read.
 ANSWER_LIMIT = 256 * 1024
-
-
-@dataclass(frozen=True)
-class Program:
-    """A command, and how it is run: what the image says is not repeated here."""
-
-    argv: list[str]
-    env: Mapping[str, str]
-    user: str | None
-    workdir: str | None
 
 
 class Output:
@@ -64,11 +52,11 @@ class Output:
 
 
 class Wait:
-    """For one command to pass its health check."""
+    """For the command `name` to pass its health check."""
 
-    def __init__(self, agent: Agent, program: Program, health: Health) -> None:
+    def __init__(self, agent: Agent, name: str, health: Health) -> None:
         self._agent = agent
-        self._program = program
+        self._name = name
         self._health = health
         self._output = Output(health if isinstance(health, LogHealth) else None)
         #: What the last attempt came to.
@@ -82,8 +70,7 @@ class Wait:
                 await run_alongside(self._passes(), self._ends(running))
         except TimeoutError:
             raise NotHealthy(
-                f"{self._program.argv[0]} was not healthy within {limit:g} s: {self._last}"
-                f"{self._output.shown}"
+                f"{self._name} was not healthy within {limit:g} s: {self._last}{self._output.shown}"
             ) from None
 
     async def _ends(self, running: Command) -> NoReturn:
@@ -92,7 +79,7 @@ class Wait:
         ended = await running.wait()
         how = ended.error or f"it exited with {ended.exit_code}"
         raise NotHealthy(
-            f"{self._program.argv[0]} ended before it was healthy: {how}{self._output.shown}",
+            f"{self._name} ended before it was healthy: {how}{self._output.shown}",
             status=ended.exit_code,
         )
 
@@ -117,9 +104,6 @@ class Wait:
         result = await commands.exec(
             self._agent,
             [*health.argv],
-            env=dict(self._program.env),
-            cwd=self._program.workdir,
-            user=self._program.user,
             timeout=health.timeout_seconds,
             output_limit=TAIL,
         )

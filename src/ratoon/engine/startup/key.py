@@ -141,9 +141,9 @@ def started(
         booted=below,
         argv=tuple(image.config.argv(spec.command, spec.entrypoint)),
         init=spec.init,
-        environment={**image.config.env, **spec.env},
-        user=spec.user or image.config.user,
-        workdir=spec.workdir or image.config.workdir,
+        environment={**image.config.env, **options.env},
+        user=options.user or image.config.user,
+        workdir=options.workdir or image.config.workdir,
         network=str(options.network or NONE),  # as a fork of the base has it
         mounts={
             volume.target: Mount(

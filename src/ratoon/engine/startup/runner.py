@@ -28,7 +28,7 @@ from ratoon.engine.sources.image import Image
 from ratoon.engine.sources.resolve import resolve
 from ratoon.engine.startup.cache import Entry, StartCache, tag_of
 from ratoon.engine.startup.content import describe_content
-from ratoon.engine.startup.health import Program, Wait
+from ratoon.engine.startup.health import Wait
 from ratoon.engine.startup.key import Booted, Started, booted, only_content_differs, started
 from ratoon.engine.startup.spec import RunSpec
 from ratoon.errors import (
@@ -78,7 +78,7 @@ class _Wish:
     options: SandboxOptions
     image: Image
     booted: Booted
-    program: Program
+    argv: list[str]
     refresh: bool
     roots: Sequence[Path] | None
     progress: Progress
@@ -135,7 +135,7 @@ class Runner:
             options,
             image,
             booted(image, spec, guest, probe),
-            Program(argv, spec.env, spec.user, spec.workdir),
+            argv,
             refresh,
             roots,
             progress,
@@ -273,24 +273,21 @@ class Runner:
 
     async def _begin(self, sandbox: Sandbox, wish: _Wish) -> int:
         """Start the command in the background and wait until it is up; its pid."""
-        program, health = wish.program, wish.spec.health
+        name, health = wish.argv[0], wish.spec.health
         with wish.stages("start"):
             async with commands.start(
                 sandbox,
-                program.argv,
-                env=dict(program.env),
-                cwd=program.workdir,
-                user=program.user,
+                wish.argv,
                 background=True,
-                lasting=True,
+                main=True,
                 own_pids=not wish.spec.init,
             ) as running:
                 if running.pid is None:
                     ended = await running.wait()
-                    raise InvalidInput(ended.error or f"{program.argv[0]} could not be started")
+                    raise InvalidInput(ended.error or f"{name} could not be started")
                 if health:
-                    wish.progress(f"waiting until {program.argv[0]} is up")
-                    await Wait(sandbox, program, health).until_healthy(running)
+                    wish.progress(f"waiting until {name} is up")
+                    await Wait(sandbox, name, health).until_healthy(running)
                 return running.pid
         raise AssertionError
 
@@ -316,7 +313,7 @@ class Runner:
         if not listed or listed[0].exit_code is not None:
             await self._engine.delete(tag, force=True)
             raise NotHealthy(
-                f"{wish.program.argv[0]} ended as soon as it was up",
+                f"{wish.argv[0]} ended as soon as it was up",
                 status=listed[0].exit_code if listed else None,
             )
         self.cache.write(
@@ -363,7 +360,7 @@ class Runner:
 
 
 def _run(wish: _Wish, sandbox: Sandbox, pid: int | None, tier: Literal[0, 1, 2]) -> Run:
-    argv, missed = tuple(wish.program.argv), tuple(wish.missed)
+    argv, missed = tuple(wish.argv), tuple(wish.missed)
     return Run(sandbox, argv, pid, tier, missed, wish.stages.ms)
 
 

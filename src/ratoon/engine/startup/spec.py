@@ -131,18 +131,15 @@ class RunSpec(Document):
 
     An `entrypoint` takes the place of the image's, and of its command. It is process 1 of its own
     processes, unless there is to be an `init`: the agent, then.
-    `env` is added to the image's; `user` and `workdir` are the image's if not given. Without
-    `health` nobody waits for the command, and there is nothing to keep of it. What the sandbox may
-    reach and use is in its `SandboxOptions`.
+    Without `health` nobody waits for the command, and there is nothing to keep of it. Its
+    environment, user and directory, and what the sandbox may reach and use, are in its
+    `SandboxOptions`.
     """
 
     image: str
     command: Annotated[tuple[str, ...], Field(strict=False)] = ()
     entrypoint: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     init: bool = False
-    env: dict[str, str] = Field(default={})
-    user: str | None = None
-    workdir: str | None = None
     ram_bytes: int = RAM_BYTES
     vcpus: int = 1
     disk_bytes: int = DISK_BYTES

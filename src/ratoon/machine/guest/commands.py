@@ -120,20 +120,20 @@ async def start(
     terminal: tuple[int, int] | None = None,
     background: bool = False,
     timeout: float | None = None,
-    lasting: bool = False,
+    main: bool = False,
     own_pids: bool = False,
 ) -> AsyncIterator[Command]:
     """Start `argv` in the guest; leaving the block kills it, unless it is in the background.
 
     `user`: NAME or UID, or either with `:GROUP`, of the guest's own; InvalidInput if there is none.
     `terminal`: rows and columns of one that it runs on. `timeout`: seconds after which it is
-    killed with all that it has started. `lasting`: its environment, directory and user are those of
-    commands that follow, where they do not say otherwise. `own_pids`: it is process 1 in a
-    namespace of pids, where later commands are as well; Conflict: there is such a one already.
+    killed with all that it has started. `main`: it is what the sandbox is made for, whose end is
+    told. `own_pids`: it is process 1 in a namespace of pids, where later commands are as well;
+    Conflict: there is such a one already.
     """
     fields = _request(argv, env=env, cwd=cwd, user=user, timeout=timeout)
     fields |= {"stdin": stdin, "background": background, "announce": True}
-    fields |= {"lasting": True} if lasting else {}
+    fields |= {"main": True} if main else {}
     fields |= {"own_pids": True} if own_pids else {}
     if terminal is not None:
         fields["terminal"] = _size(terminal)

@@ -1,6 +1,6 @@
 """What programs are started with where a request does not say.
 
-That is as the image has it, or as the command had it that the sandbox was made for.
+That is as the image has it, and beyond that as it was said when the sandbox was made.
 """
 
 from __future__ import annotations

@@ -115,19 +115,11 @@ class Processes:
         command.group = self._groups.admit(command.pid)
         self._loop.on_exit(command.pid, lambda status: self._ended(command, status))
         self._commands[command.pid] = command
-        if request.get("lasting"):
-            self._make_lasting(request)
+        if request.get("main"):
             self._make_main(command)
         if timeout is not None:
             command.limit(timeout)
         return command
-
-    def _make_lasting(self, request: Request) -> None:
-        """What it said is so for later ones, too; but what terminal it had is its own."""
-        env = dict(request.get("env") or {})
-        if request.get("terminal"):
-            env.pop("TERM", None)
-        self.defaults = self.defaults.changed(env, request.get("user"), request.get("cwd"))
 
     def _make_main(self, command: Command) -> None:
         def end() -> None:
@@ -361,13 +353,14 @@ class Stop(Stream):
 
 
 @operation("defaults")
-class SetDefaults(Stream):
-    """Have new ones, for all that is started from here on; the directory is made if need be."""
+class ChangeDefaults(Stream):
+    """For all that is started from here on; the directory is made if need be."""
 
     agent: HasProcesses
 
     def start(self, request: Request) -> None:
-        defaults = Defaults(request["env"], request["user"], request["cwd"])
+        before = self.agent.processes.defaults
+        defaults = before.changed(request["env"], request["user"], request["cwd"])
         if defaults.user is not None:
             look_up(defaults.user)
         try:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import struct
 
 #: The protocol's version: a host and an agent of different ones do not talk.
-VERSION = 3
+VERSION = 4
 
 MARKER = bytes.fromhex("f1e2d3c4b5a697889f8e9dacbbcad9e8")
 NONCE_BYTES = 16
