@@ -189,6 +189,37 @@ async def test_glibc_with_python_from_a_registry(
         assert guest.config.argv() == ["python3"]
 
 
+async def test_user_environment_and_directory_are_the_images(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """Unless a command says otherwise; in forks, and after all that gives it another machine."""
+    layout = Layout(tmp_path)
+    users = [
+        file("etc/passwd", b"root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n"),
+        file("etc/group", b"root:x:0:\napp:x:1000:\nweb:x:8:\n"),
+    ]
+    config = {"User": "app:web", "Env": ["SAID=image", "PATH=/bin"], "WorkingDir": "/srv/app"}
+    layout.add([layer([*small_images.busybox(), *users])], config)
+    script = ["sh", "-c", "echo $SAID $(id -un) $(id -gn) $(pwd)"]
+
+    async def check_all(sandbox: Sandbox) -> None:
+        assert await output(sandbox, *script) == "image app web /srv/app"
+        said = await sandbox.exec(script, env={"SAID": "request"}, cwd="/tmp", user="root")
+        assert said.stdout == b"request root root /tmp\n"
+
+    async with running(engine, layout.reference()) as sandbox:
+        await check_all(sandbox)
+        await engine.reset(sandbox)
+        await check_all(sandbox)
+        await engine.standby(sandbox)
+        await engine.resume(sandbox)
+        await check_all(sandbox)
+        (fork,) = await engine.fork_sandbox(sandbox)
+        assert isinstance(fork, Sandbox)
+        async with fork:
+            await check_all(fork)
+
+
 async def test_nothing_but_busybox(engine: Engine, tmp_path: Path) -> None:
     """No /etc, no user, no library."""
     layout = Layout(tmp_path)
