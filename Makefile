@@ -28,7 +28,7 @@ soak: setup  ## the long runs, of which `make test` takes a seeded slice
 		tests/vm/test_random_resets.py tests/vm/test_streams_across_branches.py tests/vm/test_taken_over.py \
 		tests/vm/test_daemon_fuzz.py tests/vm/test_daemon_load.py tests/vm/test_daemon_kills.py \
 		tests/vm/test_images_in_guests.py tests/vm/test_programs.py \
-		tests/vm/test_projects_in_guests.py
+		tests/vm/test_projects_in_guests.py tests/vm/test_rebirth_recipes.py
 
 lint: setup  ## formatter, linter and type checker
 	@.venv/bin/ruff format --check --quiet .
