@@ -45,11 +45,12 @@ def test_a_figure_that_was_changed_by_hand_is_noticed(script: ModuleType, tmp_pa
     assert script._filled(page) != page.read_text()
 
 
-def test_the_comparison_of_qemus_is_that_of_its_samples() -> None:
-    script, samples = ROOT / "scripts/compare.py", PAGES / "data/qemu.csv"
+@pytest.mark.parametrize("page", ["qemu", "jail"])
+def test_a_comparison_is_that_of_its_samples(page: str) -> None:
+    script, samples = ROOT / "scripts/compare.py", PAGES / f"data/{page}.csv"
     command = [sys.executable, str(script), "--read", str(samples)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert f"```\n{shown}```" in (PAGES / "qemu.md").read_text()
+    assert f"```\n{shown}```" in (PAGES / f"{page}.md").read_text()
 
 
 @pytest.mark.parametrize("name", NAMES)
