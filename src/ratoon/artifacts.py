@@ -17,7 +17,7 @@ from typing import Any
 from blake3 import blake3
 
 from ratoon import files, paths
-from ratoon.errors import HostError
+from ratoon.errors import HostError, ProgramFailed
 
 Progress = Callable[[str], None]
 
@@ -61,13 +61,12 @@ def build_once(
 
 
 def run(command: Sequence[str | Path], *, cwd: Path | None = None, stdin: bytes = b"") -> bytes:
-    """Run a host program and return its stdout; HostError with its stderr if it fails."""
+    """Run a host program and return its stdout. ProgramFailed; HostError: it is not there."""
     name = Path(command[0]).name
     try:
         done = subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, check=False)
     except FileNotFoundError:
         raise HostError(f"{name} is not installed; `make setup` installs it") from None
     if done.returncode:
-        tail = done.stderr.decode(errors="replace").strip()[-2000:]
-        raise HostError(f"{name} failed with exit code {done.returncode}:\n{tail}")
+        raise ProgramFailed(name, done.returncode, done.stderr)
     return done.stdout

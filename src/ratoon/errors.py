@@ -14,6 +14,7 @@
     │   └── ChainMismatch                             a link names another parent than it has
     ├── CannotRestore              exit 1, HTTP 500   nothing is left to repair a file from
     ├── HostError                  exit 1, HTTP 500   the host lacks something: a program, space
+    │   ├── ProgramFailed                             one of the host; the message has what it said
     │   ├── UnreadableDisk                            no ext4 file system, or a damaged one
     │   └── RegistryError          exit 1, HTTP 502   a registry of images does not do as it should
     ├── Overloaded                 exit 1, HTTP 503   no room for more sandboxes; try again later
@@ -116,6 +117,14 @@ class CannotRestore(RatoonError):
 
 class HostError(RatoonError):
     pass
+
+
+class ProgramFailed(HostError):
+    """`said`: the end of what it wrote."""
+
+    def __init__(self, name: str, status: int, written: bytes) -> None:
+        self.said = written.decode(errors="replace").strip()[-2000:]
+        super().__init__(f"{name} failed with exit code {status}:\n{self.said}")
 
 
 class UnreadableDisk(HostError):

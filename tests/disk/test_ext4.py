@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from ext4_helpers import debugfs, make_file_system, tree_of
 
+from disk_tools import looked_for_again, scripts
 from ratoon.errors import HostError, UnreadableDisk
 from ratoon.store.disk.ext4 import Ext4
 from ratoon.store.disk.tree import compare_trees, read_tree, replay_journal
@@ -144,14 +145,13 @@ def test_a_journal_that_cannot_be_replayed(
 ) -> None:
     disk = make_file_system(tmp_path / "disk", root, size=64 * MIB)
     debugfs(disk, "feature needs_recovery")
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    monkeypatch.setenv("PATH", str(programs))
-    with pytest.raises(HostError, match="e2fsck is not installed"):
-        replay_journal(disk, "the disk")
-    (programs / "e2fsck").write_text("#!/bin/sh\necho reason; exit 8\n")
-    (programs / "e2fsck").chmod(0o755)
-    with pytest.raises(UnreadableDisk, match="the disk: e2fsck cannot replay its journal:\nreason"):
+    with monkeypatch.context() as patch, looked_for_again():
+        patch.setenv("PATH", str(tmp_path))
+        with pytest.raises(HostError, match="is not installed; `make setup`"):
+            replay_journal(disk, "the disk")
+    why = "the disk: e2fsck cannot replay its journal:\nreason"
+    failing = scripts(tmp_path, {"e2fsck": "echo reason; exit 8"})
+    with failing, pytest.raises(UnreadableDisk, match=why):
         replay_journal(disk, "the disk")
 
 

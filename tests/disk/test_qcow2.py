@@ -12,6 +12,7 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from disk_tools import looked_for_again
 from ratoon.errors import Corrupt, HostError, InvalidInput, RatoonError
 from ratoon.store.disk.qcow2 import (
     OverlayTemplates,
@@ -165,17 +166,18 @@ def test_an_overlay_is_an_empty_disk_without_backing(tmp_path: Path) -> None:
 
 def test_qemu_img_runs_once_per_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     OverlayTemplates(tmp_path).create(tmp_path / "first", GIB)
-    monkeypatch.setenv("PATH", "")
-    OverlayTemplates(tmp_path).create(tmp_path / "second", GIB)
+    with monkeypatch.context() as patch, looked_for_again():
+        patch.setenv("PATH", "")
+        OverlayTemplates(tmp_path).create(tmp_path / "second", GIB)
+        with pytest.raises(HostError, match="qemu-img is not installed"):
+            OverlayTemplates(tmp_path).create(tmp_path / "third", 2 * GIB)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
     assert (tmp_path / "first").stat().st_ino != (tmp_path / "second").stat().st_ino
-    with pytest.raises(HostError, match="qemu-utils"):
-        OverlayTemplates(tmp_path).create(tmp_path / "third", 2 * GIB)
     assert {p.name for p in tmp_path.iterdir()} == {"first", "second", f"overlay-{GIB}.qcow2"}
 
 
 def test_a_refusal_of_qemu_img_is_passed_on(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match="qemu-img cannot make an empty disk: "):
+    with pytest.raises(HostError, match="qemu-img failed with exit code 1:\nqemu-img: "):
         OverlayTemplates(tmp_path).create(tmp_path / "disk", 1 << 62)
     assert list(tmp_path.iterdir()) == []
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from operations import MARK, OPERATIONS, PACK, build
 
+from ratoon.jail.steps import FILES, ROOT
 from ratoon.store.check.check import check_store
 from ratoon.store.check.scrub import Slice
 from ratoon.store.memory.image import ImageStore
@@ -29,8 +30,10 @@ from small_snapshots import contents
 CALLS = (
     *("rename", "renameat2", "link", "linkat", "unlink", "unlinkat", "mkdir", "mkdirat", "rmdir"),
     *("write", "pwrite64", "writev", "pwritev", "copy_file_range", "ftruncate", "fallocate"),
-    *("fsync", "fdatasync", "fchmod", "chmod"),
+    *("fsync", "fdatasync", "fchmod", "chmod", "fchown"),
 )
+#: What files of the store are called that were given to a program in a cell.
+IN_CELL = f"{ROOT}/{FILES}/"
 #: Of the steps of each operation and fault, how many `make test` tries; `make soak` tries all.
 SLICE = 3
 SEED = 20261121
@@ -114,7 +117,7 @@ def steps(prepared: Path, operation: str, scratch: Path) -> list[Step]:
             pid, call = match[1] or "", match[2]
             counted[pid, call] += 1
             # Not the pipes and event counters by which a program talks to itself.
-            if begun and call in CALLS and str(home) in line:
+            if begun and call in CALLS and any(name in line for name in (str(home), IN_CELL)):
                 found[Step(call, counted[pid, call])] = None
     assert len(found) >= 5
     return list(found)

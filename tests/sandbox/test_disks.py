@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from disk_tools import looked_for_again
 from ratoon.engine.sandbox.disks import FEW, MANY, DiskChooser
 from ratoon.store.disk.flatten import merge
 from ratoon.store.memory.cache import DISK
@@ -136,7 +137,7 @@ async def test_a_failure_is_told_and_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     head = chain(store, FEW + 1)[-1]
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, looked_for_again():
         patch.setenv("PATH", "/nowhere")
         disks.expect_many(head)
         await fork(disks, head)

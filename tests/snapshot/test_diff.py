@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def test_equal_snapshots(store: Store) -> None:
 def test_the_same_chain_is_not_even_flattened(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flatten_module, "run", None)
+    monkeypatch.setattr(flatten_module, "tool", None)
     assert diff(store, "edited", "edited").files == NOTHING
 
 
@@ -235,25 +236,42 @@ def test_the_verb(store: Store) -> None:
 def test_an_interrupted_comparison_leaves_nothing(
     store: Store, tmp_path: Path, number: signal.Signals
 ) -> None:
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    (programs / "qemu-img").write_text("#!/bin/sh\necho >$0.started; exec sleep 60\n")
-    (programs / "qemu-img").chmod(0o755)
+    script = f"""
+import sys
+from pathlib import Path
+from disk_tools import scripts
+from ratoon.cli import program
+sys.argv[1:] = ["diff", "base", "edited"]
+with scripts(Path({str(tmp_path)!r}), {{"qemu-img": "exec busybox sleep 1000"}}):
+    program()
+"""
     environment = {
         **os.environ,
         "RATOON_HOME": str(store.home),
-        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
     }
-    program = Path(sys.executable).with_name("ratoon")
     process = subprocess.Popen(
-        [program, "diff", "base", "edited"], env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL
     )
-    while not (programs / "qemu-img.started").exists():
+    children = Path(f"/proc/{process.pid}/task")
+    while not (tools := named("busybox", children)):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
     assert process.wait(30) == 130
     assert nothing_left(store)
+    assert not any(Path(f"/proc/{tool}").exists() for tool in tools)
+
+
+def named(name: str, tasks: Path) -> list[int]:
+    """The children of a process that are called so by now."""
+    found = []
+    for task in tasks.iterdir():
+        for pid in (task / "children").read_text().split():
+            with suppress(FileNotFoundError):
+                if Path(f"/proc/{pid}/comm").read_text() == f"{name}\n":
+                    found.append(int(pid))
+    return found
 
 
 def test_the_other_verbs(store: Store) -> None:

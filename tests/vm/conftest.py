@@ -18,6 +18,7 @@ from ratoon import paths
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.machine.vmm.cell import qemu_cell
+from ratoon.store.disk.tools import disk_cell
 from ratoon.store.memory.compressed import is_compressed
 
 
@@ -42,7 +43,8 @@ def home() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 async def engine(home: Path) -> AsyncIterator[Engine]:
     """An engine whose store has one snapshot: `base`, with 512 MiB of RAM."""
-    qemu_cell()  # all machines of this process have it, to its end
+    for cell in (qemu_cell, disk_cell):
+        cell()  # this process has it to its end
     files = Counter(open_files())
     async with Engine.open(home) as engine:
         await engine.bases.from_image("debian", "base")

@@ -1,4 +1,4 @@
-"""`ratoon jail`: what the process of each sandbox is confined by on this host."""
+"""`ratoon jail`: what QEMU and the programs that read disks are confined by on this host."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Describe = Annotated[
 
 @app.command("jail", no_args_is_help=True)
 def jail(describe: Describe = False, as_json: Json = False) -> None:
-    """Show what the process of each sandbox is confined by.
+    """Show what QEMU and the programs that read disks are confined by.
 
-    Each step, and what somebody who has broken into QEMU does not get because of it. Which hold for
-    a sandbox that runs is in the answer about it (`layers`).
+    Each step, and what somebody who has broken into such a program does not get because of it.
+    Which hold for a sandbox that runs is in the answer about it (`layers`).
     """
     steps = [
         {"step": step.name, "holds_back": step.holds_back, "missing": step.missing()}

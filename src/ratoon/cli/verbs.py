@@ -86,7 +86,7 @@ SUBJECTS: dict[str, dict[str, Verb]] = {
         "bench": Verb(
             "bench", "Measure Ratoon on this machine, beside what one would use instead."
         ),
-        "jail": Verb("jail", "Show what the process of each sandbox is confined by."),
+        "jail": Verb("jail", "Show what QEMU and the programs that read disks are confined by."),
         "doctor": Verb(
             "system", "Check this host: what works, what does not, and what to do about it."
         ),

@@ -7,5 +7,6 @@ its processes, or to its networks. This package knows no machine: it starts a pr
     tree     the root directory, a copy in the cache
     steps    what is taken from a thread before it starts the program, in order
     cell     the thread that goes in, and starts it
+    errand   one run of a program that is waited for, and the files that it is lent
     layers   what holds of a process that runs, read off it
 """

@@ -32,6 +32,8 @@ from ratoon.syscalls import (
     MOUNT_ATTR_NOSUID,
     MOUNT_ATTR_RDONLY,
     MS_BIND,
+    MS_NODEV,
+    MS_NOSUID,
     MS_PRIVATE,
     MS_RDONLY,
     MS_REC,
@@ -42,10 +44,20 @@ T = TypeVar("T")
 
 #: From these is drawn; nothing assigns them (systemd's list of user ids).
 UIDS = range(0x70000000, 0x7FFF0000)
-#: How a file is mounted that is given by its descriptor.
-GIVEN = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
-#: MS_NOSUID and MS_NODEV of mount(2).
-_NOSUID_NODEV = 2 | 4
+#: How files are mounted that are given by their descriptors: to be written, to be read.
+LENT = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+GIVEN = LENT | MOUNT_ATTR_RDONLY
+#: What no program in a cell needs more of. Tasks: a thread for each processor, those that read and
+#: write disks (64 at most), and some of its own.
+LIMITS = {
+    resource.RLIMIT_NOFILE: 4096,
+    resource.RLIMIT_NPROC: 256,
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_MEMLOCK: 0,
+    resource.RLIMIT_MSGQUEUE: 0,
+    resource.RLIMIT_SIGPENDING: 1024,
+}
+_NOSUID_NODEV = MS_NOSUID | MS_NODEV
 _PR_SET_DUMPABLE = 4
 
 
@@ -53,15 +65,19 @@ _PR_SET_DUMPABLE = 4
 class Inmate:
     """A program that is to run in a cell; its path is the one that it has there.
 
-    `mounts`: files, by where they are mounted to be read; `descriptors` are inherited, `output` is
-    its standard output and error. `network`: a network namespace, None for an empty one. `limits`
-    are those of setrlimit(2), soft and hard. All files are descriptors. Unless it `survives`, it
-    dies with this process.
+    `mounts`: files, by where they are mounted to be read; `lent`, to be written: they belong to it
+    from then on. `descriptors` are inherited; `input`, `output` and `errors` are its standard
+    streams: /dev/null, and the same for both, unless they are given. `network`: a network
+    namespace, None for an empty one. `limits`: of setrlimit(2), soft and hard, where they are not
+    those of LIMITS. All files are descriptors. Unless it `survives`, it dies with this process.
     """
 
     words: Sequence[str]
     output: int
+    errors: int | None = None
+    input: int | None = None
     mounts: Mapping[str, int] = field(default_factory=dict)
+    lent: Mapping[str, int] = field(default_factory=dict)
     descriptors: Sequence[int] = ()
     network: int | None = None
     limits: Mapping[int, int] = field(default_factory=dict)
@@ -100,11 +116,14 @@ class Cell:
         LostName: a file that is to be mounted was removed meanwhile. OSError.
         """
         with ExitStack() as held:
-            mounts = {}
-            for place, fd in inmate.mounts.items():
-                mounts[place] = syscalls.detached_mount(fd, GIVEN)
-                held.callback(os.close, mounts[place])
-            going = Going(self._namespace, mounts, inmate.network, _unused_uid())
+            mounts, uid = {}, _unused_uid()
+            for files, attributes in ((inmate.mounts, GIVEN), (inmate.lent, LENT)):
+                for place, fd in files.items():
+                    mounts[place] = syscalls.detached_mount(fd, attributes)
+                    held.callback(os.close, mounts[place])
+            for fd in inmate.lent.values():
+                os.fchown(fd, uid, uid)
+            going = Going(self._namespace, mounts, inmate.network, uid)
             started: Future[subprocess.Popen[bytes]] = Future()
             thread = threading.Thread(
                 target=_Entry(going, inmate, started).run, name="cell", daemon=True
@@ -146,18 +165,19 @@ class _Entry:
     def _start(self) -> subprocess.Popen[bytes]:
         inmate = self._inmate
         syscalls.unshare(CLONE_FS | CLONE_FILES)
+        standard = inmate.input, inmate.output, inmate.errors
         null = os.open("/dev/null", os.O_RDWR)
         for step in STEPS:
             step.take(self._going)
         # The table of descriptors is this thread's own by now.
-        _close_all_but(null, inmate.output, *inmate.descriptors)
+        _close_all_but(null, *(fd for fd in standard if fd is not None), *inmate.descriptors)
         for fd in inmate.descriptors:
             os.set_inheritable(fd, True)
         process = subprocess.Popen(
             [*([] if inmate.survives else DYING_WITH_PARENT), *inmate.words],
-            stdin=null,
+            stdin=null if inmate.input is None else inmate.input,
             stdout=inmate.output,
-            stderr=inmate.output,
+            stderr=inmate.output if inmate.errors is None else inmate.errors,
             close_fds=False,
             start_new_session=True,
             env={"PATH": "/usr/bin", "LD_LIBRARY_PATH": LIBRARIES, **inmate.environment},
@@ -166,7 +186,7 @@ class _Entry:
             restore_signals=False,
         )
         try:
-            for limit, most in inmate.limits.items():
+            for limit, most in {**LIMITS, **inmate.limits}.items():
                 _limit(process.pid, limit, most)
         except BaseException:
             process.kill()

@@ -7,6 +7,7 @@ there is no way back for it.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,11 +19,17 @@ from ratoon.syscalls import (
     CLONE_NEWNS,
     CLONE_NEWPID,
     CLONE_NEWUTS,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_RDONLY,
+    MS_REMOUNT,
 )
 
 #: Where the tree lies in a cell's mount namespace. Who has only changed to a root below that of
 #: his namespace may make no user namespaces (user_namespaces(7)).
 ROOT = "/cell"
+#: An empty directory of a tree: the names of files that a program is given many of are made in it.
+FILES = "files"
 #: linux/prctl.h
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
 _CAP_LAST = 63
@@ -63,6 +70,7 @@ def _enter(going: Going) -> None:
     syscalls.setns(going.cell, CLONE_NEWNS)
     # Each its own: what is mounted in it now is for this one alone.
     syscalls.unshare(CLONE_NEWNS)
+    _make_names([place for place in going.mounts if place.startswith(f"{FILES}/")])
     for place, mount in going.mounts.items():
         try:
             syscalls.attach_mount(mount, f"{ROOT}/{place}")
@@ -70,6 +78,17 @@ def _enter(going: Going) -> None:
             raise LostName(f"what was to be /{place} in a cell is gone") from None
     os.chroot(ROOT)
     os.chdir("/")
+
+
+def _make_names(places: list[str]) -> None:
+    """In FILES, to mount something on."""
+    if not places:
+        return
+    directory, flags = f"{ROOT}/{FILES}", MS_NOSUID | MS_NODEV
+    syscalls.mount("files", directory, "tmpfs", flags, "mode=555")
+    for place in places:
+        os.mknod(f"{ROOT}/{place}", stat.S_IFREG)
+    syscalls.mount("none", directory, None, MS_REMOUNT | MS_RDONLY | flags)
 
 
 def _enter_network(going: Going) -> None:
@@ -123,7 +142,7 @@ STEPS = (
     ),
     Step(
         "a mount namespace with a copy of the program, its libraries and /dev/null, read-only, and "
-        "its memory image; chroot",
+        "the files that it is given; chroot",
         "all files of the host: the store, other sandboxes' images and sockets, /proc, /sys, /dev; "
         "user namespaces, and what can be had in those",
         _enter,

@@ -30,7 +30,8 @@ _LIBRARY = re.compile(r"^\t(?:(\S+) => )?(/\S+) \(0x[0-9a-f]+\)$", re.MULTILINE)
 def tree(programs: Iterable[Path], data: Mapping[str, Path], places: Iterable[str] = ()) -> Path:
     """A directory of the cache, with `programs` where they are on the host.
 
-    `data` are other files, by their names within; `places` are empty files, to be mounted on.
+    `data` are other files, by their names within; `places` are empty files, or directories if a
+    slash ends them, to be mounted on.
     HostError: one of them is not there.
     """
     programs, places = sorted({Path(DYING_WITH_PARENT[0]), *programs}), sorted({NULL, *places})
@@ -49,8 +50,9 @@ def tree(programs: Iterable[Path], data: Mapping[str, Path], places: Iterable[st
         for name, path in copied.items():
             _copy(path, directory / name)
         for place in places:
-            (directory / place).parent.mkdir(parents=True, exist_ok=True)
-            (directory / place).touch()
+            path = directory / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir() if place.endswith("/") else path.touch()
 
     return build_once("cell", inputs, build) / _ROOT
 

@@ -20,6 +20,7 @@ from ratoon.engine.sources.disk import FILE_SYSTEM
 from ratoon.engine.sources.image import Image
 from ratoon.engine.sources.remembered import recall, remember
 from ratoon.errors import HostError, InvalidInput, NotFound
+from ratoon.store.disk.flatten import from_raw
 from ratoon.store.snapshot.image_config import ImageConfig
 
 SUITE = "bookworm"
@@ -107,7 +108,7 @@ class Debian:
             raw.touch()
             os.truncate(raw, disk_bytes)
             run(["mke2fs", "-q", "-F", *FILE_SYSTEM, "-d", root, raw])
-            run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, directory / "disk.qcow2"])
+            from_raw(raw, directory / "disk.qcow2")
             raw.unlink()
             shutil.rmtree(root)
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ratoon import files
-from ratoon.artifacts import run
 from ratoon.errors import InvalidInput
+from ratoon.store.disk.flatten import from_raw
 
 #: A guest's file systems are made of these.
 BLOCK = 4096
@@ -46,7 +46,7 @@ def take(kernel: Path, rootfs: Path, roots: Sequence[Path], room: Path) -> Given
         disk = room / "disk.qcow2"
         raw = room / "disk.raw"
         files.copy_sparse(path, raw)
-    run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, disk])
+    from_raw(raw, disk)
     raw.unlink()
     return Given(ours, disk, size)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 from functools import cache
 from pathlib import Path
@@ -21,19 +20,9 @@ _ROMS = (
     *("kvmvapic.bin", "linuxboot.bin", "linuxboot_dma.bin", "pvh.bin"),
 )
 #: Where distributions put accelerators that are not linked into it, and where they are in the cell.
-_MODULES, _MODULES_WITHIN = "/usr/lib*/**/qemu/accel-*-x86_64.so", "/lib/qemu"
+_MODULES = [f"usr/lib*/{below}qemu/accel-*-x86_64.so" for below in ("", "*/")]
+_MODULES_WITHIN = "/lib/qemu"
 ENVIRONMENT = {"QEMU_MODULE_DIR": _MODULES_WITHIN}
-
-#: A thread for each processor, those that read and write disks (64 at most), and some of its own.
-_TASKS = 256
-LIMITS = {
-    resource.RLIMIT_NOFILE: 4096,
-    resource.RLIMIT_NPROC: _TASKS,
-    resource.RLIMIT_CORE: 0,
-    resource.RLIMIT_MEMLOCK: 0,
-    resource.RLIMIT_MSGQUEUE: 0,
-    resource.RLIMIT_SIGPENDING: 1024,
-}
 
 
 @cache
@@ -58,6 +47,6 @@ def qemu_cell() -> Cell:
         for directory in directories:
             if (directory / name).exists():
                 data[str(directory / name)[1:]] = directory / name
-    for module in sorted(Path("/").glob(_MODULES[1:])):
+    for module in sorted(path for place in _MODULES for path in Path("/").glob(place)):
         data[f"{_MODULES_WITHIN[1:]}/{module.name}"] = module
     return Cell(tree([program], data, PLACES))

@@ -507,7 +507,6 @@ def _start(launch: Launch) -> subprocess.Popen[bytes]:
                 mounts=given.mounts,
                 descriptors=(qmp, agent, volumes, *given.descriptors),
                 network=launch.netns,
-                limits=cell.LIMITS,
                 environment=cell.ENVIRONMENT,
                 survives=launch.survives,
             )

@@ -1,23 +1,25 @@
 """Flattening: a chain of disk layers, or its upper part, into one file of the same content.
 
-The work is `qemu-img`'s. It is given the graph as options, since no header names a backing file,
-and the layers are named relative to a common directory: so one argument holds a deep chain.
+The work is `qemu-img`'s, in a cell. It is given the graph as options, since no header names a
+backing file.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from ratoon import files
-from ratoon.artifacts import run
+from ratoon.errors import HostError
+from ratoon.jail.errand import MOST_SAID
 from ratoon.store.disk.qcow2 import Qcow2Header, check_header
+from ratoon.store.disk.tools import tool
+from ratoon.units import MIB
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,9 @@ def merge(below: Sequence[Path], layers: Sequence[Path], target: Path) -> Qcow2H
         for layer in layers[1:]:
             # qemu-img opens both for writing, and what was published never changes.
             files.copy_sparse(layer, upper)
-            directory, graph = _graph([*below, target, upper])
-            run(["qemu-img", "commit", "-q", "-d", graph], cwd=directory)
+            with tool("qemu-img", _longest([*below, target])) as qemu_img:
+                chain = [*map(qemu_img.reads, below), *map(qemu_img.writes, (target, upper))]
+                qemu_img.run("commit", "-q", "-d", _graph(chain))
             upper.unlink()
         return _finished(target)
 
@@ -65,14 +68,27 @@ def flatten_raw(layers: Sequence[Path], target: Path) -> None:
     _convert(layers, target, "raw")
 
 
+def from_raw(raw: Path, target: Path) -> None:
+    """Make the new file `target` one qcow2 with the content of a raw disk that is ours alone.
+
+    Mode 0600, and not flushed; a failure leaves no file. HostError: as for `flatten`.
+    """
+    with files.new_file(target), tool("qemu-img", _room_for(raw.stat().st_size)) as qemu_img:
+        names = qemu_img.writes(raw), qemu_img.writes(target)
+        qemu_img.run("convert", "-f", "raw", "-O", "qcow2", *names)
+
+
 def allocated_above(layers: Sequence[Path], shared: int) -> list[Extent]:
     """Where the layers above the first `shared` ones have anything, zeros included; by `qemu-img`.
 
     Reads the layers' tables and none of their data. All of the disk for `shared` 0.
     """
-    directory, graph = _graph(layers)
-    listed = run(["qemu-img", "map", "--output=json", graph], cwd=directory)
-    extents = _EXTENTS.validate_json(listed)
+    with tool("qemu-img", MOST_SAID) as qemu_img:
+        listed = qemu_img.run("map", "--output=json", _graph([*map(qemu_img.reads, layers)]))
+    try:
+        extents = _EXTENTS.validate_json(listed)
+    except ValidationError as error:
+        raise HostError(f"qemu-img lists no extents: {error}") from None
     return [extent for extent in extents if extent.depth < len(layers) - shared]
 
 
@@ -84,23 +100,29 @@ def _finished(target: Path) -> Qcow2Header:
 
 
 def _convert(layers: Sequence[Path], target: Path, kind: str) -> None:
-    target = target.absolute()
-    directory, graph = _graph(layers)
-    with target.open("xb"):  # qemu-img would replace what is there
-        target.chmod(0o600)
-    with files.removed_on_error(target):
-        run(["qemu-img", "convert", "-O", kind, graph, target], cwd=directory)
+    # There already: qemu-img would replace what is there.
+    with files.new_file(target), tool("qemu-img", _longest(layers)) as qemu_img:
+        graph = _graph([*map(qemu_img.reads, layers)])
+        qemu_img.run("convert", "-O", kind, graph, qemu_img.writes(target))
 
 
-def _graph(layers: Sequence[Path]) -> tuple[Path, str]:
-    """The directory to run `qemu-img` in, and the name of the top layer there, with all below."""
-    directory = Path(os.path.commonpath([path.absolute().parent for path in layers]))
+def _longest(chain: Sequence[Path]) -> int:
+    """The base says how large the disk is; who wrote it did not read the others."""
+    return _room_for(check_header(chain[0], label=f"the disk layer {chain[0]}").virtual_size)
+
+
+def _room_for(disk_bytes: int) -> int:
+    """The length of a file that holds a disk, with its tables and what is freed but still there."""
+    return 2 * disk_bytes + 64 * MIB
+
+
+def _graph(layers: Sequence[str]) -> str:
+    """The top layer, with all below it."""
     node: dict[str, Any] | None = None
-    for path in layers:
-        name = str(path.absolute().relative_to(directory))
+    for name in layers:
         node = {
             "driver": "qcow2",
             "file": {"driver": "file", "filename": name},
             "backing": node,
         }
-    return directory, "json:" + json.dumps(node, separators=(",", ":"))
+    return "json:" + json.dumps(node, separators=(",", ":"))

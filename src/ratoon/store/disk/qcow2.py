@@ -9,7 +9,6 @@ The format: docs/interop/qcow2.txt in QEMU's source.
 
 from __future__ import annotations
 
-import os
 import stat
 import struct
 import subprocess
@@ -21,7 +20,8 @@ from pathlib import Path
 from blake3 import blake3
 
 from ratoon import files
-from ratoon.errors import Corrupt, HostError, InvalidInput
+from ratoon.errors import Corrupt, InvalidInput
+from ratoon.store.disk.tools import tool
 
 _MAGIC = b"QFI\xfb"
 #: version, backing file offset, cluster bits, virtual size, encryption, L1 entries and offset,
@@ -32,6 +32,7 @@ _V3_REST = struct.Struct(">Q16xII")
 _EXTENSION = struct.Struct(">II")
 _CLUSTER_BITS = range(9, 22)
 _MAX_L1_BYTES = 32 << 20
+_LONGEST_EMPTY = 2 * _MAX_L1_BYTES
 _MAX_REFCOUNT_TABLE_BYTES = 8 << 20
 
 _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED_L2 = (1 << bit for bit in range(5))
@@ -159,7 +160,7 @@ class OverlayTemplates:
         """Make `path` an empty qcow2 of `virtual_size` bytes, with no backing file in its header.
 
         FileExistsError: `path` is there. InvalidInput: not a positive multiple of 512 bytes.
-        HostError: `qemu-img` is missing or refused.
+        HostError: `as `tools.tool`; `qemu-img` refused.
         """
         if virtual_size <= 0 or virtual_size % 512:
             raise InvalidInput(f"disk size {virtual_size}: not a positive multiple of 512 bytes")
@@ -172,26 +173,17 @@ class OverlayTemplates:
 def _publish_template(template: Path, virtual_size: int) -> None:
     """Two at once do no harm: each renames a finished file into place."""
     temporary = template.with_name(f".{template.name}.{threading.get_native_id()}.tmp")
-    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=v3"]
-    try:
-        made = subprocess.run(
-            [*command, os.fspath(temporary), str(virtual_size)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if made.returncode:
-            raise HostError(f"qemu-img cannot make an empty disk: {made.stderr.strip()}")
+    temporary.unlink(missing_ok=True)
+    with files.new_file(temporary), tool("qemu-img", _LONGEST_EMPTY) as qemu_img:
+        words = "create", "-q", "-f", "qcow2", "-o", "compat=v3", qemu_img.writes(temporary)
+        qemu_img.run(*words, str(virtual_size))
+    with files.removed_on_error(temporary):
         # Nearly all of it is zeros, and each sandbox and each snapshot has a copy.
         subprocess.run(
             ["fallocate", "--dig-holes", temporary], stderr=subprocess.DEVNULL, check=False
         )
         files.fsync_path(temporary)
         temporary.rename(template)
-    except FileNotFoundError as error:
-        raise HostError("qemu-img is not installed (Debian package qemu-utils)") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     files.fsync_path(template.parent)
 
 

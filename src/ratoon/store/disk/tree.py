@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import stat
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ratoon.errors import HostError, UnreadableDisk
+from ratoon.errors import ProgramFailed, UnreadableDisk
 from ratoon.store.disk.ext4 import ROOT, Ext4, Inode
+from ratoon.store.disk.tools import tool
 
 #: Every file of a tree by its path from the root, as bytes, without a slash in front.
 Tree = dict[bytes, Inode]
@@ -44,14 +44,12 @@ def replay_journal(disk: Path, label: str) -> None:
     with Ext4(disk, label) as system:
         if not system.needs_recovery:
             return
-    command = ["e2fsck", "-p", "-E", "journal_only", str(disk)]
     try:
-        done = subprocess.run(command, capture_output=True, check=False)
-    except FileNotFoundError:
-        raise HostError("e2fsck is not installed; `make setup` installs it") from None
-    if done.returncode > 1:  # 1: something was replayed
-        tail = (done.stdout + done.stderr).decode(errors="replace").strip()[-500:]
-        raise UnreadableDisk(f"{label}: e2fsck cannot replay its journal:\n{tail}")
+        with tool("e2fsck", disk.stat().st_size) as e2fsck:
+            words = "-p", "-E", "journal_only", e2fsck.writes(disk)
+            e2fsck.run(*words, good=(0, 1))  # 1: something was replayed
+    except ProgramFailed as error:
+        raise UnreadableDisk(f"{label}: e2fsck cannot replay its journal:\n{error.said}") from None
 
 
 def read_tree(system: Ext4) -> Tree:

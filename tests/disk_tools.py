@@ -1,0 +1,44 @@
+"""Shell scripts in the place of the programs that read and write disks, in their cell."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ratoon.store.disk import tools
+
+SHELL = "busybox"
+
+
+@contextmanager
+def scripts(directory: Path, texts: Mapping[str, str]) -> Iterator[None]:
+    """While the block runs, `texts` are the programs of these names; they lie in `directory`."""
+    for name, text in texts.items():
+        (directory / name).write_text(f"#!/usr/bin/{SHELL} sh\n{text}\n")
+        (directory / name).chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+        patch.setattr(tools, "PROGRAMS", (*tools.PROGRAMS, SHELL))
+        with looked_for_again():
+            yield
+
+
+@contextmanager
+def looked_for_again() -> Iterator[None]:
+    """The programs are looked for anew in the block, and after it."""
+    _forget()
+    try:
+        yield
+    finally:
+        _forget()
+
+
+def _forget() -> None:
+    if tools.disk_cell.cache_info().currsize:
+        tools.disk_cell().close()
+    tools.disk_cell.cache_clear()
+    tools._path.cache_clear()
