@@ -4,7 +4,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 packages="qemu-system-x86 qemu-utils mmdebstrap busybox-static cpio e2fsprogs xfsprogs btrfs-progs gcc \
-zstd util-linux dpkg apt ca-certificates git strace openssh-client iproute2 nftables skopeo umoci \
+zstd util-linux dpkg apt ca-certificates git strace openssh-client iproute2 nftables skopeo \
 libvirt-clients libvirt-daemon"
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -22,6 +22,12 @@ as_root() {
 
 # shellcheck source=/dev/null
 distribution=$(. /etc/os-release && echo "$ID-${VERSION_CODENAME-}")
+
+# With this mke2fs reads tars; Debian 13 has another name for it.
+case $distribution in
+debian-bookworm) packages="$packages libarchive13" ;;
+*) packages="$packages libarchive13t64" ;;
+esac
 
 # Whether a package is there, and of the version that it must have at least.
 installed() {

@@ -1,8 +1,7 @@
 """System calls that Python has no functions for; each raises OSError, as its own do.
 
-Three have their own: the agent in a guest, which stands alone (`guest/agent/libc.py`); a program
-that runs without this package (`sources/mounted.py`); and `volumes/callers.py`, with all that is a
-thread's own.
+Two have their own: the agent in a guest, which stands alone (`guest/agent/libc.py`), and
+`volumes/callers.py`, with all that is a thread's own.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 from blake3 import blake3
 
 from ratoon.artifacts import Progress, build_once, run
-from ratoon.engine.sources import mounted
+from ratoon.engine.sources import furnish
 from ratoon.engine.sources.disk import FILE_SYSTEM
 from ratoon.engine.sources.image import Image
 from ratoon.engine.sources.remembered import recall, remember
@@ -27,7 +27,7 @@ SUITE = "bookworm"
 #: Those of which Debian 12's keyring has the keys.
 SUITES = ("bullseye", "bookworm", "trixie")
 PACKAGES = ("python3", "iproute2", "ca-certificates")
-TEXTS = {name: text for name, text in mounted.TEXTS.items() if name != "etc/hosts"}
+TEXTS = {name: text for name, text in furnish.TEXTS.items() if name != "etc/hosts"}
 
 _REFERENCE = re.compile(r"debian(?::(?P<suite>[^+/@]*))?(?P<packages>(?:\+[^/@]*)?)")
 #: Debian Policy, section 5.6.7.

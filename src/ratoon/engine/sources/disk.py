@@ -1,53 +1,70 @@
-"""Root disks: an ext4 of a given size, filled by a program that may be fooled, as qcow2."""
+"""Root disks: an ext4 of a given size with a tree of files, as qcow2.
+
+mke2fs makes it of a tar that is written while it reads: nothing is mounted, and nothing of the
+tree is on the host's own file systems.
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
-import sys
-from collections.abc import Sequence
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ratoon.artifacts import run
-from ratoon.engine.sources import mounted
+from ratoon.engine.sources.furnish import furnish
+from ratoon.engine.sources.merge import Tree
+from ratoon.engine.sources.tar_stream import CAPABILITY, Inode, header, shown
 from ratoon.errors import HostError, InvalidInput
+from ratoon.machine.guest.shared.tar import END, TarError, padding
+from ratoon.store.disk.ext4 import ROOT, Ext4
+from ratoon.store.disk.tree import read_tree
 from ratoon.units import MIB
 
 #: Nothing is left for the guest's kernel to initialise later: every fork would do it again.
 FILE_SYSTEM = ("-t", "ext4", "-L", "ratoon", "-E", "lazy_itable_init=0,lazy_journal_init=0")
-#: Killed together with the thread that waits for it; the namespaces, and with them the mount and
-#: its loop device, end with the last process in them. What the host unmounts goes in them too.
-_ALONE = (
-    *("setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--propagation=slave"),
-    *("--pid", "--fork", "--kill-child"),
-)
+#: Names of a file, and in a directory: as many as ext4 counts. In larger ones mke2fs would take
+#: hours besides, for it looks for each new name among all that are there.
+_MAX_NAMES = 65_000
+#: debugfs reads no longer ones.
+_MAX_LINE = 8000
+#: What mke2fs says where the disk is too small; the host's own disk has other words.
+_FULL = re.compile(r"Could not allocate (?:block|inode)|Insufficient space|No free space")
+
+Contents = Callable[[Container[Inode]], Iterable[tuple[Inode, Iterable[bytes]]]]
 
 
-def fill_disk(room: Path, disk_bytes: int, name: str, command: Sequence[str | Path]) -> Path:
-    """`disk.qcow2` in the directory `room`, with what `command` puts into the directory `root`.
+def make_disk(room: Path, disk_bytes: int, name: str, tree: Tree, contents: Contents) -> None:
+    """Make `disk.qcow2` in the directory `room`, with `tree` and what a runtime provides.
 
-    It runs in `room`. What it writes can neither leave the disk nor outgrow it. InvalidInput: the
-    disk is too small for image `name`. HostError: the command failed, or the disk's mount.
+    `contents` gives the content of the files that it is asked for, in any order.
+
+    InvalidInput: the disk is too small for image `name`, or it has what ext4 has not. HostError.
     """
-    raw, root, disk = room / "disk.raw", room / "root", room / "disk.qcow2"
+    raw, disk = room / "disk.raw", room / "disk.qcow2"
     raw.touch(mode=0o600)
     os.truncate(raw, disk_bytes)
-    run(["mke2fs", "-q", "-F", *FILE_SYSTEM, raw])
-    root.mkdir()
-    helper = [sys.executable, "-I", "-S", "-B", mounted.__file__]
+    furnish(tree)
     try:
-        run([*_ALONE, *helper, raw, root, *command], cwd=room)
+        archive = _Archive(tree)
+        if archive.size > disk_bytes:
+            raise too_large(name, disk_bytes)
+        with _written(archive.pieces(contents)) as stdin:
+            _run(["mke2fs", "-q", "-F", *FILE_SYSTEM, "-d", "-", raw], stdin)
+        _amend(raw, name, archive.late)
+    except TarError as error:
+        raise InvalidInput(f"image {name} cannot be unpacked: {error}") from None
     except HostError as error:
-        if "no space left on device" in str(error).lower() and _has_room(room):
+        if _FULL.search(str(error)):
             raise too_large(name, disk_bytes) from None
         _, _, reason = str(error).partition("\n")
         raise HostError(f"image {name} was not unpacked: {reason or error}") from None
     run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, disk])
     disk.chmod(0o600)  # the image may be private
     raw.unlink()
-    root.rmdir()
-    shutil.rmtree(room / "layout", ignore_errors=True)
-    return disk
 
 
 def too_large(name: str, disk_bytes: int) -> InvalidInput:
@@ -58,6 +75,122 @@ def too_large(name: str, disk_bytes: int) -> InvalidInput:
     )
 
 
-def _has_room(place: Path) -> bool:
-    """Whether the host's own file system is not what is full."""
-    return os.statvfs(place).f_bavail * os.statvfs(place).f_frsize > 16 * MIB
+class _Archive:
+    """A tree as mke2fs takes it. TarError: it has what ext4 has not."""
+
+    def __init__(self, tree: Tree) -> None:
+        #: Of every inode; a directory comes before what is in it.
+        self._names: dict[Inode, list[bytes]] = {}
+        #: Bytes of all files, with their holes.
+        self.size = 0
+        #: Paths of what mke2fs takes from a tar in part only.
+        self.late: list[tuple[bytes, Inode]] = []
+        for path, inode in tree.walk():
+            names = self._names.setdefault(inode, [])
+            names.append(path)
+            if max(len(names), len(inode.children)) > _MAX_NAMES:
+                raise TarError(f"{shown(path)} has more than {_MAX_NAMES:,} names")
+            if len(names) == 1:
+                self.size += inode.size
+                if _is_late(inode):
+                    self.late.append((path, inode))
+
+    def pieces(self, contents: Contents) -> Iterator[bytes]:
+        """First what has no content to be looked for; last all names but the first."""
+        wanted = set()
+        for inode, (path, *_) in self._names.items():
+            if len(inode.text) < inode.size:
+                wanted.add(inode)
+            else:
+                yield header(path, inode) + inode.text + padding(inode.size)
+        for inode, content in contents(wanted):
+            yield header(self._names[inode][0], inode)
+            yield from content
+            yield padding(inode.size)
+        for inode, (path, *others) in self._names.items():
+            for other in others:
+                yield header(other, inode, path)
+        yield END
+
+
+@contextmanager
+def _written(pieces: Iterator[bytes]) -> Iterator[int]:
+    """The end of a pipe to read `pieces` from. What making them raises is raised at the end.
+
+    Until then the reader finds an archive that ends too early, and may fail for that.
+    """
+    reading, writing = os.pipe()
+    failed: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            with suppress(BrokenPipeError), open(writing, "wb", buffering=MIB) as pipe:  # noqa: PTH123
+                pipe.writelines(pieces)
+        except BaseException as error:
+            failed.append(error)
+
+    writer = threading.Thread(target=write, name="archive", daemon=True)
+    writer.start()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        writer.join()
+        if failed:
+            raise failed[0]
+
+
+def _run(command: Sequence[str | Path], stdin: int) -> bytes:
+    """Run a tool, which ends with the thread that waits for it; all that it said. HostError."""
+    done = subprocess.run(
+        ["setpriv", "--pdeathsig=KILL", *command],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    if done.returncode:
+        tail = done.stdout.decode(errors="replace").strip()[-2000:]
+        raise HostError(f"{command[0]} failed with exit code {done.returncode}:\n{tail}")
+    return done.stdout
+
+
+# What mke2fs leaves out of a tar ------------------------------------------------------------------
+
+
+def _is_late(inode: Inode) -> bool:
+    seconds, ns = divmod(inode.mtime_ns, 10**9)
+    return bool(ns) or abs(seconds) >= 1 << 31 or bool(inode.attributes.keys() - {CAPABILITY})
+
+
+def _amend(raw: Path, name: str, late: Sequence[tuple[bytes, Inode]]) -> None:
+    """Give files on a disk the attributes and times that they lack."""
+    if not late:
+        return
+    with Ext4(raw, f"image {name}") as system:
+        numbers = {path: inode.number for path, inode in read_tree(system).items()}
+    commands = [
+        command for path, inode in late for command in _commands(numbers.get(path, ROOT), inode)
+    ]
+    with _written(iter(commands)) as stdin:
+        said = _run(["debugfs", "-w", "-f", "-", raw], stdin)
+    # It goes on after what fails, and has no exit code for that. It repeats each command.
+    if failed := [line for line in said.splitlines() if not line.startswith(b"debugfs")]:
+        raise HostError(f"debugfs failed:\n{failed[0].decode(errors='replace')}")
+
+
+def _commands(number: int, inode: Inode) -> Iterator[bytes]:
+    """Lines for debugfs. Two bits of `mtime_extra` are the seconds' 33rd and 34th."""
+    seconds, ns = divmod(inode.mtime_ns, 10**9)
+    low = (seconds + (1 << 31)) % (1 << 32) - (1 << 31)
+    yield b"sif <%d> mtime @%d\n" % (number, low)
+    yield b"sif <%d> mtime_extra 0x%x\n" % (number, ns << 2 | (seconds - low) >> 32)
+    for name, value in inode.attributes.items():
+        line = b'ea_set <%d> "%b" "%b"\n' % (
+            number,
+            name,
+            b"".join(b"\\%03o" % byte for byte in value),
+        )
+        if len(line) > _MAX_LINE:
+            raise TarError(f"an attribute of {len(value)} bytes")
+        yield line

@@ -1,26 +1,32 @@
-"""An image as umoci takes it: layers that are gzip or plain, for it knows nothing else."""
+"""Layers and tarballs as streams: read once for the tree that they make, and once for content.
+
+So no layer is unpacked to anywhere, and none is held. What a layer is compressed with, its first
+bytes tell: manifests may be wrong.
+"""
 
 from __future__ import annotations
 
 import bz2
 import gzip
 import hashlib
-import json
 import lzma
 import zlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ratoon.compression import zstd
-from ratoon.engine.sources import blobs
 from ratoon.engine.sources.disk import too_large
+from ratoon.engine.sources.merge import Tree
+from ratoon.engine.sources.tar_stream import Inode, Stretch, members
 from ratoon.errors import Corrupt, InvalidInput
+from ratoon.machine.guest.shared.tar import TarError
 
-PLAIN = "application/vnd.oci.image.layer.v1.tar"
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CHUNK = 1024 * 1024
+#: Bytes of all layers together, for each byte of the disk. What is hidden later needs no room
+#: there, but time.
+_MOST = 4
 
 _Open = Callable[[BinaryIO], AbstractContextManager[Any]]
 
@@ -29,9 +35,8 @@ def _as_it_is(file: BinaryIO) -> AbstractContextManager[Any]:
     return file
 
 
-GZIP = b"\x1f\x8b"
 _OPENERS: dict[bytes, _Open] = {
-    GZIP: lambda file: gzip.GzipFile(fileobj=file),
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\0": lzma.LZMAFile,
     b"\x5d\0\0": lzma.LZMAFile,
@@ -39,79 +44,115 @@ _OPENERS: dict[bytes, _Open] = {
 }
 
 
-def lay_out(manifest_digest: str, layout: Path, limit: int, name: str) -> list[str]:
-    """Make an OCI layout of an image in the cache; the digests of its layers in the cache.
+class Layers:
+    """Those of one image, the lowest first; each is added with the file that it is in.
 
-    Layers of other compressions are unpacked, up to `limit` bytes of all. What a layer is, its
-    first bytes tell: manifests may be wrong. InvalidInput: too large, or no image. Corrupt.
+    InvalidInput, of all methods: it is too large for the disk, or holds what is no image's.
+    Corrupt: what it is compressed with cannot be undone.
     """
-    manifest = blobs.read_document(manifest_digest)
-    layers = manifest.get("layers")
-    config = manifest.get("config")
-    if not isinstance(layers, list) or not isinstance(config, dict):
-        raise InvalidInput(f"image {name} has no layers: it is of another kind")
-    ours = layout / "blobs/sha256"
-    ours.mkdir(parents=True)
-    digests, taken = [], []
-    for layer in layers:
-        path = blobs.blob_path(layer.get("digest") if isinstance(layer, dict) else None)
-        digests.append(layer["digest"])
-        with path.open("rb") as source:
-            magic = _magic(source)
-            if magic in (None, GZIP):
-                _link(ours, path)
-                taken.append({**layer, "mediaType": f"{PLAIN}+gzip" if magic else PLAIN})
-                continue
-            digest, size = write_plain(source, ours / "new", limit, name)
-        (ours / "new").rename(ours / digest)
-        taken.append({"mediaType": PLAIN, "digest": f"sha256:{digest}", "size": size})
-        limit -= size
-    _link(ours, blobs.blob_path(config.get("digest")))
-    document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": taken}
-    data = json.dumps(document).encode()
-    digest = hashlib.sha256(data).hexdigest()
-    (ours / digest).write_bytes(data)
-    described = {
-        "mediaType": MANIFEST,
-        "digest": f"sha256:{digest}",
-        "size": len(data),
-        "annotations": {"org.opencontainers.image.ref.name": "image"},
-    }
-    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [described]}))
-    return digests
+
+    def __init__(self, name: str, disk_bytes: int) -> None:
+        self.tree = Tree()
+        self._name = name
+        self._disk_bytes = disk_bytes
+        self._left = _MOST * disk_bytes
+        self._read: list[tuple[Path, str, list[tuple[Inode, Sequence[Stretch]]]]] = []
+
+    def add(self, path: Path, label: str, *, whiteouts: bool) -> str:
+        """Put a layer on the tree; the SHA-256, hex, of it without its compression.
+
+        `label` names it in errors; `whiteouts`: see `Tree.add`.
+        """
+        found: list[tuple[Inode, Sequence[Stretch]]] = []
+        self.tree.begin_layer()
+        digest = hashlib.sha256()
+        with self._opened(path, label, digest) as stream:
+            for member in members(stream):
+                if member.inode.size > self._disk_bytes:
+                    raise too_large(self._name, self._disk_bytes)
+                self.tree.add(member, whiteouts=whiteouts)
+                if member.inode.size:
+                    found.append((member.inode, member.stretches))
+            while stream.read(CHUNK):
+                pass
+            self._left -= stream.position
+        self._read.append((path, label, found))
+        return digest.hexdigest()
+
+    def contents(self, wanted: Container[Inode]) -> Iterator[tuple[Inode, Iterator[bytes]]]:
+        """The content of those files, each to be read to its end before the next."""
+        for path, label, found in self._read:
+            left = [each for each in found if each[0] in wanted]
+            if left:
+                with self._opened(path, label) as stream:
+                    for inode, stretches in left:
+                        yield inode, _content(stream, inode.size, stretches)
+
+    @contextmanager
+    def _opened(self, path: Path, label: str, digest: Any = None) -> Iterator[_Stream]:
+        try:
+            with path.open("rb") as file:
+                magic = file.read(8)
+                file.seek(0)
+                opener = next((_OPENERS[each] for each in _OPENERS if magic.startswith(each)), None)
+                with (opener or _as_it_is)(file) as plain:
+                    yield _Stream(
+                        plain, digest, self._left, too_large(self._name, self._disk_bytes)
+                    )
+        except TarError as error:
+            raise InvalidInput(
+                f"image {self._name}: {label} is no tar archive that can be unpacked: {error}"
+            ) from None
+        except (EOFError, OSError, zlib.error, lzma.LZMAError, zstd.ZstdError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise
+            raise Corrupt(f"image {self._name}: {label} cannot be unpacked: {error}") from None
 
 
-def write_plain(source: BinaryIO, target: Path, limit: int, name: str) -> tuple[str, int]:
-    """Write what `source` is without its compression; the SHA-256, hex, and size of that.
+class _Stream:
+    """See `tar_stream.Stream`. `digest` is of all that was read; `end` is raised after `most`."""
 
-    InvalidInput: it is larger than `limit` bytes. Corrupt: it cannot be unpacked.
-    """
-    opener = _OPENERS.get(_magic(source) or b"", _as_it_is)
-    digest, size = hashlib.sha256(), 0
-    try:
-        with opener(source) as plain, target.open("wb") as file:
-            while data := plain.read(CHUNK):
-                size += len(data)
-                if size > limit:
-                    raise too_large(name, limit)
-                digest.update(data)
-                file.write(data)
-    except (EOFError, OSError, zlib.error, lzma.LZMAError, zstd.ZstdError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise Corrupt(f"image {name}: a layer cannot be unpacked: {error}") from None
-    return digest.hexdigest(), size
+    def __init__(self, plain: BinaryIO, digest: Any, most: int, end: InvalidInput) -> None:
+        self.position = 0
+        self._digest = digest
+        self._plain = plain
+        self._most = most
+        self._end = end
 
+    def read(self, size: int) -> bytes:
+        data = self._plain.read(size)
+        self.position += len(data)
+        if self.position > self._most:
+            raise self._end
+        if self._digest is not None:
+            self._digest.update(data)
+        return data
 
-def _magic(source: BinaryIO) -> bytes | None:
-    """What the compression of a file begins with; None: it has none."""
-    beginning = source.read(8)
-    source.seek(0)
-    return next((magic for magic in _OPENERS if beginning.startswith(magic)), None)
+    def skip(self, size: int) -> None:
+        while size:
+            data = self.read(min(size, CHUNK))
+            if not data:
+                raise TarError("it ends too early")
+            size -= len(data)
 
 
-def _link(directory: Path, blob: Path) -> None:
-    link = directory / blob.name
-    if not link.is_symlink():  # an image may have a layer twice
-        link.symlink_to(blob)
+def _content(stream: _Stream, size: int, stretches: Sequence[Stretch]) -> Iterator[bytes]:
+    """What a file holds, its holes too."""
+    end = 0
+    for position, offset, length in stretches:
+        yield from _zeros(offset - end)
+        stream.skip(position - stream.position)
+        while stream.position < position + length:
+            data = stream.read(min(position + length - stream.position, CHUNK))
+            if not data:
+                raise TarError("it ends too early")
+            yield data
+        end = offset + length
+    yield from _zeros(size - end)
+
+
+def _zeros(size: int) -> Iterator[bytes]:
+    nothing = bytes(min(size, CHUNK))
+    while size > 0:
+        yield nothing[:size]
+        size -= CHUNK

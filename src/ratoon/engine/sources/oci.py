@@ -1,4 +1,4 @@
-"""OCI images: fetched by skopeo from registries, layouts and archives, unpacked by umoci."""
+"""OCI images: fetched by skopeo from registries, layouts and archives."""
 
 from __future__ import annotations
 
@@ -16,22 +16,20 @@ from ratoon import files
 from ratoon.artifacts import Progress, build_once, run
 from ratoon.engine.sources import blobs
 from ratoon.engine.sources.config import read_config
-from ratoon.engine.sources.disk import FILE_SYSTEM, fill_disk
+from ratoon.engine.sources.disk import FILE_SYSTEM, make_disk
+from ratoon.engine.sources.furnish import TEXTS
 from ratoon.engine.sources.host_files import held
 from ratoon.engine.sources.image import Image
-from ratoon.engine.sources.layers import lay_out
-from ratoon.engine.sources.mounted import TEXTS
+from ratoon.engine.sources.layers import Layers
 from ratoon.engine.sources.registry import RegistryName
 from ratoon.engine.sources.remembered import recall, remember
-from ratoon.errors import Corrupt, HostError, InvalidInput, NotFound, RegistryError
+from ratoon.errors import Corrupt, HostError, InvalidInput, NotFound, RatoonError, RegistryError
 from ratoon.units import MIB
 
 #: Those of skopeo's transports that are files of this host, and what of them tells a change.
 LOCAL = {"oci": "index.json", "docker-archive": "", "oci-archive": ""}
 #: What a fetch leaves free on the cache's file system.
 RESERVE = 512 * MIB
-#: In a room where `lay_out` has been, what fills the disk.
-UNPACK = ("umoci", "--log=error", "raw", "unpack", "--image", "layout:image", "root")
 #: What skopeo says of an image that is not there, of a file that holds none, and of credentials.
 _ABSENT = ("manifest unknown", "name unknown", "not found", "no descriptor found")
 _NO_ARCHIVE = ("loading tar component", "untarring file")
@@ -150,7 +148,7 @@ class OciImage:
     ) -> Path:
         """See `resolve.root_disk`."""
         inputs = {
-            "format": 3,
+            "format": 4,
             "manifest": image.digest,
             "disk_bytes": disk_bytes,
             "file_system": FILE_SYSTEM,
@@ -159,11 +157,19 @@ class OciImage:
 
         def build(room: Path) -> None:
             progress(f"unpacking {self.name}")
-            layers = lay_out(image.digest, room / "layout", disk_bytes, self.name)
+            layers = Layers(self.name, disk_bytes)
+            digests: list[str] = []
             try:
-                fill_disk(room, disk_bytes, self.name, UNPACK)
-            except HostError as error:
-                if damaged := blobs.remove_damaged(layers):
+                for digest, diff_id in _layers(self.name, image.digest):
+                    digests.append(digest)
+                    found = layers.add(blobs.blob_path(digest), digest, whiteouts=True)
+                    if f"sha256:{found}" != diff_id:
+                        raise Corrupt(
+                            f"image {self.name}: {digest} is not what the configuration says"
+                        )
+                make_disk(room, disk_bytes, self.name, layers.tree, layers.contents)
+            except RatoonError as error:
+                if damaged := blobs.remove_damaged(digests):
                     raise Corrupt(
                         f"image {self.name}: {', '.join(damaged)} was damaged in the cache, "
                         "and is removed; try again"
@@ -171,3 +177,14 @@ class OciImage:
                 raise
 
         return build_once("root-images", inputs, build, progress) / "disk.qcow2"
+
+
+def _layers(name: str, manifest: str) -> list[tuple[str, str]]:
+    """The digests of an image's layers, as they are fetched and without their compression."""
+    try:
+        document = blobs.read_document(manifest)
+        config = blobs.read_document(document["config"]["digest"])
+        layers = [str(layer["digest"]) for layer in document["layers"]]
+        return list(zip(layers, config["rootfs"]["diff_ids"], strict=True))
+    except (KeyError, TypeError, ValueError):
+        raise InvalidInput(f"image {name} has no layers: it is of another kind") from None

@@ -13,20 +13,15 @@ from blake3 import blake3
 
 from ratoon import files
 from ratoon.artifacts import Progress, build_once
-from ratoon.engine.sources.disk import FILE_SYSTEM, fill_disk
+from ratoon.engine.sources.directory import Directory
+from ratoon.engine.sources.disk import FILE_SYSTEM, make_disk
+from ratoon.engine.sources.furnish import TEXTS
 from ratoon.engine.sources.host_files import held
 from ratoon.engine.sources.image import Image
-from ratoon.engine.sources.layers import write_plain
-from ratoon.engine.sources.mounted import TEXTS
+from ratoon.engine.sources.layers import Layers
 from ratoon.engine.sources.remembered import recall, remember
-from ratoon.errors import Conflict, HostError, InvalidInput
+from ratoon.errors import Conflict, InvalidInput
 from ratoon.store.snapshot.image_config import ImageConfig
-
-#: All that a tarball says, and what would lead elsewhere last of all.
-UNPACK = (
-    *("tar", "--extract", "--file=tar", "--directory=root", "--preserve-permissions"),
-    *("--numeric-owner", "--acls", "--xattrs", "--xattrs-include=*"),
-)
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ class Tree:
     ) -> Path:
         """See `resolve.root_disk`. Conflict: it is not what it was when it was resolved."""
         inputs = {
-            "format": 3,
+            "format": 4,
             "tree": image.digest,
             "disk_bytes": disk_bytes,
             "file_system": FILE_SYSTEM,
@@ -79,19 +74,13 @@ class Tree:
             progress(f"copying {self.name}")
             with self._held(roots) as path:
                 if self.kind == "tar":
-                    with path.open("rb") as source:
-                        write_plain(source, room / "tar", disk_bytes, self.name)
-                    try:
-                        fill_disk(room, disk_bytes, self.name, UNPACK)
-                    except HostError as error:
-                        if "does not look like a tar archive" in str(error):
-                            raise InvalidInput(f"{self.path} is no tar archive") from None
-                        raise
-                    (room / "tar").unlink()
+                    layers = Layers(self.name, disk_bytes)
+                    layers.add(path, str(self.path), whiteouts=False)
+                    make_disk(room, disk_bytes, self.name, layers.tree, layers.contents)
                     found = _digest(path)
                 else:
-                    copy = ["cp", "-ax", f"{path}/.", "root"]
-                    fill_disk(room, disk_bytes, self.name, copy)
+                    directory = Directory(path)
+                    make_disk(room, disk_bytes, self.name, directory.tree, directory.contents)
                     found = _identity(path)
             if found != image.digest:
                 raise Conflict(f"{self.name} was changed while it was read; try again")

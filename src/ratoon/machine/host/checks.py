@@ -24,9 +24,8 @@ from ratoon.units import GIB, format_size
 State = Literal["ok", "warn", "bad"]
 
 PROGRAMS = (
-    *(command.BINARY, "qemu-img", "mmdebstrap", "mke2fs", "e2fsck", "cpio"),
-    *("skopeo", "umoci", "tar"),
-    *("apt-get", "dpkg-deb", "setpriv"),
+    *(command.BINARY, "qemu-img", "mmdebstrap", "mke2fs", "e2fsck", "debugfs", "cpio"),
+    *("skopeo", "apt-get", "dpkg-deb", "setpriv"),
 )
 #: A base takes some hundred MiB, its image and downloads as much again.
 COMFORTABLE_DISK = 5 * GIB

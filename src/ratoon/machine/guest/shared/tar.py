@@ -79,7 +79,7 @@ def encode(entry: Entry) -> bytes:
             records[key] = b"%d" % number
     if not _is_utf8(entry.name + entry.target):
         records = {b"hdrcharset": b"BINARY", **records}
-    pax = b"".join(_record(key, value) for key, value in records.items())
+    pax = b"".join(record(key, value) for key, value in records.items())
     mtime = min(max(entry.mtime_ns // 10**9, 0), _LARGE)
     return b"".join(
         (
@@ -123,7 +123,7 @@ def _header(
     return b"%b%06o\0 %b" % (before, checksum, after)
 
 
-def _record(key: bytes, value: bytes) -> bytes:
+def record(key: bytes, value: bytes) -> bytes:
     """A pax record. It begins with its own length, digits included."""
     rest = len(key) + len(value) + 3
     length = rest + len(str(rest))
@@ -229,8 +229,8 @@ def _parse(header: bytes, records: dict[bytes, bytes]) -> Entry:
     before, after = header[:148], header[156:]
     if _octal(header[148:156]) != sum(before) + sum(after) + 8 * ord(" "):
         raise TarError("a header whose checksum is wrong")
-    prefix = _text(header[345:500]) if magic != _GNU else b""  # something else is there
-    name = _text(header[:100])
+    prefix = text(header[345:500]) if magic != _GNU else b""  # something else is there
+    name = text(header[:100])
     entry = Entry(
         prefix + b"/" + name if prefix else name,
         header[156:157],
@@ -239,18 +239,18 @@ def _parse(header: bytes, records: dict[bytes, bytes]) -> Entry:
         uid=_octal(header[108:116]),
         gid=_octal(header[116:124]),
         mtime_ns=_octal(header[136:148]) * 10**9,
-        target=_text(header[157:257]),
+        target=text(header[157:257]),
     )
     entry.name = records.get(b"path", entry.name)
     entry.target = records.get(b"linkpath", entry.target)
     if b"mtime" in records:
-        entry.mtime_ns = _nanoseconds(records[b"mtime"])
+        entry.mtime_ns = nanoseconds(records[b"mtime"])
     if b"size" in records:
-        entry.size = _number(records[b"size"])
+        entry.size = number(records[b"size"])
     if b"uid" in records:
-        entry.uid = _number(records[b"uid"])
+        entry.uid = number(records[b"uid"])
     if b"gid" in records:
-        entry.gid = _number(records[b"gid"])
+        entry.gid = number(records[b"gid"])
     if b"\0" in entry.name + entry.target or max(entry.uid, entry.gid) > MAX_ID:
         raise TarError("a name or an owner that Linux has not")
     return entry
@@ -260,11 +260,11 @@ def _records(about: bytes, pax: bytes) -> dict[bytes, bytes]:
     if about == _PAX_GLOBAL:
         return {}  # notes, such as the commit that `git archive` was given
     if about != _PAX:
-        return {b"path" if about == _GNU_NAME else b"linkpath": _text(pax)}
+        return {b"path" if about == _GNU_NAME else b"linkpath": text(pax)}
     found = {}
     while pax:
         digits, _, _ = pax.partition(b" ")
-        length = _number(digits)
+        length = number(digits)
         record = pax[len(digits) + 1 : length]
         key, separator, value = record[:-1].partition(b"=")
         if length > len(pax) or not separator or record[-1:] != b"\n":
@@ -274,7 +274,7 @@ def _records(about: bytes, pax: bytes) -> dict[bytes, bytes]:
     return found
 
 
-def _text(field: bytes) -> bytes:
+def text(field: bytes) -> bytes:
     return field.partition(b"\0")[0]
 
 
@@ -285,15 +285,15 @@ def _octal(field: bytes) -> int:
     return int(digits, 8)
 
 
-def _number(digits: bytes) -> int:
+def number(digits: bytes) -> int:
     if not digits.isdigit() or len(digits) > 18:
         raise TarError(f"{digits[:40]!r} is no number of a file")
     return int(digits)
 
 
-def _nanoseconds(text: bytes) -> int:
+def nanoseconds(digits: bytes) -> int:
     """Of seconds with a fraction, as pax has them; what is finer than a nanosecond is cut off."""
-    negative = text.startswith(b"-")
-    seconds, _, fraction = text[negative:].partition(b".")
-    ns = _number(seconds) * 10**9 + _number(fraction[:9].ljust(9, b"0"))
+    negative = digits.startswith(b"-")
+    seconds, _, fraction = digits[negative:].partition(b".")
+    ns = number(seconds) * 10**9 + number(fraction[:9].ljust(9, b"0"))
     return -ns if negative else ns
