@@ -29,20 +29,29 @@ def loop_devices_of(place: Path) -> list[str]:
 
 
 @contextmanager
-def mounted(reference: str, place: Path) -> Iterator[Path]:
-    """The root of a disk, mounted in the directory `place`, after a check of its file system."""
+def disk_of(reference: str, place: Path) -> Iterator[Path]:
+    """The disk of an image as a raw file in the directory `place`, after a check of it."""
     image = resolve(reference)
     disk = root_disk(image, DISK)
-    name = image.digest.partition(":")[2][:12]
-    raw, root = place / f"{name}.raw", place / f"{name}.root"
+    raw = place / f"{image.digest.partition(':')[2][:12]}.raw"
     convert = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw"]
     subprocess.run([*convert, disk, raw], check=True)
     subprocess.run(["e2fsck", "-fn", raw], check=True, capture_output=True)
-    root.mkdir()
-    options = "loop,ro,nodev,nosuid,noexec"
-    subprocess.run(["mount", "-t", "ext4", "-o", options, raw, root], check=True)
     try:
-        yield root
+        yield raw
     finally:
-        subprocess.run(["umount", root], check=True)
         raw.unlink()
+
+
+@contextmanager
+def mounted(reference: str, place: Path) -> Iterator[Path]:
+    """The root of a disk, mounted in the directory `place`."""
+    with disk_of(reference, place) as raw:
+        root = raw.with_suffix(".root")
+        root.mkdir()
+        options = "loop,ro,nodev,nosuid,noexec"
+        subprocess.run(["mount", "-t", "ext4", "-o", options, raw, root], check=True)
+        try:
+            yield root
+        finally:
+            subprocess.run(["umount", root], check=True)
