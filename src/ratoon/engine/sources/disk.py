@@ -11,7 +11,7 @@ import re
 import subprocess
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from ratoon.artifacts import run
@@ -124,7 +124,7 @@ def _written(pieces: Iterator[bytes]) -> Iterator[int]:
 
     def write() -> None:
         try:
-            with suppress(BrokenPipeError), open(writing, "wb", buffering=MIB) as pipe:  # noqa: PTH123
+            with open(writing, "wb", buffering=MIB) as pipe:  # noqa: PTH123
                 pipe.writelines(pieces)
         except BaseException as error:
             failed.append(error)
@@ -136,8 +136,11 @@ def _written(pieces: Iterator[bytes]) -> Iterator[int]:
     finally:
         os.close(reading)
         writer.join()
-        if failed:
+        # Who reads has ended too early, and has said why.
+        if failed and not isinstance(failed[0], BrokenPipeError):
             raise failed[0]
+    if failed:
+        raise HostError("a tool ended before it had read all that it was given")
 
 
 def _run(command: Sequence[str | Path], stdin: int) -> bytes:
