@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from disk_looks import Look, loop_devices_of, mounted
 
+from ratoon.store.disk.tools import disk_cell
 from registry_server import Registry, program, serving
 
 
@@ -29,6 +30,7 @@ def registry(
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache; at its end nothing is left in it that was half made."""
+    disk_cell()  # one for the process, of the cache that stays
     cache = tmp_path / "cache"
     monkeypatch.setenv("RATOON_CACHE", str(cache))
     return cache

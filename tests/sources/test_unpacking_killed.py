@@ -1,4 +1,4 @@
-"""A disk that is being made by who is killed: no process is left of it, and there is no mount."""
+"""A disk that is made while its maker is killed: no process is left, and there is no mount."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ make_disk(room, 64 << 20, "x", tree, lambda wanted: ((inode, endless()) for inod
 """
 
 
-def traces(room: Path) -> list[str]:
-    """Processes that were given the room."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def children(process: int) -> dict[Path, str]:
+    """Those of a process, by their places in /proc, and what they are called."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            if str(room).encode() in path.read_bytes():
-                found.append(path.read_text())
+            _, _, rest = (path / "stat").read_text().rpartition(") ")
+            if int(rest.split()[1]) == process:
+                found[path] = (path / "comm").read_text().strip()
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
@@ -53,10 +54,13 @@ def test_nothing_is_left_of_it(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, room])
     try:
         wait_until((room / "started").exists, "it does not begin")
-        assert any(trace.startswith("mke2fs") for trace in traces(room))
+        tools = children(process.pid)
+        assert [*tools.values()] == ["mke2fs"]
         mounts = Path(f"/proc/{process.pid}/mountinfo").read_text()
         assert str(room) not in mounts, "nothing is mounted in the first place"
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    wait_until(lambda: not traces(room), f"left: {traces(room)}")
+    wait_until(lambda: not any(path.exists() for path in tools), f"left: {tools}")
+    assert {path.name for path in room.iterdir()} == {"started", "disk.raw"}
+    assert (room / "disk.raw").stat().st_mode & 0o777 == 0o600

@@ -70,18 +70,20 @@ class Errand:
         *words: str,
         feed: Callable[[int], object] = lambda fd: None,
         good: Container[int] = (0,),
+        with_errors: bool = False,
     ) -> bytes:
         """Run it with these arguments, and return what it wrote to its standard output.
 
+        `with_errors`: and after that what it wrote to the other, for those that fail with status 0.
         `feed` writes its standard input to a descriptor; it may end without having read all of it.
         Whatever goes wrong, it runs no longer. ProgramFailed: its status is not among `good`.
         """
         with _listening() as output, _listening() as errors:
             status = self._status(words, feed, output, errors)
-            said = _heard(output)
+            said, complained = _heard(output), _heard(errors)
             if status in good:
-                return said
-            raise ProgramFailed(Path(self._program).name, status, said + _heard(errors))
+                return said + complained if with_errors else said
+            raise ProgramFailed(Path(self._program).name, status, said + complained)
 
     def _status(
         self, words: Sequence[str], feed: Callable[[int], object], output: int, errors: int

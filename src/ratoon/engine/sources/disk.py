@@ -1,26 +1,24 @@
 """Root disks: an ext4 of a given size with a tree of files, as qcow2.
 
-mke2fs makes it of a tar that is written while it reads: nothing is mounted, and nothing of the
-tree is on the host's own file systems.
+mke2fs makes it, in a cell, of a tar that is written while it reads: nothing is mounted, and nothing
+of the tree is on the host's own file systems.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import subprocess
-import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
-from ratoon.artifacts import run
 from ratoon.engine.sources.furnish import furnish
 from ratoon.engine.sources.merge import Tree
 from ratoon.engine.sources.tar_stream import CAPABILITY, Inode, header, shown
-from ratoon.errors import HostError, InvalidInput
+from ratoon.errors import HostError, InvalidInput, ProgramFailed
 from ratoon.machine.guest.shared.tar import END, TarError, padding
 from ratoon.store.disk.ext4 import ROOT, Ext4
+from ratoon.store.disk.flatten import from_raw
+from ratoon.store.disk.tools import tool
 from ratoon.store.disk.tree import read_tree
 from ratoon.units import MIB
 
@@ -44,26 +42,25 @@ def make_disk(room: Path, disk_bytes: int, name: str, tree: Tree, contents: Cont
 
     InvalidInput: the disk is too small for image `name`, or it has what ext4 has not. HostError.
     """
-    raw, disk = room / "disk.raw", room / "disk.qcow2"
-    raw.touch(mode=0o600)
+    raw = room / "disk.raw"
+    raw.touch(mode=0o600)  # the image may be private
     os.truncate(raw, disk_bytes)
     furnish(tree)
     try:
         archive = _Archive(tree)
         if archive.size > disk_bytes:
             raise too_large(name, disk_bytes)
-        with _written(archive.pieces(contents)) as stdin:
-            _run(["mke2fs", "-q", "-F", *FILE_SYSTEM, "-d", "-", raw], stdin)
+        with tool("mke2fs", disk_bytes) as mke2fs:
+            words = ("-q", "-F", *FILE_SYSTEM, "-d", "-", mke2fs.writes(raw))
+            mke2fs.run(*words, feed=_writer(archive.pieces(contents)))
         _amend(raw, name, archive.late)
     except TarError as error:
         raise InvalidInput(f"image {name} cannot be unpacked: {error}") from None
-    except HostError as error:
-        if _FULL.search(str(error)):
+    except ProgramFailed as error:
+        if _FULL.search(error.said):
             raise too_large(name, disk_bytes) from None
-        _, _, reason = str(error).partition("\n")
-        raise HostError(f"image {name} was not unpacked: {reason or error}") from None
-    run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, disk])
-    disk.chmod(0o600)  # the image may be private
+        raise HostError(f"image {name} was not unpacked: {error.said or error}") from None
+    from_raw(raw, room / "disk.qcow2")
     raw.unlink()
 
 
@@ -113,49 +110,14 @@ class _Archive:
         yield END
 
 
-@contextmanager
-def _written(pieces: Iterator[bytes]) -> Iterator[int]:
-    """The end of a pipe to read `pieces` from. What making them raises is raised at the end.
+def _writer(pieces: Iterator[bytes]) -> Callable[[int], None]:
+    """What writes them to a descriptor."""
 
-    Until then the reader finds an archive that ends too early, and may fail for that.
-    """
-    reading, writing = os.pipe()
-    failed: list[BaseException] = []
+    def write(fd: int) -> None:
+        with open(fd, "wb", buffering=MIB, closefd=False) as pipe:
+            pipe.writelines(pieces)
 
-    def write() -> None:
-        try:
-            with open(writing, "wb", buffering=MIB) as pipe:  # noqa: PTH123
-                pipe.writelines(pieces)
-        except BaseException as error:
-            failed.append(error)
-
-    writer = threading.Thread(target=write, name="archive", daemon=True)
-    writer.start()
-    try:
-        yield reading
-    finally:
-        os.close(reading)
-        writer.join()
-        # Who reads has ended too early, and has said why.
-        if failed and not isinstance(failed[0], BrokenPipeError):
-            raise failed[0]
-    if failed:
-        raise HostError("a tool ended before it had read all that it was given")
-
-
-def _run(command: Sequence[str | Path], stdin: int) -> bytes:
-    """Run a tool, which ends with the thread that waits for it; all that it said. HostError."""
-    done = subprocess.run(
-        ["setpriv", "--pdeathsig=KILL", *command],
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
-    if done.returncode:
-        tail = done.stdout.decode(errors="replace").strip()[-2000:]
-        raise HostError(f"{command[0]} failed with exit code {done.returncode}:\n{tail}")
-    return done.stdout
+    return write
 
 
 # What mke2fs leaves out of a tar ------------------------------------------------------------------
@@ -172,14 +134,16 @@ def _amend(raw: Path, name: str, late: Sequence[tuple[bytes, Inode]]) -> None:
         return
     with Ext4(raw, f"image {name}") as system:
         numbers = {path: inode.number for path, inode in read_tree(system).items()}
-    commands = [
+    commands = (
         command for path, inode in late for command in _commands(numbers.get(path, ROOT), inode)
-    ]
-    with _written(iter(commands)) as stdin:
-        said = _run(["debugfs", "-w", "-f", "-", raw], stdin)
+    )
+    with tool("debugfs", raw.stat().st_size) as debugfs:
+        words = ("-w", "-f", "-", debugfs.writes(raw))
+        said = debugfs.run(*words, feed=_writer(commands), with_errors=True)
     # It goes on after what fails, and has no exit code for that. It repeats each command.
-    if failed := [line for line in said.splitlines() if not line.startswith(b"debugfs")]:
-        raise HostError(f"debugfs failed:\n{failed[0].decode(errors='replace')}")
+    failed = [line for line in said.splitlines() if not line.startswith(b"debugfs")]
+    if failed:
+        raise ProgramFailed("debugfs", 0, b"\n".join(failed))
 
 
 def _commands(number: int, inode: Inode) -> Iterator[bytes]:

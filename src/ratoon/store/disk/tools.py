@@ -13,7 +13,7 @@ from ratoon.jail.errand import Errand
 from ratoon.jail.steps import FILES
 from ratoon.jail.tree import tree
 
-PROGRAMS = ("qemu-img", "mke2fs", "e2fsck")
+PROGRAMS = ("qemu-img", "mke2fs", "e2fsck", "debugfs")
 #: What mke2fs loads to read tarballs, and what it takes for names that are not ASCII.
 _LIBRARIES = [f"usr/lib*/{below}libarchive.so.13" for below in ("", "*/")]
 _FILES = (Path("/etc/mke2fs.conf"), Path("/usr/lib/locale/C.utf8/LC_CTYPE"))
