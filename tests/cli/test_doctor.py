@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from ratoon.cli.guest_checks import accelerator_at_a_glance, check_accelerator
+from ratoon.cli.jail import try_jail
 from ratoon.cli.system import drawn
 from ratoon.engine.sandbox.accelerator import Probe
 from ratoon.machine.host.checks import PROGRAMS, Check
-from ratoon.machine.vmm import kvm
+from ratoon.machine.vmm import attack, kvm
+from ratoon.machine.vmm.attack import Attempted
 
 LINES = 24
 
@@ -149,3 +152,35 @@ def test_at_a_glance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{device} cannot be opened" in accelerator_at_a_glance().found
     device.touch()
     assert accelerator_at_a_glance().found == f"{device} opens; --quick does not try a guest on it"
+
+
+def test_the_jail_is_tried(tmp_path: Path) -> None:
+    done = doctor(tmp_path / "home", "--attack")
+    assert done.returncode == 0, done
+    groups = [line.split()[0] for line in done.stdout.splitlines() if " denied " in line]
+    assert groups == [
+        *("files", "processes", "namespaces", "credentials", "sockets", "kernel", "exhaustion"),
+        "own",
+    ]
+    assert done.stdout.endswith("Nothing that docs/security.md does not list.\n")
+    assert not (tmp_path / "home").exists()
+
+
+def test_what_the_jail_lets_through_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def found() -> list[Attempted]:
+        got = Attempted("files", "open host paths for reading", "allowed", "/etc/shadow: 64 bytes")
+        return [got, Attempted("files", "list host directories", "allowed", "/etc")]
+
+    monkeypatch.setattr(attack, "attack", found)
+    with pytest.raises(typer.Exit) as ended:
+        try_jail(as_json=True)
+    assert ended.value.exit_code == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["groups"] == [{"group": "files", "denied": 0, "allowed": 2}]
+    assert [each["how"] for each in told["surprises"]] == ["/etc/shadow: 64 bytes"]
+    with pytest.raises(typer.Exit):
+        try_jail(as_json=False)
+    line = "NOT EXPECTED: files: open host paths for reading: /etc/shadow: 64 bytes"
+    assert line in " ".join(capsys.readouterr().out.split())

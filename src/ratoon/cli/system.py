@@ -18,6 +18,7 @@ from ratoon import paths
 from ratoon.artifacts import run as run_program
 from ratoon.cli.app import Json, app, print_json, run, say
 from ratoon.cli.guest_checks import accelerator_at_a_glance, guest_checks
+from ratoon.cli.jail import try_jail
 from ratoon.cli.screen import answers
 from ratoon.machine.host import checks
 from ratoon.machine.host.admission import Cost, Reserve
@@ -38,14 +39,21 @@ INDENT = 18
 PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 Quick = Annotated[bool, typer.Option("--quick", help="Without booting a guest: takes a second.")]
+Attack = Annotated[
+    bool,
+    typer.Option("--attack", help="Try the jail instead: what would a broken QEMU get here?"),
+]
 
 
 @app.command("doctor")
-def doctor(as_json: Json = False, quick: Quick = False) -> None:
+def doctor(as_json: Json = False, quick: Quick = False, attack: Attack = False) -> None:
     """Check this host: what works, what does not, and what to do about it.
 
-    Exit code 1 if sandboxes cannot run here.
+    Exit code 1 if sandboxes cannot run here. With `--attack`, a program takes QEMU's place in its
+    jail and tries some four hundred things; exit code 1 if it gets what it should not.
     """
+    if attack:
+        try_jail(as_json)
     found = run(_examine(quick, show=not as_json))
     if as_json:
         print_json([asdict(check) for check in found])

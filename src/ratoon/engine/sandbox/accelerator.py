@@ -8,11 +8,7 @@ by host and guest.
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,14 +21,13 @@ from ratoon.engine.sandbox.boot import boot, boot_from
 from ratoon.errors import BootTimeout, Incompatible, MachineDied, RatoonError
 from ratoon.machine.guest.build import Guest, build_guest
 from ratoon.machine.vmm import kvm
+from ratoon.machine.vmm.bare import bare_launch
 from ratoon.machine.vmm.cpu import EMULATED, NATIVE, Settled, named_model, settle
-from ratoon.machine.vmm.driver import Accelerator, Hardware, Launch
+from ratoon.machine.vmm.driver import Accelerator, Hardware
 from ratoon.machine.vmm.qemu import QemuMachine, qemu_version
-from ratoon.store.disk.qcow2 import OverlayTemplates
 from ratoon.store.snapshot.manifest import MachineConfig
 
 PROBE_RAM = 256 * 1024 * 1024
-PROBE_DISK = 64 * 1024 * 1024
 #: Seconds that KVM has for a boot; or, on a loaded host, so many times what TCG needs meanwhile.
 PATIENCE, TIMES = 20.0, 3
 #: Seconds for which a failure is believed that may be the moment's: no memory, too much load.
@@ -178,7 +173,7 @@ async def seconds_to_boot(
 ) -> float | None:
     """Boot the guest, with an empty disk; None if that was not done within `limit`."""
     hardware = Hardware(PROBE_RAM, 1, accelerator, cpu)
-    with _launching(hardware) as launch:
+    with bare_launch(hardware) as launch:
         began = time.monotonic()
         try:
             async with asyncio.timeout(limit):
@@ -198,7 +193,7 @@ async def settle_here(model: str) -> Settled:
     """That model as this host's KVM has it; see `settle`."""
 
     async def expand(model: str) -> dict[str, object]:
-        with _launching(Hardware(PROBE_RAM, 1, "kvm", model)) as launch:
+        with bare_launch(Hardware(PROBE_RAM, 1, "kvm", model)) as launch:
             machine = await QemuMachine.start(launch)
             try:
                 return await machine.expand(model)
@@ -206,23 +201,3 @@ async def settle_here(model: str) -> Settled:
                 await machine.kill()
 
     return await settle(model, expand)
-
-
-@contextmanager
-def _launching(hardware: Hardware) -> Iterator[Launch]:
-    """What a machine of no sandbox is started from; it goes with the block."""
-    with tempfile.TemporaryDirectory(prefix="ratoon-probe-") as name:
-        directory = Path(name)
-        memory, disk = directory / "memory", directory / "disk"
-        memory.touch()
-        os.truncate(memory, hardware.ram_bytes)
-        OverlayTemplates(directory).create(disk, PROBE_DISK)
-        yield Launch(
-            name="a guest",
-            hardware=hardware,
-            memory=memory,
-            disks=(),
-            overlay=disk,
-            log=directory / "log",
-            runtime=directory / "run",
-        )

@@ -492,6 +492,13 @@ async def _ended(starting: asyncio.Task[subprocess.Popen[bytes]]) -> None:
 
 def _start(launch: Launch) -> subprocess.Popen[bytes]:
     """Start QEMU in a cell; blocks."""
+    with inmate(launch) as there:
+        return cell.qemu_cell().start(there)
+
+
+@contextmanager
+def inmate(launch: Launch) -> Iterator[Inmate]:
+    """QEMU, as it is to be started; what it is given is held open until the block ends."""
     with ExitStack() as held:
         sockets = [launch.runtime / name for name in ("qmp", "agent", "volumes")]
         qmp, agent, volumes = (held.enter_context(_listener(path)).fileno() for path in sockets)
@@ -500,16 +507,14 @@ def _start(launch: Launch) -> subprocess.Popen[bytes]:
         if launch.resolver:
             given.mounted(launch.resolver, RESOLVER)
         log = held.enter_context(launch.log.open("ab"))
-        return cell.qemu_cell().start(
-            Inmate(
-                [cell.binary(), *(word for option in given.options for word in option), *arguments],
-                output=log.fileno(),
-                mounts=given.mounts,
-                descriptors=(qmp, agent, volumes, *given.descriptors),
-                network=launch.netns,
-                environment=cell.ENVIRONMENT,
-                survives=launch.survives,
-            )
+        yield Inmate(
+            [cell.binary(), *(word for option in given.options for word in option), *arguments],
+            output=log.fileno(),
+            mounts=given.mounts,
+            descriptors=(qmp, agent, volumes, *given.descriptors),
+            network=launch.netns,
+            environment=cell.ENVIRONMENT,
+            survives=launch.survives,
         )
 
 
