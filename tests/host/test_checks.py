@@ -216,3 +216,14 @@ def test_the_clock(skew: float, state: str, said: str) -> None:
     check = checks.check_clock(skew)
     assert check.state == state
     assert said in check.found
+
+
+def test_the_jail() -> None:
+    held = {"user": True, "root": True}
+    check = checks.check_jail(held, [])
+    assert (check.state, check.found) == ("ok", "2 layers hold: user, root")
+    check = checks.check_jail(held, ["this kernel has version 4 of Landlock, and it takes 6"])
+    assert (check.state, check.todo) == ("warn", "use a later kernel")
+    assert check.found.endswith("root; but this kernel has version 4 of Landlock, and it takes 6")
+    check = checks.check_jail({**held, "filters": False}, [])
+    assert (check.state, check.found.rpartition(" ")[2]) == ("bad", "filters")

@@ -112,6 +112,31 @@ async def test_a_sandbox_from_run_to_kill(ratoon: Ratoon) -> None:
     assert (await ratoon("ls", "-q")).out == b""
 
 
+async def test_all_about_one(ratoon: Ratoon) -> None:
+    """A sandbox, by its name or id, or a snapshot; without what a terminal would obey."""
+    named = ("--name", "web", "-l", "what=\x1b[31m")
+    sandbox = (await ratoon("run", "-d", *named, "base", "sleep", "1000")).text.strip()
+    found = json.loads((await ratoon("inspect", "web", "--json")).out)
+    assert (found["id"], found["snapshot_tag"], found["state"]) == (sandbox, "base", "running")
+    assert found == json.loads((await ratoon("inspect", sandbox, "--json")).out) | {
+        "idle_for_seconds": found["idle_for_seconds"]
+    }
+    assert {*found["layers"].values()} == {True}
+    shown = (await ratoon("inspect", "web")).text
+    lines = {line.split()[0]: line.split()[1:] for line in shown.splitlines()}
+    assert lines["id"] == [sandbox]
+    assert lines["layers.user"] == ["yes"]
+    assert lines["volumes"] == ["-"]
+    assert lines["metadata.what"] == ["\\x1b[31m"]
+    await ratoon("standby", "web")
+    assert json.loads((await ratoon("inspect", "web", "--json")).out)["layers"] is None
+    await ratoon("kill", "web")
+    snapshot = json.loads((await ratoon("inspect", "base", "--json")).out)
+    assert (snapshot["tag"], snapshot["chain_depth"]) == ("base", 0)
+    gone = await ratoon("inspect", "web")
+    assert (gone.code, gone.err) == (3, "ratoon: no sandbox and no snapshot is called web\n")
+
+
 async def test_snapshots_are_made_of_sandboxes(ratoon: Ratoon) -> None:
     command = "sh -c 'echo 42 >/root/answer; sync'"
     made = await ratoon("snapshot-diff", "--from", "base", "--tag", "cli-a", "--exec", command)

@@ -17,15 +17,22 @@ from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import HostError, RatoonError
+from ratoon.jail.layers import layers_of
+from ratoon.jail.steps import STEPS
 from ratoon.machine.guest.build import build_guest
-from ratoon.machine.host.checks import Check, check_clock
+from ratoon.machine.host.checks import Check, check_clock, check_jail
 from ratoon.machine.network.policy import OUTBOUND
 from ratoon.machine.vmm import kvm
+from ratoon.machine.vmm.bare import bare_launch
+from ratoon.machine.vmm.cpu import EMULATED
+from ratoon.machine.vmm.driver import Hardware
+from ratoon.machine.vmm.qemu import QemuMachine
 from ratoon.machine.vmm.tsc import host_tsc_khz
 from ratoon.units import MIB
 
 TAG = "doctor"
 RAM_BYTES = 256 * MIB
+PROBE_RAM_BYTES = 16 * MIB
 
 
 def accelerator_at_a_glance() -> Check:
@@ -60,6 +67,20 @@ def _way_to_kvm() -> str:
         "this host's virtualization is not complete, as on many virtual machines: take bare metal, "
         "or a machine with nested virtualization"
     )
+
+
+async def jail_check() -> Check:
+    """What confines a machine here, read off one that is started for it and has no guest."""
+    try:
+        with bare_launch(Hardware(PROBE_RAM_BYTES, 1, "tcg", EMULATED)) as launch:
+            machine = await QemuMachine.start(launch)
+            try:
+                layers = layers_of(machine.pid)
+            finally:
+                await machine.kill()
+    except RatoonError as error:
+        return Check("jail", "bad", str(error), "nothing runs here until that is mended")
+    return check_jail(layers, [why for step in STEPS if (why := step.missing())])
 
 
 async def guest_checks(progress: Progress) -> AsyncIterator[Check]:

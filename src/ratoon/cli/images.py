@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ratoon.cli.app import Json, app, print_json, run
 from ratoon.cli.connect import Token, Url, ask, is_named
+from ratoon.cli.showing import print_fields
 from ratoon.units import MIB, format_mib
 
 if TYPE_CHECKING:
@@ -100,10 +101,7 @@ def snapshot_info(
     if as_json:
         print_json(_without_none(detail))
         return
-    width = max(map(len, detail))
-    for key, value in detail.items():
-        shown = ", ".join(value) or "-" if isinstance(value, list | tuple) else value
-        print(f"{key:{width}}  {'-' if shown is None else shown}")
+    print_fields(detail)
 
 
 def _detail_of_store(tag: str) -> dict[str, Any]:

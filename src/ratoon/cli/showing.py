@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Self
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Self
 
 from ratoon.cli.app import complain
 
@@ -29,6 +30,33 @@ def printable(text: str | None) -> str:
         char if char.isprintable() else char.encode("unicode_escape").decode()
         for char in text or ""
     )
+
+
+def print_fields(fields: Mapping[str, Any]) -> None:
+    """A line for each; those within others have both names."""
+    lines = dict(_flat("", fields))
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        print(f"{name:{width}}  {value}")
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    inner = value
+    if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+        inner = dict(enumerate(value, 1))
+    if isinstance(inner, Mapping) and inner:
+        for key, each in inner.items():
+            yield from _flat(f"{name}.{key}" if name else key, each)
+    else:
+        yield name, _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return printable(", ".join(map(str, value))) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None or value == {} else printable(str(value))
 
 
 def tell_unsynced(sandbox: AsyncSandbox) -> None:

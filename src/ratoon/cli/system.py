@@ -17,7 +17,7 @@ from rich.text import Text
 from ratoon import paths
 from ratoon.artifacts import run as run_program
 from ratoon.cli.app import Json, app, print_json, run, say
-from ratoon.cli.guest_checks import accelerator_at_a_glance, guest_checks
+from ratoon.cli.guest_checks import accelerator_at_a_glance, guest_checks, jail_check
 from ratoon.cli.jail import try_jail
 from ratoon.cli.screen import answers
 from ratoon.machine.host import checks
@@ -75,6 +75,8 @@ async def _checks(quick: bool) -> AsyncIterator[Check]:
     for check in await asyncio.to_thread(lambda: list(_host_checks())):
         bad = bad or check.state == "bad"
         yield check
+    if not bad:
+        yield await jail_check()
     if quick:
         yield accelerator_at_a_glance()
     elif bad:

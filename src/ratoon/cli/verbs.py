@@ -31,6 +31,7 @@ SUBJECTS: dict[str, dict[str, Verb]] = {
         "ls": Verb("sandboxes", "List the sandboxes."),
         "ps": Verb("sandboxes", "List the sandboxes."),
         "top": Verb("sandboxes", "Show the commands of a sandbox."),
+        "inspect": Verb("details", "Show all about a sandbox, or a snapshot."),
         "standby": Verb("sandboxes", "Put sandboxes to standby: on the disk, out of the memory."),
         "resume": Verb("sandboxes", "Let sandboxes in standby go on."),
         "reset": Verb("sandboxes", "Take sandboxes back to their last branch, or their snapshot."),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -167,6 +167,17 @@ def check_network(firewall: str | None, resolver: str | None, nameserver: str) -
     if resolver is not None:
         return Check("network", "warn", resolver)
     return Check("network", "ok", f"policies can be enforced; nameserver {nameserver}")
+
+
+def check_jail(layers: Mapping[str, bool], missing: Sequence[str]) -> Check:
+    """`layers`: which hold for a machine's process; `missing`: why steps were not taken here."""
+    if open_ones := [name for name, holds in layers.items() if not holds]:
+        found = f"of a machine's process these do not hold: {', '.join(open_ones)}"
+        return Check("jail", "bad", found, "run nothing here that you do not trust")
+    found = f"{len(layers)} layers hold: {', '.join(layers)}"
+    if missing:
+        return Check("jail", "warn", f"{found}; but {'; '.join(missing)}", "use a later kernel")
+    return Check("jail", "ok", found)
 
 
 def check_clock(skew_seconds: float) -> Check:
