@@ -20,6 +20,7 @@ import pytest
 from ratoon import syscalls
 from ratoon.errors import HostError
 from ratoon.jail.cell import UIDS, Cell, Inmate, limit_process
+from ratoon.jail.inmates import inmates
 from ratoon.jail.layers import layers_of
 from ratoon.jail.steps import LostName
 from ratoon.jail.tree import tree
@@ -105,6 +106,26 @@ def test_what_it_is(cell: Cell, output: int) -> None:
         process.wait()
     with pytest.raises(ProcessLookupError):
         layers_of(process.pid)
+
+
+def test_its_name_stays(cell: Cell, output: int) -> None:
+    """That of the host is not seen, and it is found by its own."""
+    script = "busybox hostname; busybox hostname other; busybox hostname"
+    first, refused, then = said(cell, output, script, name="somebody").splitlines()
+    assert (first, then) == ("somebody", "somebody")
+    assert "Operation not permitted" in refused
+    assert os.uname().nodename != "somebody"
+    processes = [
+        cell.start(Inmate([SH, "sleep", "1000"], output, name=name)) for name in ("one", "two")
+    ]
+    try:
+        assert inmates("one") == [processes[0].pid]
+        assert inmates("other") == []
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert inmates("one") == inmates("two") == []
 
 
 def test_each_is_somebody_else(cell: Cell, output: int) -> None:

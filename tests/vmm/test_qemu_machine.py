@@ -22,6 +22,7 @@ import pytest
 from qemu.qmp import QMPClient, Runstate
 
 from ratoon.errors import HostError, MachineDied, MachineError
+from ratoon.jail.inmates import inmates, name_for
 from ratoon.machine.network.netns import entered, new_namespace
 from ratoon.machine.vmm import command, logs, process, qemu
 from ratoon.machine.vmm.command import BINARY
@@ -363,6 +364,13 @@ async def test_it_has_no_privileges(launch: Launch) -> None:
         for kind in ("CapPrm", "CapEff", "CapBnd", "CapInh", "CapAmb"):
             assert int(status[kind], 16) == 0, kind
         assert status["NoNewPrivs"] == "1"
+
+
+async def test_it_is_known_by_its_directory(launch: Launch) -> None:
+    name = name_for(launch.log.parent)
+    async with started(launch) as machine:
+        assert inmates(name) == [machine.pid]
+    assert inmates(name) == []
 
 
 async def test_it_runs_in_the_namespace_that_it_is_given(launch: Launch) -> None:

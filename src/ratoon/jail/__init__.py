@@ -8,5 +8,6 @@ its processes, or to its networks. This package knows no machine: it starts a pr
     steps    what is taken from a thread before it starts the program, in order
     cell     the thread that goes in, and starts it
     errand   one run of a program that is waited for, and the files that it is lent
+    inmates  which processes were started under a name
     layers   what holds of a process that runs, read off it
 """

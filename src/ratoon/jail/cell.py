@@ -70,6 +70,7 @@ class Inmate:
     streams: /dev/null, and the same for both, unless they are given. `network`: a network
     namespace, None for an empty one. `limits`: of setrlimit(2), soft and hard, where they are not
     those of LIMITS. All files are descriptors. Unless it `survives`, it dies with this process.
+    `name` is its host name, by which it can be found (see `inmates`).
     """
 
     words: Sequence[str]
@@ -83,6 +84,7 @@ class Inmate:
     limits: Mapping[int, int] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     survives: bool = True
+    name: str = "cell"
 
 
 class Cell:
@@ -93,7 +95,7 @@ class Cell:
 
     def __init__(self, tree: Path) -> None:
         try:
-            self._namespace = _in_own_thread(lambda: _namespace_of(tree))
+            self._namespace = in_own_thread(lambda: _namespace_of(tree))
         except OSError as error:
             raise HostError(
                 f"no cell can be made for programs ({error.strerror}): run as root, in a container "
@@ -123,7 +125,7 @@ class Cell:
                     held.callback(os.close, mounts[place])
             for fd in inmate.lent.values():
                 os.fchown(fd, uid, uid)
-            going = Going(self._namespace, mounts, inmate.network, uid)
+            going = Going(self._namespace, mounts, inmate.network, uid, inmate.name)
             started: Future[subprocess.Popen[bytes]] = Future()
             thread = threading.Thread(
                 target=_Entry(going, inmate, started).run, name="cell", daemon=True
@@ -210,7 +212,7 @@ def limit_process(pid: int, limit: int, most: int) -> None:
         syscalls.prctl(_PR_SET_DUMPABLE, 1)
 
     try:
-        _in_own_thread(change)
+        in_own_thread(change)
     except FileNotFoundError:
         raise ProcessLookupError(f"no process {pid}") from None
 
@@ -253,7 +255,8 @@ def _namespace_of(tree: Path) -> int:
     return namespace
 
 
-def _in_own_thread(function: Callable[[], T]) -> T:
+def in_own_thread(function: Callable[[], T]) -> T:
+    """What it returns or raises, in a thread that ends then, whatever has become of that."""
     done: Future[T] = Future()
 
     def run() -> None:

@@ -7,6 +7,7 @@ there is no way back for it.
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,13 +47,14 @@ class Going:
     """Who goes in: `mounts` are descriptors of detached mounts, by where they go in the cell.
 
     `cell` is its mount namespace, `network` that of its network, or None for an empty one of its
-    own; both are descriptors.
+    own; both are descriptors. `name` is the host name that it has.
     """
 
     cell: int
     mounts: dict[str, int]
     network: int | None
     uid: int
+    name: str
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def _enter_network(going: Going) -> None:
 
 def _be_alone(going: Going) -> None:
     syscalls.unshare(CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS)
+    socket.sethostname(going.name)
 
 
 def _stop_gaining(going: Going) -> None:
@@ -149,7 +152,8 @@ STEPS = (
     ),
     Step(
         "process, IPC and host-name namespaces",
-        "signals to others, ptrace, their memory and descriptors; shared memory and queues",
+        "signals to others, ptrace, their memory and descriptors; shared memory and queues; "
+        "the host's name",
         _be_alone,
     ),
     Step(

@@ -19,6 +19,7 @@ from ratoon.engine.sandbox.incarnation import Incarnation
 from ratoon.engine.sandbox.memory_images import MappedMemory
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.files import write_durable
+from ratoon.jail.inmates import inmates, name_for
 from ratoon.machine.vmm.process import started_at
 from ratoon.store.snapshot.snapshot import Snapshot
 
@@ -134,10 +135,11 @@ def is_alive(run: RunRecord) -> bool:
         return False
 
 
-def processes_of(directory: Path) -> list[int]:
-    """The machines that were started with files of a sandbox's directory, recorded or not."""
+def processes_of(directory: Path) -> set[int]:
+    """The machines that were started for a sandbox's directory, recorded or not."""
+    found = {*inmates(name_for(directory))}
+    # Those that an older Ratoon started have no such name; their command line names their files.
     mark = os.fsencode(directory) + b"/"
-    found = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             try:
@@ -145,5 +147,5 @@ def processes_of(directory: Path) -> list[int]:
             except (FileNotFoundError, ProcessLookupError):
                 continue
             if b"qemu" in command.partition(b"\0")[0] and mark in command:
-                found.append(int(process.name))
+                found.add(int(process.name))
     return found

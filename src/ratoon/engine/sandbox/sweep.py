@@ -48,7 +48,7 @@ def sweep(store: Store, runtime: Path, *, claim: bool = False) -> list[SandboxDi
 
 
 def kill_strays(directory: Path, *, keep: int | None = None) -> None:
-    """Kill the machines that were started with files of a sandbox's directory, all but one; blocks.
+    """Kill the machines that were started for a sandbox's directory, all but one; blocks.
 
     They are gone then: one that is ending holds the locks of its disk until its memory is freed.
     """

@@ -58,7 +58,8 @@ class Launch:
     `restrict` has QEMU let no packet of the guest out in the first place. The process lives in
     `cgroup`, and no file that it writes grows beyond `file_limit` bytes: a guest whose disk would
     have to stands still then. It dies with its owner, unless it `survives` that: it can be attached
-    to again then.
+    to again then. Whatever becomes of it, it is known by the directory of its `log` (see
+    `jail.inmates`).
     """
 
     name: str

@@ -27,6 +27,7 @@ from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 from ratoon.concurrency import uncancelled
 from ratoon.errors import HostError, Incompatible, MachineDied, MachineError
 from ratoon.jail.cell import Inmate, limit_process
+from ratoon.jail.inmates import name_for
 from ratoon.machine.vmm import cell, command, cpu
 from ratoon.machine.vmm.driver import PACKETS_WRAP, Cgroup, Launch
 from ratoon.machine.vmm.given_files import READ_AND_WRITE, RESOLVER, GivenFiles
@@ -515,6 +516,7 @@ def inmate(launch: Launch) -> Iterator[Inmate]:
             network=launch.netns,
             environment=cell.ENVIRONMENT,
             survives=launch.survives,
+            name=name_for(launch.log.parent),
         )
 
 
