@@ -16,13 +16,18 @@ SHELL = "busybox"
 
 @contextmanager
 def scripts(directory: Path, texts: Mapping[str, str]) -> Iterator[None]:
-    """While the block runs, `texts` are the programs of these names; they lie in `directory`."""
+    """While the block runs, `texts` are the programs of these names, and there are no others.
+
+    They lie in `directory`, and so does what is built of them.
+    """
     for name, text in texts.items():
         (directory / name).write_text(f"#!/usr/bin/{SHELL} sh\n{text}\n")
         (directory / name).chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
-        patch.setattr(tools, "PROGRAMS", (*tools.PROGRAMS, SHELL))
+        patch.setenv("RATOON_CACHE", str(directory / "cache"))
+        patch.setattr(tools, "PROGRAMS", (*texts, SHELL))
+        patch.setattr(tools, "_LIBRARIES", ())
         with looked_for_again():
             yield
 

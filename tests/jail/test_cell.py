@@ -286,7 +286,10 @@ def state_of(pid: int) -> str:
         return "Z"
 
 
-def test_a_tree_is_made_once_and_anew_for_another_program(tmp_path: Path) -> None:
+def test_a_tree_is_made_once_and_anew_for_another_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RATOON_CACHE", str(tmp_path / "cache"))
     program = tmp_path / "busybox"
     program.write_bytes(BUSYBOX.read_bytes())
     first = tree([program], {}, ["place"])
