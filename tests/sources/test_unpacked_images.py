@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,6 +147,39 @@ def test_layers_may_have_any_compression(suffix: str, look: Look, tmp_path: Path
     twice = layer([file("twice", b"2" * 10000)])
     layout.add([twice, layer([file("x")]), twice], suffix=suffix, compress=compress[suffix])
     assert (look(layout.reference()) / "twice").read_bytes() == b"2" * 10000
+
+
+@pytest.mark.parametrize(
+    "compress",
+    [gzip.compress, bz2.compress, lzma.compress, zstd.compress],
+    ids=["gzip", "bzip2", "xz", "zstd"],
+)
+def test_a_compressed_file_may_have_many_members(
+    compress: Callable[[bytes], bytes], look: Look, tmp_path: Path
+) -> None:
+    """As parallel programs and lazily pulled images have them; empty ones too, and padding."""
+    data = layer([file("x", b"x" * 100_000), file("y", os.urandom(300_000))])
+    pieces = [compress(data[at : at + 7000]) for at in range(0, len(data), 7000)]
+    packed = compress(b"").join(pieces) + (b"" if compress is bz2.compress else bytes(200_000))
+    (tmp_path / "x.tar").write_bytes(packed)
+    root = look(f"tar:{tmp_path}/x.tar")
+    assert ((root / "x").stat().st_size, (root / "y").stat().st_size) == (100_000, 300_000)
+    (tmp_path / "x.tar").write_bytes(packed.rstrip(b"\0")[:-5])
+    with pytest.raises(Corrupt, match=r"x\.tar"):
+        root_disk(resolve(f"tar:{tmp_path}/x.tar"), DISK)
+
+
+def test_xz_takes_no_more_memory_than_it_is_worth(cache: Path, tmp_path: Path) -> None:
+    """A dictionary of a gibibyte, which a few bytes can ask for: this header is made by hand."""
+    plain = lzma.compress(layer([file("x")]), preset=0)
+    size = (plain[12] + 1) * 4
+    header = bytearray(plain[12 : 12 + size])
+    at = header.index(b"\x21\x01") + 2  # the filter LZMA2, with properties of one byte
+    header[at] = 36
+    header[-4:] = zlib.crc32(header[:-4]).to_bytes(4, "little")
+    (tmp_path / "x.tar").write_bytes(plain[:12] + header + plain[12 + size :])
+    with pytest.raises(Corrupt, match=r"[Mm]emory"):
+        root_disk(resolve(f"tar:{tmp_path}/x.tar"), DISK)
 
 
 @pytest.mark.parametrize("kind", ["docker-archive", "oci-archive"])

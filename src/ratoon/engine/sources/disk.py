@@ -32,7 +32,8 @@ _MAX_LINE = 8000
 #: What mke2fs says where the disk is too small; the host's own disk has other words.
 _FULL = re.compile(r"Could not allocate (?:block|inode)|Insufficient space|No free space")
 
-Contents = Callable[[Container[Inode]], Iterable[tuple[Inode, Iterable[bytes]]]]
+Buffer = bytes | memoryview
+Contents = Callable[[Container[Inode]], Iterable[tuple[Inode, Iterable[Buffer]]]]
 
 
 def make_disk(room: Path, disk_bytes: int, name: str, tree: Tree, contents: Contents) -> None:
@@ -92,7 +93,7 @@ class _Archive:
                 if _is_late(inode):
                     self.late.append((path, inode))
 
-    def pieces(self, contents: Contents) -> Iterator[bytes]:
+    def pieces(self, contents: Contents) -> Iterator[Buffer]:
         """First what has no content to be looked for; last all names but the first."""
         wanted = set()
         for inode, (path, *_) in self._names.items():
@@ -110,7 +111,7 @@ class _Archive:
         yield END
 
 
-def _writer(pieces: Iterator[bytes]) -> Callable[[int], None]:
+def _writer(pieces: Iterator[Buffer]) -> Callable[[int], None]:
     """What writes them to a descriptor."""
 
     def write(fd: int) -> None:
