@@ -160,5 +160,5 @@ def _commands(number: int, inode: Inode) -> Iterator[bytes]:
             b"".join(b"\\%03o" % byte for byte in value),
         )
         if len(line) > _MAX_LINE:
-            raise TarError(f"an attribute of {len(value)} bytes")
+            raise TarError(f"an attribute of {len(value)} bytes is longer than they can be")
         yield line
