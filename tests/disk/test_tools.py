@@ -12,7 +12,7 @@ import pytest
 
 from disk_tools import scripts
 from ratoon.errors import HostError
-from ratoon.jail.cell import UIDS
+from ratoon.jail.user_namespace import free_ids
 from ratoon.store.disk.ext4 import Ext4
 from ratoon.store.disk.flatten import allocated_above, flatten, flatten_raw, from_raw, merge
 from ratoon.store.disk.qcow2 import OverlayTemplates, check_header
@@ -55,7 +55,7 @@ def test_what_it_has(tmp_path: Path, layers: list[Path]) -> None:
     with script, pytest.raises(HostError, match="qemu-img failed with exit code 9") as failure:
         flatten_raw(layers[:2], tmp_path / "raw")
     uid, *lines, arguments = told(tmp_path, failure)
-    assert int(uid) in UIDS
+    assert int(uid) in free_ids()
     assert lines == [
         "grep: /proc/self/status: No such file or directory",
         *("/etc/mke2fs.conf", "/files/0", "/files/1", "/files/2"),

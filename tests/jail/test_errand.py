@@ -16,9 +16,10 @@ import pytest
 
 from ratoon.errors import HostError, ProgramFailed
 from ratoon.jail import errand as errand_module
-from ratoon.jail.cell import UIDS, Cell
+from ratoon.jail.cell import Cell
 from ratoon.jail.errand import Errand
 from ratoon.jail.tree import tree
+from ratoon.jail.user_namespace import free_ids
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make cells")
 
@@ -106,7 +107,7 @@ busybox id -u; busybox id -G; busybox stat -c %u /files/2
         assert names == ["/files/0", "/files/1", "/files/2"]
         *lines, uid, groups, owner = shell.run("sh", "-c", script).decode().splitlines()
         assert int(owner) == int(uid) == int(groups)
-        assert int(uid) in UIDS
+        assert int(uid) in free_ids()
         assert lines == ["read", "private", "written", *(f"/files/{n}" for n in range(3))]
         assert written.stat().st_uid == int(uid)
     assert [path.read_text() for path in paths] == ["read\n", "private\n", "changed\n"]
@@ -159,7 +160,7 @@ def test_what_fails_meanwhile_ends_it(cell: Cell, tmp_path: Path, error: BaseExc
 
     def feed(fd: int) -> None:
         until(lambda: (tmp_path / "file").stat().st_size > 0)
-        assert (tmp_path / "file").stat().st_uid in UIDS
+        assert (tmp_path / "file").stat().st_uid in free_ids()
         raise error
 
     before = children()
@@ -200,6 +201,7 @@ from pathlib import Path
 from ratoon.jail.cell import Cell
 from ratoon.jail.errand import Errand
 from ratoon.jail.tree import tree
+from ratoon.jail.user_namespace import free_ids
 cell = Cell(tree([Path("/usr/bin/busybox")], {}, ["files/"]))
 with Errand(cell, "/usr/bin/busybox", 1 << 20) as shell:
     name = shell.writes(Path("file"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ratoon.jail.attack.expected import EXPECTED
+from ratoon.jail.attack.expected import EXPECTED, EXPECTED_OF_OWN_ID
 from ratoon.machine.vmm.attack import OWN, Attempted, attack
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make cells")
@@ -30,14 +30,21 @@ async def test_what_it_gets(found: list[Attempted]) -> None:
     assert {"read its layers", "write its overlay", "read the memory image by its path"} <= got
 
 
-def test_the_documents_list_it() -> None:
-    table = SECURITY.read_text().partition("| what the stand-in is allowed |")[2]
+@pytest.mark.parametrize(
+    ("heading", "expected"),
+    [
+        ("what the stand-in is allowed", EXPECTED),
+        ("what it is allowed besides", EXPECTED_OF_OWN_ID),
+    ],
+)
+def test_the_documents_list_it(heading: str, expected: dict[str, str]) -> None:
+    table = SECURITY.read_text().partition(f"| {heading} |")[2]
     rows = [row.split("|")[1:3] for row in table.partition("\n\n")[0].splitlines()[2:]]
     listed = {name.strip(): why.strip() for name, why in rows}
     last = ""
     for name, why in listed.items():
         last = listed[name] = last if why == "the same" else why
-    assert listed == EXPECTED
+    assert listed == expected
 
 
 def test_what_is_a_surprise() -> None:

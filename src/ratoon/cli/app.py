@@ -26,6 +26,10 @@ OWN_FAILURE = 125
 
 _DIM, _RED = 2, 31
 
+# Who enters a user namespace has one thread, and NumPy's library would start one for each processor
+# at its import; nothing here uses those.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 
 class _Verbs(TyperGroup):
     """Loads the module of a verb when it is used."""
@@ -68,6 +72,16 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def enter_user_namespace() -> None:
+    """Before an engine runs in this process: without root, it needs one. HostError."""
+    if os.geteuid():
+        from ratoon import paths
+        from ratoon.engine.sandbox import residents
+        from ratoon.jail import user_namespace
+
+        user_namespace.enter(residents.processes(paths.home()))
 
 
 def say(message: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from ratoon.cli.app import app, complain, explain, run, say
+from ratoon.cli.app import app, complain, enter_user_namespace, explain, run, say
 from ratoon.cli.options import fork_options, image_options
 from ratoon.errors import RatoonError
 
@@ -133,6 +133,7 @@ async def _client(url: str | None, token: str | None, *, start: bool) -> AsyncIt
             yield client
     else:
         try:
+            enter_user_namespace()
             async with AsyncClient.embedded() as client:
                 yield client
         except RatoonError as error:

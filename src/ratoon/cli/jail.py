@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ratoon.cli.app import Json, app, print_json, run
+from ratoon.cli.app import Json, app, enter_user_namespace, print_json, run
 from ratoon.cli.screen import answers
 from ratoon.jail.steps import STEPS
 
@@ -25,6 +25,7 @@ def jail(describe: Describe = False, as_json: Json = False) -> None:
     Each step, and what somebody who has broken into such a program does not get because of it.
     Which hold for a sandbox that runs is in the answer about it (`layers`).
     """
+    enter_user_namespace()
     steps = [
         {"step": step.name, "holds_back": step.holds_back, "missing": step.missing()}
         for step in STEPS

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ratoon.cli.app import app, run, say
+from ratoon.cli.app import app, enter_user_namespace, run, say
 from ratoon.errors import InvalidInput
 
 
@@ -47,6 +47,7 @@ def serve(
     Sandboxes live on when the daemon ends, and the next one takes them over. One daemon serves a
     store; a second one is refused.
     """
+    enter_user_namespace()
     # Here, so that no other verb waits for it.
     from ratoon.daemon.auth import read_token
     from ratoon.daemon.logs import log_as_json

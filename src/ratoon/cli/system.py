@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import os
 import tempfile
 import textwrap
@@ -16,10 +17,11 @@ from rich.text import Text
 
 from ratoon import paths
 from ratoon.artifacts import run as run_program
-from ratoon.cli.app import Json, app, print_json, run, say
+from ratoon.cli.app import Json, app, enter_user_namespace, print_json, run, say
 from ratoon.cli.guest_checks import accelerator_at_a_glance, guest_checks, jail_check
 from ratoon.cli.jail import try_jail
 from ratoon.cli.screen import answers
+from ratoon.jail.user_namespace import free_ids
 from ratoon.machine.host import checks
 from ratoon.machine.host.admission import Cost, Reserve
 from ratoon.machine.host.cgroups import Cgroups
@@ -52,27 +54,29 @@ def doctor(as_json: Json = False, quick: Quick = False, attack: Attack = False) 
     Exit code 1 if sandboxes cannot run here. With `--attack`, a program takes QEMU's place in its
     jail and tries some four hundred things; exit code 1 if it gets what it should not.
     """
+    user = getpass.getuser() if os.geteuid() else None
+    enter_user_namespace()
     if attack:
         try_jail(as_json)
-    found = run(_examine(quick, show=not as_json))
+    found = run(_examine(user, quick, show=not as_json))
     if as_json:
         print_json([asdict(check) for check in found])
     raise typer.Exit(1 if any(check.state == "bad" for check in found) else 0)
 
 
-async def _examine(quick: bool, *, show: bool) -> list[Check]:
+async def _examine(user: str | None, quick: bool, *, show: bool) -> list[Check]:
     """All checks, each shown as soon as it is known."""
     found = []
-    async for check in _checks(quick):
+    async for check in _checks(user, quick):
         found.append(check)
         if show:
             answers.print(drawn(check, answers.width), soft_wrap=True)
     return found
 
 
-async def _checks(quick: bool) -> AsyncIterator[Check]:
+async def _checks(user: str | None, quick: bool) -> AsyncIterator[Check]:
     bad = False
-    for check in await asyncio.to_thread(lambda: list(_host_checks())):
+    for check in await asyncio.to_thread(lambda: list(_host_checks(user))):
         bad = bad or check.state == "bad"
         yield check
     if not bad:
@@ -86,13 +90,13 @@ async def _checks(quick: bool) -> AsyncIterator[Check]:
             yield check
 
 
-def _host_checks() -> Iterator[Check]:
+def _host_checks(user: str | None) -> Iterator[Check]:
     groups = hierarchies()
     home = paths.home()
     existing = next(each for each in (home, *home.parents) if each.exists())
     figures = read_figures(existing, groups)
     cost = Cost.from_environment()
-    yield checks.check_user(os.geteuid())
+    yield checks.check_user(user, len(free_ids()))
     yield checks.check_programs()
     yield checks.check_qemu(_qemu_help, qemu_version)
     yield checks.check_directory("home", home, can_reflink)
@@ -103,7 +107,8 @@ def _host_checks() -> Iterator[Check]:
     yield checks.check_dirty_pages(scan_supported, _ptrace_scope())
     with tempfile.TemporaryDirectory(prefix="ratoon-doctor-") as name:
         yield checks.check_limits(Cgroups("doctor", groups).create, Path(name))
-    firewall, resolver = fitness.firewall_trouble(), fitness.resolver_trouble()
+    firewall = "policies but `none` take root" if user else fitness.firewall_trouble()
+    resolver = fitness.resolver_trouble()
     yield checks.check_network(firewall, resolver, str(_nameserver()))
 
 

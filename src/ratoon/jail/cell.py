@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from ratoon import syscalls
 from ratoon.errors import HostError
+from ratoon.jail import user_namespace
 from ratoon.jail.steps import ROOT, STEPS, Going
 from ratoon.jail.tree import DYING_WITH_PARENT, LIBRARIES, NULL
 from ratoon.syscalls import (
@@ -42,8 +43,6 @@ from ratoon.syscalls import (
 
 T = TypeVar("T")
 
-#: From these is drawn; nothing assigns them (systemd's list of user ids).
-UIDS = range(0x70000000, 0x7FFF0000)
 #: How files are mounted that are given by their descriptors: to be written, to be read.
 LENT = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 GIVEN = LENT | MOUNT_ATTR_RDONLY
@@ -98,8 +97,8 @@ class Cell:
             self._namespace = in_own_thread(lambda: _namespace_of(tree))
         except OSError as error:
             raise HostError(
-                f"no cell can be made for programs ({error.strerror}): run as root, in a container "
-                "with CAP_SYS_ADMIN"
+                f"no cell can be made for programs ({error.strerror}): without root, run `ratoon "
+                "serve`, and use its daemon; in a container have CAP_SYS_ADMIN"
             ) from error
 
     def __enter__(self) -> Cell:
@@ -123,8 +122,9 @@ class Cell:
                 for place, fd in files.items():
                     mounts[place] = syscalls.detached_mount(fd, attributes)
                     held.callback(os.close, mounts[place])
-            for fd in inmate.lent.values():
-                os.fchown(fd, uid, uid)
+            if uid is not None:
+                for fd in inmate.lent.values():
+                    os.fchown(fd, uid, uid)
             going = Going(self._namespace, mounts, inmate.network, uid, inmate.name)
             started: Future[subprocess.Popen[bytes]] = Future()
             thread = threading.Thread(
@@ -188,7 +188,10 @@ class _Entry:
             restore_signals=False,
         )
         try:
-            for limit, most in {**LIMITS, **inmate.limits}.items():
+            limits = {**LIMITS, **inmate.limits}
+            if self._going.uid is None:
+                del limits[resource.RLIMIT_NPROC]  # all of this user's would count
+            for limit, most in limits.items():
                 _limit(process.pid, limit, most)
         except BaseException:
             process.kill()
@@ -207,7 +210,8 @@ def limit_process(pid: int, limit: int, most: int) -> None:
 
     def change() -> None:
         uid = int(Path(f"/proc/{pid}/status").read_text().partition("\nUid:\t")[2].split()[0])
-        syscalls.become(uid, uid)
+        if uid:
+            syscalls.become(uid, uid)
         _limit(pid, limit, most)
         syscalls.prctl(_PR_SET_DUMPABLE, 1)
 
@@ -224,13 +228,16 @@ def _limit(pid: int, limit: int, most: int) -> None:
     resource.prlimit(pid, limit, (least, least))
 
 
-def _unused_uid() -> int:
-    while True:
-        uid = random.choice(UIDS)
+def _unused_uid() -> int | None:
+    """None: there is nobody but root, in a user namespace of one id."""
+    free = user_namespace.free_ids()
+    while free:
+        uid = random.choice(free)
         try:
             os.getpriority(os.PRIO_USER, uid)
         except ProcessLookupError:
             return uid
+    return None
 
 
 def _namespace_of(tree: Path) -> int:

@@ -12,7 +12,8 @@ from pathlib import Path
 from blake3 import blake3
 
 from ratoon import syscalls
-from ratoon.jail.cell import UIDS, in_own_thread
+from ratoon.jail.cell import in_own_thread
+from ratoon.jail.user_namespace import free_ids
 from ratoon.syscalls import CLONE_NEWUTS
 
 
@@ -27,26 +28,26 @@ def inmates(name: str) -> list[int]:
 
 
 def _drawn() -> list[int]:
-    """Those of users that are drawn for cells."""
-    found = []
+    """Those of users that are drawn for cells; where there are none, this process's own."""
+    found, users = [], free_ids() or (os.geteuid(),)
     for place in Path("/proc").glob("[0-9]*"):
         try:
             uid = (place / "status").read_text().partition("\nUid:\t")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(uid) in UIDS:
+        if int(uid) in users:
             found.append(int(place.name))
     return found
 
 
 def _host_name(pid: int) -> str | None:
-    """None: it has ended. This thread has that name from now on."""
+    """None: it has ended, or is none of ours. This thread has that name from now on."""
     try:
         namespace = os.open(f"/proc/{pid}/ns/uts", os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, ProcessLookupError):
+        try:
+            syscalls.setns(namespace, CLONE_NEWUTS)
+        finally:
+            os.close(namespace)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
-    try:
-        syscalls.setns(namespace, CLONE_NEWUTS)
-    finally:
-        os.close(namespace)
     return os.uname().nodename

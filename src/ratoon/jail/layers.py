@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ratoon.jail.cell import UIDS
+from ratoon.jail.user_namespace import free_ids
 
 _NAMESPACES = {"mnt": "mounts", "pid": "processes", "ipc": "ipc", "uts": "name", "net": "network"}
 _CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
@@ -36,7 +36,7 @@ def layers_of(pid: int) -> dict[str, bool]:
         raise ProcessLookupError(f"no process {pid}") from None
     ids = {int(each) for kind in ("Uid", "Gid") for each in status[kind]}
     return {
-        "user": len(ids) == 1 and min(ids) in UIDS and not status["Groups"],
+        "user": len(ids) == 1 and min(ids) in free_ids() and not status["Groups"],
         "capabilities": not any(int(status[kind][0], 16) for kind in _CAPABILITIES),
         "privileges": status["NoNewPrivs"] == ["1"],
         "filters": int(status.get("Seccomp_filters", ["0"])[0]) >= _FILTERS,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ratoon import syscalls
+from ratoon.jail import user_namespace
 from ratoon.jail.filters import FAMILIES, filter_calls
 from ratoon.syscalls import (
     CLONE_NEWIPC,
@@ -53,7 +54,8 @@ class Going:
     cell: int
     mounts: dict[str, int]
     network: int | None
-    uid: int
+    #: None: it stays root, of a user namespace that has nobody else.
+    uid: int | None
     name: str
 
 
@@ -134,7 +136,14 @@ def _drop_capabilities(going: Going) -> None:
 
 
 def _become_nobody_else(going: Going) -> None:
-    syscalls.become(going.uid, going.uid)
+    if going.uid is not None:
+        syscalls.become(going.uid, going.uid)
+
+
+def _nobody_else() -> str | None:
+    if user_namespace.free_ids():
+        return None
+    return "this user has no subordinate ids (`uidmap`, /etc/subuid): it is he himself"
 
 
 STEPS = (
@@ -183,5 +192,6 @@ STEPS = (
         "changes to files that it was given open: it owns none; whatever root may do, or another "
         "sandbox",
         _become_nobody_else,
+        _nobody_else,
     ),
 )

@@ -46,3 +46,34 @@ EXPECTED = {
     "reserve 1 TiB of addresses": "addresses are not memory",
     "use every processor (sched_setaffinity)": "its control group bounds its share",
 }
+
+_OWNER = "the user's own files, as it is his own process"
+_NOTHING = "there is nobody else to be, and nothing to be gained by it"
+_ALL_HIS = "a limit would count all processes of the user"
+#: What it gets besides where there is one id, so that it is the user himself, without a capability.
+EXPECTED_OF_OWN_ID = {
+    **dict.fromkeys(
+        (
+            "change the mode: overlay, console and log",
+            "change the owner: overlay, console and log",
+            "set an extended attribute: overlay, console and log",
+            "change the times: overlay, console and log",
+            "change inode flags: overlay, console and log",
+            "take a lease: overlay, console and log",
+        ),
+        _OWNER,
+    ),
+    "take a lease: layers": (
+        "it may hold up others of this user's that open the same layer, for 45 s at most"
+    ),
+    **dict.fromkeys(
+        ("setuid(0)", "setresuid(-1, 0, -1)", "setgid(0)", "setresgid(-1, 0, -1)", "setfsuid(0)"),
+        _NOTHING,
+    ),
+    "setfsgid(0)": _NOTHING,
+    "become the neighbour's user": (
+        "it is that user; the namespaces and the root are what keeps them apart"
+    ),
+    "make 2,000 processes": _ALL_HIS,
+    "make 2,000 threads": _ALL_HIS,
+}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from ratoon.errors import RatoonError
+from ratoon.jail.user_namespace import HOW_TO_LEND
 from ratoon.machine.host.admission import Cost, Reserve
 from ratoon.machine.host.cgroups import Cgroup, remove
 from ratoon.machine.host.figures import Figures
@@ -47,14 +48,19 @@ class Check:
     details: str = ""
 
 
-def check_user(uid: int) -> Check:
-    if uid == 0:
+def check_user(name: str | None, lent: int) -> Check:
+    """`name`: of who is not root; `lent`: how many ids he has besides his own, in the namespace."""
+    if name is None:
         return Check("user", "ok", "root")
+    without = "networks but `none`, and volumes, take root"
+    if lent:
+        return Check("user", "ok", f"{name}, in a user namespace with {lent} more ids; {without}")
     return Check(
         "user",
-        "bad",
-        f"not root (user {uid}): QEMU could not open the memory images",
-        "run as root",
+        "warn",
+        f"{name}, in a user namespace with no other id: QEMU is {name} himself there, and `debian` "
+        f"images cannot be built; {without}",
+        f"as root: {HOW_TO_LEND.format(user=name)}",
     )
 
 

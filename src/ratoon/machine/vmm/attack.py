@@ -24,9 +24,10 @@ from typing import Any, Literal
 
 from ratoon.errors import HostError
 from ratoon.jail import attack as attack_package
-from ratoon.jail.attack.expected import EXPECTED
+from ratoon.jail.attack.expected import EXPECTED, EXPECTED_OF_OWN_ID
 from ratoon.jail.cell import Cell, limit_process
 from ratoon.jail.tree import tree
+from ratoon.jail.user_namespace import free_ids
 from ratoon.machine.vmm.bare import bare_launch
 from ratoon.machine.vmm.cpu import EMULATED
 from ratoon.machine.vmm.driver import Hardware, Launch
@@ -64,7 +65,8 @@ class Attempted:
     @property
     def is_surprise(self) -> bool:
         """Whether it got what is not its own and not listed, or could not be tried at all."""
-        listed = self.group == OWN or self.name in EXPECTED
+        expected = EXPECTED if free_ids() else {**EXPECTED, **EXPECTED_OF_OWN_ID}
+        listed = self.group == OWN or self.name in expected
         return (self.got == "allowed" and not listed) or self.how.startswith("fault")
 
 

@@ -493,8 +493,9 @@ async def _ended(starting: asyncio.Task[subprocess.Popen[bytes]]) -> None:
 
 def _start(launch: Launch) -> subprocess.Popen[bytes]:
     """Start QEMU in a cell; blocks."""
+    ours = cell.qemu_cell()  # before all else, for who cannot have one
     with inmate(launch) as there:
-        return cell.qemu_cell().start(there)
+        return ours.start(there)
 
 
 @contextmanager

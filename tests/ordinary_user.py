@@ -1,0 +1,66 @@
+"""Runs a program as an ordinary user of this host, one who need not be there.
+
+A program of its own, run by root: `ordinary_user.py HOME LENT -- PROGRAM ARGUMENT…`, with the
+environment of who runs it. In a mount namespace that ends with the program the user exists, has
+LENT subordinate ids, and comes to this Python, the tests, what is tested and the cache, wherever
+they lie.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from ratoon import paths, syscalls
+from ratoon.syscalls import CLONE_NEWNS, MS_BIND, MS_PRIVATE, MS_REC
+
+UID, FIRST_LENT = 54321, 2_000_000
+NAME = "ordinary"
+
+
+def main() -> None:
+    home, lent, _, *argv = sys.argv[1:]
+    syscalls.unshare(CLONE_NEWNS)
+    syscalls.mount("none", "/", None, MS_REC | MS_PRIVATE)
+    reveal([Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[1], paths.cache()])
+    passwd = Path("/etc/passwd").read_text()
+    replace("passwd", f"{passwd}{NAME}:x:{UID}:{UID}::{home}:/bin/sh\n")
+    for file in ("subuid", "subgid"):
+        replace(file, f"{NAME}:{FIRST_LENT}:{lent}\n" if int(lent) else "")
+    os.setgroups([])
+    os.setresgid(UID, UID, UID)
+    os.setresuid(UID, UID, UID)
+    os.chdir("/")
+    os.execvp(argv[0], argv)
+
+
+def reveal(paths: list[Path]) -> None:
+    """Have users come to these, past directories that are for root alone."""
+    trees = []
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        trees.append((path, syscalls.detached_mount(fd, 0)))
+    for path, tree in trees:
+        for above in reversed(path.parents):
+            if above.exists() and not above.stat().st_mode & 0o001:
+                syscalls.mount("none", str(above), "tmpfs", 0, "mode=755")
+        path.mkdir(parents=True, exist_ok=True)
+        syscalls.attach_mount(tree, str(path))
+
+
+def replace(name: str, text: str) -> None:
+    """What a file of /etc says to this program and what it starts."""
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(text)
+        file.flush()
+        os.fchmod(file.fileno(), 0o644)
+        target = Path("/etc", name)
+        if not target.exists():
+            target.touch()
+        syscalls.mount(file.name, str(target), None, MS_BIND)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Without root: the daemon of an ordinary user, with his own id alone and with subordinate ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+import small_images
+from oci_images import Layout, file, layer
+from ordinary_user import FIRST_LENT, UID
+from ratoon import paths
+from ratoon.machine.guest.build import build_guest
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else"),
+]
+
+FOR_EVER = 300
+LAUNCHER = Path(__file__).parents[1] / "ordinary_user.py"
+RATOON = Path(sys.executable).with_name("ratoon")
+LENT = 65536
+COUNTS = {0: [1], LENT: [1, 65535]}
+
+
+class User:
+    """Who has a home, and runs `ratoon` there."""
+
+    def __init__(self, home: Path, lent: int) -> None:
+        self.home, self.lent = home, lent
+
+    def run(self, *argv: str | Path) -> subprocess.CompletedProcess[str]:
+        launcher: list[str | Path] = [sys.executable, LAUNCHER, self.home, str(self.lent), "--"]
+        clean = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8"}
+        clean["XDG_RUNTIME_DIR"] = str(self.home / "run")
+        return subprocess.run(
+            [*launcher, *argv],
+            check=False,
+            env=clean,
+            capture_output=True,
+            text=True,
+            timeout=FOR_EVER,
+        )
+
+    def ratoon(self, *words: str | Path) -> str:
+        """What it prints; it must succeed."""
+        done = self.run(RATOON, *words)
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        return done.stdout.strip()
+
+    def fails(self, *words: str) -> str:
+        """What it says of why."""
+        done = self.run(RATOON, *words)
+        assert done.returncode, (words, done.stdout)
+        return " ".join(done.stderr.split())
+
+    @property
+    def daemon(self) -> int:
+        (lock,) = self.home.glob(".local/share/ratoon/daemon.lock")
+        return int(lock.read_text())
+
+
+def processes() -> list[int]:
+    """Those of the user and of his subordinate ids."""
+    found = []
+    for place in Path("/proc").iterdir():
+        if place.name.isdecimal():
+            try:
+                uid = place.stat().st_uid
+            except FileNotFoundError:
+                continue
+            if uid == UID or FIRST_LENT <= uid < FIRST_LENT + LENT:
+                found.append(int(place.name))
+    return found
+
+
+@pytest.fixture(scope="module", params=[0, LENT], ids=["own id", "subordinate ids"])
+def user(request: pytest.FixtureRequest) -> Iterator[User]:
+    """Who has a base, made of an image of busybox alone; nothing of his is left in the end."""
+    assert processes() == []
+    with tempfile.TemporaryDirectory(prefix="rt-") as name:
+        home = Path(name)
+        user = User(home, request.param)
+        (home / "run").mkdir()
+        layout = Layout(home / "image")
+        users = b"root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"
+        layout.add([layer([*small_images.busybox(), file("etc/passwd", users)])])
+        build_guest()  # what all guests need is to be read by whoever there is
+        shutil.copytree(paths.cache() / "apt", home / ".cache/ratoon/apt")
+        for kind in ("guest", "packages"):
+            (home / ".cache/ratoon" / kind).symlink_to(paths.cache() / kind)
+        for place in (home, *home.rglob("*")):
+            os.chown(place, UID, UID, follow_symlinks=False)
+        try:
+            image = layout.reference()
+            user.ratoon("from-image", image, "--tag", "base", "--mem-size-mib", "160")
+            yield user
+        finally:
+            for pid in processes():
+                os.kill(pid, signal.SIGKILL)
+            end = time.monotonic() + FOR_EVER
+            while (left := processes()) and time.monotonic() < end:
+                time.sleep(0.05)
+            assert left == []
+
+
+def test_whole_life(user: User) -> None:
+    """Also of a daemon that is killed: the next one has its sandboxes."""
+    sandbox = user.ratoon("run", "-d", "base", "--", "sleep", "1000")
+    ids = Path(f"/proc/{user.daemon}/uid_map").read_text().split()
+    assert [int(count) for count in ids[2::3]] == COUNTS[user.lent]
+    assert user.ratoon("exec", sandbox, "sh", "-c", "echo hello; id -u") == "hello\n0"
+    assert user.ratoon("exec", "-u", "nobody", sandbox, "id", "-u") == "65534"
+    user.ratoon("exec", sandbox, "busybox", "touch", "/kept")
+    user.ratoon("snapshot", "--from-sandbox", sandbox, "--tag", "kept")
+    user.ratoon("standby", sandbox)
+    user.ratoon("resume", sandbox)
+    user.ratoon("exec", sandbox, "busybox", "rm", "/kept")
+    user.ratoon("reset", sandbox)
+    assert user.ratoon("exec", sandbox, "busybox", "ls", "/kept") == "/kept"
+    assert user.ratoon("run", "kept", "--", "busybox", "ls", "/kept") == "/kept"
+    os.kill(user.daemon, signal.SIGKILL)
+    assert user.ratoon("exec", sandbox, "busybox", "ls", "/kept") == "/kept"
+    (socket,) = user.home.glob("run/ratoon/*/daemon.sock")
+    with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(socket))) as api:
+        layers = api.get(f"http://ratoon/v1/sandboxes/{sandbox}").json()["layers"]
+    missing = [name for name, holds in layers.items() if not holds]
+    assert missing == ([] if user.lent else ["user"])
+    user.ratoon("kill", sandbox)
+
+
+def test_what_takes_root_is_said(user: User) -> None:
+    assert "takes root" in user.fails("run", "--network", "outbound", "base", "--", "true")
+    assert "be root" in user.fails("run", "-v", "named:/mnt", "base", "--", "true")
+    checks = json.loads(user.run(RATOON, "doctor", "--quick", "--json").stdout)
+    (found,) = (each for each in checks if each["name"] == "user")
+    assert (found["state"], "usermod" in found["todo"]) == (
+        ("ok", False) if user.lent else ("warn", True)
+    )
+
+
+def test_the_jail_holds(user: User) -> None:
+    """A program in QEMU's place gets what is listed, and no more."""
+    found = json.loads(user.run(RATOON, "doctor", "--attack", "--json").stdout)
+    assert found["surprises"] == []
+    assert sum(row["denied"] for row in found["groups"]) > 300
+
+
+def test_an_engine_in_a_process_of_ones_own(user: User) -> None:
+    script = "from ratoon.client.sync.client import Client; Client.embedded().fork('base')"
+    said = user.run(sys.executable, "-c", script).stderr
+    assert "HostError" in said
+    assert "without root, run `ratoon serve`" in said
