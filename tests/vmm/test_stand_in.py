@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ratoon.jail import cell
 from ratoon.jail.attack.expected import EXPECTED, EXPECTED_OF_OWN_ID
+from ratoon.jail.steps import STEPS
 from ratoon.machine.vmm.attack import OWN, Attempted, attack
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make cells")
@@ -28,6 +30,24 @@ async def test_what_it_gets(found: list[Attempted]) -> None:
     assert len([each for each in found if each.group != OWN]) > 300
     assert {*EXPECTED} <= got, "what is listed it does not get"
     assert {"read its layers", "write its overlay", "read the memory image by its path"} <= got
+
+
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [
+        ("process, IPC and host-name namespaces", "open others as pidfd"),
+        ("no new privileges", "drop no_new_privs"),
+        ("a filter for system calls", "run without a system call filter"),
+    ],
+)
+async def test_a_jail_that_lacks_a_step(
+    step: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shows. Others hold back the same twice, or nothing starts without them."""
+    left = tuple(each for each in STEPS if each.name != step)
+    assert len(left) == len(STEPS) - 1
+    monkeypatch.setattr(cell, "STEPS", left)
+    assert name in {each.name for each in await attack() if each.is_surprise}
 
 
 @pytest.mark.parametrize(
