@@ -47,7 +47,7 @@ def test_a_quick_look_fits_on_a_screen(tmp_path: Path) -> None:
     names = [line[5:18].strip() for line in lines if line[:5].strip()]
     assert names == [
         *("user", "programs", "QEMU", "home", "cache", "memory", "swap", "file limits"),
-        *("dirty pages", "limits", "network", "jail", "accelerator"),
+        *("dirty pages", "limits", "network", "images", "jail", "accelerator"),
     ]
     assert not (tmp_path / "home").exists()
     assert done.stderr == ""

@@ -219,6 +219,21 @@ def test_the_clock(skew: float, state: str, said: str) -> None:
     assert said in check.found
 
 
+def test_images() -> None:
+    """Without libarchive, mke2fs says what it needs; older ones take a tar's name for a file's."""
+    assert checks.check_images(lambda: None).state == "ok"
+
+    def make() -> None:
+        raise HostError("image empty was not unpacked: you need libarchive")
+
+    check = checks.check_images(make)
+    assert (check.state, check.details) == (
+        "warn",
+        "image empty was not unpacked: you need libarchive",
+    )
+    assert "1.47.1" in check.todo
+
+
 def test_the_jail() -> None:
     held = {"user": True, "root": True}
     check = checks.check_jail(held, [])

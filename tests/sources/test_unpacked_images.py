@@ -20,6 +20,7 @@ import pytest
 from disk_looks import DISK, Look
 
 from oci_images import Layout, directory, file, hard_link, layer, symlink
+from ratoon.engine.sources.directory import Directory
 from ratoon.engine.sources.image import Image
 from ratoon.engine.sources.oci import OciImage
 from ratoon.engine.sources.resolve import resolve, root_disk
@@ -317,8 +318,28 @@ def test_a_tree_that_changes_meanwhile_is_not_taken_for_the_other(
         root_disk(image, DISK)
     tarball = tmp_path / "root.tar"
     tarball.write_bytes(layer([file("x")]))
-    image = resolve(f"tar:{tarball}")
-    tarball.write_bytes(layer([file("y")]))
+    for other in (layer([file("y")]), b"no archive at all"):
+        image = resolve(f"tar:{tarball}")
+        tarball.write_bytes(other)
+        with pytest.raises(Conflict, match="was changed"):
+            root_disk(image, DISK)
+
+
+@pytest.mark.parametrize("change", ["file", "sub/hard", "soft", "sub"])
+def test_a_tree_that_changes_while_it_is_read(
+    change: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is gone between the first look and the second."""
+    from ratoon.engine.sources import trees
+
+    class Changing(Directory):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            subprocess.run(["rm", "-r", tmp_path / "tree" / change], check=True)
+
+    make_tree(tmp_path / "tree")
+    image = resolve(f"dir:{tmp_path}/tree")
+    monkeypatch.setattr(trees, "Directory", Changing)
     with pytest.raises(Conflict, match="was changed"):
         root_disk(image, DISK)
 

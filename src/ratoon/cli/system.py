@@ -21,6 +21,7 @@ from ratoon.cli.app import Json, app, enter_user_namespace, print_json, run, say
 from ratoon.cli.guest_checks import accelerator_at_a_glance, guest_checks, jail_check
 from ratoon.cli.jail import try_jail
 from ratoon.cli.screen import answers
+from ratoon.engine.sources.disk import make_empty_disk
 from ratoon.jail.user_namespace import free_ids
 from ratoon.machine.host import checks
 from ratoon.machine.host.admission import Cost, Reserve
@@ -80,6 +81,7 @@ async def _checks(user: str | None, quick: bool) -> AsyncIterator[Check]:
         bad = bad or check.state == "bad"
         yield check
     if not bad:
+        yield await asyncio.to_thread(checks.check_images, make_empty_disk)
         yield await jail_check()
     if quick:
         yield accelerator_at_a_glance()

@@ -34,13 +34,13 @@ _KINDS = {
     stat.S_IFIFO: FIFO,
 }
 #: A path, the directory that it is in, its name there, and what stat(2) says.
-_Found = tuple[bytes, int, bytes, os.stat_result]
+Found = tuple[bytes, int, bytes, os.stat_result]
 
 
 class Directory:
     """What is in the directory `path` now. The content of its files is read when it is asked for.
 
-    Conflict, of all methods: something is gone, or another, since it was looked at.
+    OSError, of all methods; Conflict: something is gone, or another, since it was looked at.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,7 +48,7 @@ class Directory:
         self._path = path
         #: Files that are no directories, and a path of each, by their numbers.
         self._inodes: dict[tuple[int, int], tuple[Inode, bytes]] = {}
-        for found, directory, name, status in self._walk():
+        for found, directory, name, status in walk(self._path):
             kind = _KINDS.get(stat.S_IFMT(status.st_mode))
             number = status.st_dev, status.st_ino
             if number in self._inodes:
@@ -62,37 +62,40 @@ class Directory:
 
     def contents(self, wanted: Container[Inode]) -> Iterator[tuple[Inode, Iterator[bytes]]]:
         """The content of those files, each to be read to its end before the next."""
-        for found, directory, name, status in self._walk():
+        for found, directory, name, status in walk(self._path):
             inode, path = self._inodes.get((status.st_dev, status.st_ino), (None, b""))
             if path == found and inode is not None and inode in wanted:
                 yield inode, _content(directory, name, inode.size)
 
-    def _walk(self) -> Iterator[_Found]:
-        """All that is there, a directory before what is in it; of other file systems their root."""
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        cursor = Cursor(os.open(self._path, flags))
-        try:
-            top = os.fstat(cursor.fd)
-            yield b".", cursor.fd, b".", top
-            left = [names_in(cursor.fd)[::-1]]
-            while left:
-                if not left[-1]:
-                    left.pop()
-                    if left:
-                        os.close(cursor.leave())
-                    continue
-                name = left[-1].pop()
-                status = os.stat(name, dir_fd=cursor.fd, follow_symlinks=False)
-                yield cursor.path(name), cursor.fd, name, status
-                if stat.S_ISDIR(status.st_mode) and status.st_dev == top.st_dev:
-                    cursor.enter(name)
-                    left.append(names_in(cursor.fd)[::-1])
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
-                raise Conflict("a directory was changed while it was read; try again") from None
-            raise
-        finally:
-            cursor.close()
+
+def walk(path: Path) -> Iterator[Found]:
+    """All that is in a directory, from itself on, each directory before what is in it.
+
+    Of other file systems there is the place alone. OSError; Conflict: something is gone meanwhile.
+    """
+    cursor = Cursor(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    try:
+        top = os.fstat(cursor.fd)
+        yield b".", cursor.fd, b".", top
+        left = [names_in(cursor.fd)[::-1]]
+        while left:
+            if not left[-1]:
+                left.pop()
+                if left:
+                    os.close(cursor.leave())
+                continue
+            name = left[-1].pop()
+            status = os.stat(name, dir_fd=cursor.fd, follow_symlinks=False)
+            yield cursor.path(name), cursor.fd, name, status
+            if stat.S_ISDIR(status.st_mode) and status.st_dev == top.st_dev:
+                cursor.enter(name)
+                left.append(names_in(cursor.fd)[::-1])
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+            raise Conflict("a directory was changed while it was read; try again") from None
+        raise
+    finally:
+        cursor.close()
 
 
 def _inode(kind: bytes, directory: int, name: bytes, status: os.stat_result) -> Inode:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -63,6 +64,12 @@ def make_disk(room: Path, disk_bytes: int, name: str, tree: Tree, contents: Cont
         raise HostError(f"image {name} was not unpacked: {error.said or error}") from None
     from_raw(raw, room / "disk.qcow2")
     raw.unlink()
+
+
+def make_empty_disk() -> None:
+    """Try out whether any can be made. HostError: it cannot."""
+    with tempfile.TemporaryDirectory(prefix="ratoon-") as room:
+        make_disk(Path(room), 4 * MIB, "empty", Tree(), lambda wanted: ())
 
 
 def too_large(name: str, disk_bytes: int) -> InvalidInput:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from blake3 import blake3
 
 from ratoon import files
 from ratoon.artifacts import Progress, build_once
-from ratoon.engine.sources.directory import Directory
+from ratoon.engine.sources.directory import Directory, walk
 from ratoon.engine.sources.disk import FILE_SYSTEM, make_disk
 from ratoon.engine.sources.furnish import TEXTS
 from ratoon.engine.sources.host_files import held
@@ -73,19 +72,22 @@ class Tree:
         def build(room: Path) -> None:
             progress(f"copying {self.name}")
             with self._held(roots) as path:
-                if self.kind == "tar":
-                    layers = Layers(self.name, disk_bytes)
-                    layers.add(path, str(self.path), whiteouts=False)
-                    make_disk(room, disk_bytes, self.name, layers.tree, layers.contents)
-                    found = _digest(path)
-                else:
-                    directory = Directory(path)
-                    make_disk(room, disk_bytes, self.name, directory.tree, directory.contents)
-                    found = _identity(path)
-            if found != image.digest:
-                raise Conflict(f"{self.name} was changed while it was read; try again")
+                try:
+                    self._make(path, room, disk_bytes)
+                finally:  # a change explains any failure
+                    if (_digest if self.kind == "tar" else _identity)(path) != image.digest:
+                        raise Conflict(f"{self.name} was changed while it was read; try again")
 
         return build_once("root-images", inputs, build, progress) / "disk.qcow2"
+
+    def _make(self, path: Path, room: Path, disk_bytes: int) -> None:
+        if self.kind == "tar":
+            layers = Layers(self.name, disk_bytes)
+            layers.add(path, str(self.path), whiteouts=False)
+            make_disk(room, disk_bytes, self.name, layers.tree, layers.contents)
+        else:
+            directory = Directory(path)
+            make_disk(room, disk_bytes, self.name, directory.tree, directory.contents)
 
     @contextmanager
     def _held(self, roots: Sequence[Path] | None) -> Iterator[Path]:
@@ -103,30 +105,17 @@ def _digest(path: Path) -> str:
 def _identity(root: Path) -> str:
     """Of all that is below `root`, on its file system: a change of anything changes it."""
     found = blake3()
-    device = root.stat().st_dev
-    for place, names, others in os.walk(root, onerror=_fail):
-        names[:] = sorted(name for name in names if _device(place, name) == device)
-        for name in ("", *names, *sorted(others)):
-            path = os.path.join(place, name)  # noqa: PTH118  much faster in a large tree
-            status = os.lstat(path)
-            told = (
-                os.path.relpath(path, root),
-                status.st_mode,
-                status.st_uid,
-                status.st_gid,
-                status.st_rdev,
-                status.st_ino,
-                status.st_size,
-                status.st_mtime_ns,
-                status.st_ctime_ns,
-            )
-            found.update(repr(told).encode(errors="surrogateescape"))
+    for path, _, _, status in walk(root):
+        told = (
+            path,
+            status.st_mode,
+            status.st_uid,
+            status.st_gid,
+            status.st_rdev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        )
+        found.update(repr(told).encode())
     return f"blake3:{found.hexdigest()}"
-
-
-def _device(place: str, name: str) -> int:
-    return os.lstat(os.path.join(place, name)).st_dev  # noqa: PTH118
-
-
-def _fail(error: OSError) -> None:
-    raise error
