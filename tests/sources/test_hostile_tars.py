@@ -125,6 +125,10 @@ WRONG: dict[str, tuple[bytes, str]] = {
         + bytes(512),
         "contradicts",
     ),
+    "sparse-below-zero": (
+        header(b"x", b"S", magic=b"ustar  \0", rest=old_sparse(size=large(-5))),
+        "contradicts",
+    ),
     "sparse-without-end": (
         header(b"x", b"S", magic=b"ustar  \0", rest=old_sparse(more=b"\1", size=digits(2048)))
         + (b"".join(map(digits, (0, 0))) * 21 + b"\1").ljust(BLOCK, b"\0") * 10_000,

@@ -34,6 +34,8 @@ _TIMES = (-(2**31), 2**34 - 2**31 - 1)
 #: What Linux knows of attributes, by names that are nothing but text.
 _ATTRIBUTE = re.compile(rb"(?:(?:user|trusted|security)\.|system\.posix_acl_(?:access|default)$)")
 _PLAIN_NAME = re.compile(rb"[ !#-\[\]-~]{1,255}")
+#: What pax has for the map of a sparse file: all pairs at once, or each number for itself.
+_MAP = frozenset((b"GNU.sparse.map", b"GNU.sparse.offset", b"GNU.sparse.numbytes"))
 _XATTR = b"SCHILY.xattr."
 _ACLS = {
     b"SCHILY.acl.access": b"system.posix_acl_access",
@@ -101,7 +103,8 @@ def members(stream: Stream) -> Iterator[Member]:
 
     TarError: there is none, or it has what it must not have, or it ends too early.
     """
-    records: list[tuple[bytes, bytes]] = []
+    records: dict[bytes, bytes] = {}
+    maps: list[bytes] = []
     about = count = 0
     while (block := stream.read(BLOCK)).strip(b"\0"):
         header = _Header(block)
@@ -113,14 +116,18 @@ def members(stream: Stream) -> Iterator[Member]:
             content = stream.read(header.size + len(padding(header.size)))
             if len(content) < header.size:
                 raise TarError("it ends too early")
-            records += _records(header.kind, content[: header.size])
+            for key, value in _records(header.kind, content[: header.size]):
+                if key in _MAP:
+                    maps.append(value)
+                else:
+                    records[key] = value
             continue
-        member = _member(header, dict(records), records, stream)
+        member = _member(header, records, maps, stream)
         stored = sum(length for _, _, length in member.stretches)
         yield member
         stream.skip(stored + len(padding(stored)))
-        records, about = [], 0
-    if records or len(block) % BLOCK or not (count or block):
+        records, maps, about = {}, [], 0
+    if about or len(block) % BLOCK or not (count or block):
         raise TarError("it ends too early")
 
 
@@ -148,7 +155,7 @@ class _Header:
 def _member(
     header: _Header,
     records: dict[bytes, bytes],
-    all_records: list[tuple[bytes, bytes]],
+    maps: list[bytes],
     stream: Stream,
 ) -> Member:
     block, kind = header.block, header.kind
@@ -177,7 +184,7 @@ def _member(
         raise TarError(f"{shown(name)} has an owner or a size that Linux has not")
     stretches: Sequence[Stretch] = ()
     if kind == FILE:
-        inode.size, stretches = _content(header, records, all_records, stored, stream)
+        inode.size, stretches = _content(header, records, maps, stored, stream)
     elif kind == SYMLINK:
         inode.target = target
     elif kind in (CHARACTER, BLOCKS):
@@ -195,7 +202,7 @@ def _member(
 def _content(
     header: _Header,
     records: dict[bytes, bytes],
-    all_records: list[tuple[bytes, bytes]],
+    maps: list[bytes],
     stored: int,
     stream: Stream,
 ) -> tuple[int, Sequence[Stretch]]:
@@ -209,13 +216,8 @@ def _content(
         stored -= stream.position - begin
     elif b"GNU.sparse.size" in records:
         size = tar.number(records[b"GNU.sparse.size"])
-        keys = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
-        numbers = records.get(b"GNU.sparse.map", b"").split(b",")
-        pairs = _pairs(
-            [tar.number(value) for key, value in all_records if key in keys]
-            if b"GNU.sparse.map" not in records
-            else [tar.number(number) for number in numbers if numbers != [b""]]
-        )
+        numbers = b",".join(maps).split(b",")
+        pairs = _pairs([tar.number(number) for number in numbers if number])
     else:
         return stored, ((stream.position, 0, stored),) if stored else ()
     at, end, stretches = stream.position, 0, []
@@ -226,7 +228,7 @@ def _content(
         if length:
             stretches.append((at, offset, length))
         at += length
-    if at - stream.position != stored:
+    if at - stream.position != stored or size < 0:
         raise TarError("a sparse file contradicts itself")
     return size, stretches
 
