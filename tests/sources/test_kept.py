@@ -234,6 +234,20 @@ def test_a_directory_that_is_very_deep(cache: Path, tmp_path: Path) -> None:
         subprocess.run(["rm", "-rf", tree], check=True)
 
 
+def test_large_directories_are_indexed(look: Look, tmp_path: Path) -> None:
+    """As the kernel's own are, so that a name is found at once."""
+    names = [f"name-{number}" for number in range(3000)]
+    made = [pax({b"mtime": b"5.5"}) + header(b"wide", b"5")]
+    made += [header(f"wide/{name}".encode()) for name in names]
+    reference = tarball(tmp_path, *made)
+    wide = inodes(reference, tmp_path)[b"wide"]
+    assert wide.flags & 0x1000, "EXT4_INDEX_FL"
+    assert wide.mtime_ns == 5_500_000_000
+    root = look(reference)
+    assert {path.name for path in (root / "wide").iterdir()} == {*names}
+    assert all((root / "wide" / name).is_file() for name in names)
+
+
 @pytest.mark.parametrize("style", ["gnu", "posix0.0", "posix0.1", "posix1.0"])
 def test_sparse_files(style: str, look: Look, tmp_path: Path) -> None:
     """GNU tar has four ways to write them; this one has more holes than a header has room for."""

@@ -28,6 +28,9 @@ FILE_SYSTEM = ("-t", "ext4", "-L", "ratoon", "-E", "lazy_itable_init=0,lazy_jour
 #: Names of a file, and in a directory: as many as ext4 counts. In larger ones mke2fs would take
 #: hours besides, for it looks for each new name among all that are there.
 _MAX_NAMES = 65_000
+#: In a directory with more names the guest's kernel shall not look for one among all: mke2fs writes
+#: no hash trees, e2fsck does.
+_UNINDEXED = 2000
 #: debugfs reads no longer ones.
 _MAX_LINE = 8000
 #: What mke2fs says where the disk is too small; the host's own disk has other words.
@@ -56,6 +59,9 @@ def make_disk(room: Path, disk_bytes: int, name: str, tree: Tree, contents: Cont
             words = ("-q", "-F", *FILE_SYSTEM, "-d", "-", mke2fs.writes(raw))
             mke2fs.run(*words, feed=_writer(archive.pieces(contents)))
         _amend(raw, name, archive.late)
+        if archive.widest > _UNINDEXED:
+            with tool("e2fsck", disk_bytes) as e2fsck:  # 1: something was changed
+                e2fsck.run("-f", "-y", "-D", e2fsck.writes(raw), good=(0, 1))
     except TarError as error:
         raise InvalidInput(f"image {name} cannot be unpacked: {error}") from None
     except ProgramFailed as error:
@@ -88,11 +94,14 @@ class _Archive:
         self._names: dict[Inode, list[bytes]] = {}
         #: Bytes of all files, with their holes.
         self.size = 0
+        #: Names in the directory with the most.
+        self.widest = 0
         #: Paths of what mke2fs takes from a tar in part only.
         self.late: list[tuple[bytes, Inode]] = []
         for path, inode in tree.walk():
             names = self._names.setdefault(inode, [])
             names.append(path)
+            self.widest = max(self.widest, len(inode.children))
             if max(len(names), len(inode.children)) > _MAX_NAMES:
                 raise TarError(f"{shown(path)} has more than {_MAX_NAMES:,} names")
             if len(names) == 1:
