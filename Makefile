@@ -40,7 +40,7 @@ bench: setup  ## all benches, half an hour; every sample as CSV and JSON in buil
 	@.venv/bin/ratoon bench all
 
 clean-sources:  ## have apt take nothing from Debian's backports for Ratoon any more
-	@if [ "$$(id -u)" -eq 0 ]; then scripts/backports.sh remove; else sudo scripts/backports.sh remove; fi
+	@if [ "$$(id -u)" -eq 0 ]; then sh src/ratoon/machine/host/backports.sh remove; else sudo sh src/ratoon/machine/host/backports.sh remove; fi
 
 clean:  ## remove what was built in the checkout; the cache outside stays
 	rm -rf build dist .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -29,6 +29,12 @@ debian-bookworm) packages="$packages libarchive13" ;;
 *) packages="$packages libarchive13t64" ;;
 esac
 
+# mke2fs loads it to read tarballs; it has another name since Debian 13, Ubuntu 24.04.
+case $distribution in
+debian-bookworm | ubuntu-jammy) packages="$packages libarchive13" ;;
+*) packages="$packages libarchive13t64" ;;
+esac
+
 # Whether a package is there, and of the version that it must have at least.
 installed() {
     case $1-$distribution in
@@ -52,7 +58,7 @@ for package in $packages; do
 done
 
 case "$distribution:$missing " in
-debian-bookworm:*" qemu-"* | debian-bookworm:*" e2fsprogs "*) as_root scripts/backports.sh add ;;
+debian-bookworm:*" qemu-"* | debian-bookworm:*" e2fsprogs "*) as_root sh src/ratoon/machine/host/backports.sh add ;;
 esac
 
 # The guest's kernel is fetched by apt later, so the package lists must be there and be recent.

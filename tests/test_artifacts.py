@@ -176,5 +176,5 @@ def test_of_a_long_complaint_the_end_is_told() -> None:
 
 
 def test_a_program_that_is_missing() -> None:
-    with pytest.raises(HostError, match="no-such-program is not installed; `make setup` installs"):
+    with pytest.raises(HostError, match="no-such-program is not installed; `ratoon setup` says"):
         run(["/nowhere/no-such-program", "--version"])

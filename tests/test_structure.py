@@ -23,6 +23,7 @@ AGENT, SHARED = f"{GUEST}.agent", f"{GUEST}.shared"
 
 #: Who is above whom; what shares a line is side by side. A package sees itself and what is below.
 STOREYS = [
+    {"__main__"},
     {"cli"},
     {"bench"},
     {"client"},

@@ -66,7 +66,7 @@ def run(command: Sequence[str | Path], *, cwd: Path | None = None, stdin: bytes 
     try:
         done = subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, check=False)
     except FileNotFoundError:
-        raise HostError(f"{name} is not installed; `make setup` installs it") from None
+        raise HostError(f"{name} is not installed; `ratoon setup` says how to have it") from None
     if done.returncode:
         raise ProgramFailed(name, done.returncode, done.stderr)
     return done.stdout

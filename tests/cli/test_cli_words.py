@@ -117,7 +117,7 @@ def test_each_verb_is_where_the_table_says_and_does_what_it_says() -> None:
 @pytest.mark.parametrize("verb", ["from-image", "run"])
 def test_the_defaults_that_help_names_are_the_engines(verb: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ratoon.cli", verb, "--help"],
+        [sys.executable, "-m", "ratoon", verb, "--help"],
         capture_output=True,
         text=True,
         check=True,
@@ -199,7 +199,7 @@ def test_its_end_is_at_once_and_loses_nothing(words: list[str], code: int) -> No
 def test_what_cannot_be_written_is_an_error() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "ratoon.cli", "--version"],
+            [sys.executable, "-m", "ratoon", "--version"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -215,7 +215,7 @@ def test_snapshots_are_shown_without_numpy(tmp_path: Path) -> None:
     environment.pop("RATOON_URL", None)
     for words in (["images"], ["snapshot-info", "base"]):
         done = subprocess.run(
-            [sys.executable, "-X", "importtime", "-m", "ratoon.cli", *words],
+            [sys.executable, "-X", "importtime", "-m", "ratoon", *words],
             env=environment,
             capture_output=True,
             text=True,

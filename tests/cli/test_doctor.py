@@ -16,7 +16,8 @@ from ratoon.cli.guest_checks import accelerator_at_a_glance, check_accelerator
 from ratoon.cli.jail import try_jail
 from ratoon.cli.system import drawn
 from ratoon.engine.sandbox.accelerator import Probe
-from ratoon.machine.host.checks import PROGRAMS, Check
+from ratoon.machine.host.checks import Check
+from ratoon.machine.host.programs import PACKAGES
 from ratoon.machine.vmm import attack, kvm
 from ratoon.machine.vmm.attack import Attempted
 
@@ -26,11 +27,17 @@ LINES = 24
 def doctor(
     home: Path, *arguments: str, path: str | None = None
 ) -> subprocess.CompletedProcess[str]:
+    return ratoon(home, "doctor", *arguments, path=path)
+
+
+def ratoon(
+    home: Path, *arguments: str, path: str | None = None
+) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("ratoon")
     environment = {**os.environ, "RATOON_HOME": str(home), "COLUMNS": "80"}
     environment["PATH"] = path or environment["PATH"]
     return subprocess.run(
-        [program, "doctor", *arguments],
+        [program, *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -65,7 +72,7 @@ def programs(tmp_path: Path) -> str:
     """A PATH with all programs but one."""
     directory = tmp_path / "programs"
     directory.mkdir()
-    for name in {*PROGRAMS, "ip", "nft"} - {"cpio"}:
+    for name in {*PACKAGES, "ip", "nft"} - {"cpio"}:
         found = shutil.which(name)
         assert found
         (directory / name).symlink_to(found)
@@ -76,9 +83,23 @@ def test_without_a_program_no_guest_is_tried(tmp_path: Path, programs: str) -> N
     done = doctor(tmp_path, path=programs)
     assert done.returncode == 1
     assert "bad  programs     missing: cpio" in done.stdout
-    assert "→ run `make setup`" in done.stdout
+    assert "→ as root: apt-get update && apt-get install -y cpio" in " ".join(done.stdout.split())
     assert "accelerator" not in done.stdout
     assert done.stderr == "no guest is tried: see what is bad\n"
+
+
+def test_setup_says_how_to_have_what_is_missing(tmp_path: Path, programs: str) -> None:
+    done = ratoon(tmp_path, "setup", path=programs)
+    assert (done.returncode, done.stdout) == (1, "apt-get update && apt-get install -y cpio\n")
+    assert done.stderr.startswith("missing: cpio\n")
+    assert "--yes" in done.stderr
+
+
+def test_setup_where_nothing_is_missing(tmp_path: Path) -> None:
+    done = ratoon(tmp_path, "setup")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "nothing is missing" in done.stderr
+    assert "ratoon run debian -- echo hello" in done.stderr
 
 
 # Lines ----------------------------------------------------------------------------------------

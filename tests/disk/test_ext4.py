@@ -147,7 +147,7 @@ def test_a_journal_that_cannot_be_replayed(
     debugfs(disk, "feature needs_recovery")
     with monkeypatch.context() as patch, looked_for_again():
         patch.setenv("PATH", str(tmp_path))
-        with pytest.raises(HostError, match="is not installed; `make setup`"):
+        with pytest.raises(HostError, match="is not installed; `ratoon setup`"):
             replay_journal(disk, "the disk")
     why = "the disk: e2fsck cannot replay its journal:\nreason"
     failing = scripts(tmp_path, {"e2fsck": "echo reason; exit 8"})

@@ -49,7 +49,8 @@ def test_the_user() -> None:
 def test_programs() -> None:
     assert checks.check_programs(lambda name: f"/usr/bin/{name}").state == "ok"
     check = checks.check_programs(lambda name: None if name in ("cpio", "setpriv") else name)
-    assert check == Check("programs", "bad", "missing: cpio, setpriv", "run `make setup`")
+    assert (check.state, check.found) == ("bad", "missing: cpio, setpriv")
+    assert check.todo.endswith("install -y cpio util-linux")
 
 
 def test_qemu() -> None:
@@ -70,7 +71,7 @@ def test_no_qemu() -> None:
         raise HostError("qemu does not run")
 
     check = checks.check_qemu(ask_qemu, version)
-    assert check == Check("QEMU", "bad", "qemu does not run", "run `make setup`")
+    assert check == Check("QEMU", "bad", "qemu does not run", "run `ratoon setup`")
 
 
 # Directories ----------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def test_this_host_can_enforce_policies(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert firewall_trouble() is None
     (tmp_path / "ip").symlink_to(shutil.which("ip") or "ip")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert firewall_trouble() == "nft is not installed; `make setup` installs it"
+    assert firewall_trouble() == "nft is not installed; `ratoon setup` says how to have it"
 
 
 def test_without_root_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,7 @@ SUBJECTS: dict[str, dict[str, Verb]] = {
             "bench", "Measure Ratoon on this machine, beside what one would use instead."
         ),
         "jail": Verb("jail", "Show what QEMU and the programs that read disks are confined by."),
+        "setup": Verb("setup", "Say what this host lacks and which command brings it."),
         "doctor": Verb(
             "system", "Check this host: what works, what does not, and what to do about it."
         ),

@@ -88,7 +88,7 @@ def _spawn(home: Path, path: Path, log: Path) -> bool:
     with closing(os.fdopen(alive)), log.open("ab") as output:
         try:
             subprocess.run(
-                ["setsid", "--fork", sys.executable, "-m", "ratoon.cli", "serve"],
+                ["setsid", "--fork", sys.executable, "-m", "ratoon", "serve"],
                 check=True,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -72,7 +72,7 @@ def _stamp(path: Path) -> list[str | int]:
     try:
         info = path.stat()
     except OSError as error:
-        raise HostError(f"{path}: {error.strerror}; `make setup` installs what is needed") from None
+        raise HostError(f"{path}: {error.strerror}; `ratoon setup` says what is needed") from None
     return [str(path), info.st_size, info.st_mtime_ns]
 
 

@@ -109,7 +109,7 @@ class OciImage:
     def _copy(self, path: Path | None, layout: Path, room: Path) -> None:
         free = os.statvfs(room).f_bavail * os.statvfs(room).f_frsize
         if not shutil.which("skopeo"):
-            raise HostError("skopeo is not installed; `make setup` installs it")
+            raise HostError("skopeo is not installed; `ratoon setup` says how to have it")
         # So that a blob without end does not fill the disk; and nothing goes on alone.
         limit = ["setpriv", "--pdeathsig=KILL", "prlimit", f"--fsize={max(free - RESERVE, MIB)}"]
         options = ["--tmpdir", str(room), "--override-os", "linux", "--override-arch", "amd64"]

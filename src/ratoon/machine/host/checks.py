@@ -15,19 +15,15 @@ from typing import Literal
 
 from ratoon.errors import RatoonError
 from ratoon.jail.user_namespace import HOW_TO_LEND
+from ratoon.machine.host import programs
 from ratoon.machine.host.admission import Cost, Reserve
 from ratoon.machine.host.cgroups import Cgroup, remove
 from ratoon.machine.host.figures import Figures
 from ratoon.machine.host.limits import LEAST_MEMORY, LEAST_PIDS, Limits
-from ratoon.machine.vmm import command
 from ratoon.units import GIB, format_size
 
 State = Literal["ok", "warn", "bad"]
 
-PROGRAMS = (
-    *(command.BINARY, "qemu-img", "mmdebstrap", "mke2fs", "e2fsck", "debugfs", "cpio"),
-    *("skopeo", "apt-get", "dpkg-deb", "setpriv"),
-)
 #: A base takes some hundred MiB, its image and downloads as much again.
 COMFORTABLE_DISK = 5 * GIB
 #: Fewer than this is too few to be what anybody wants.
@@ -65,10 +61,11 @@ def check_user(name: str | None, lent: int) -> Check:
 
 
 def check_programs(which: Callable[[str], str | None] = shutil.which) -> Check:
-    missing = [name for name in PROGRAMS if which(name) is None]
-    if missing:
-        return Check("programs", "bad", f"missing: {', '.join(missing)}", "run `make setup`")
-    return Check("programs", "ok", f"all {len(PROGRAMS)} are there")
+    if missing := programs.missing(which):
+        todo = programs.command_for(missing, programs.release())
+        found = f"missing: {', '.join(missing)}"
+        return Check("programs", "bad", found, f"as root: {todo}" if todo else "install these")
+    return Check("programs", "ok", f"all {len(programs.PACKAGES)} are there")
 
 
 def check_qemu(ask: Callable[[str], str], version: Callable[[], str]) -> Check:
@@ -77,7 +74,7 @@ def check_qemu(ask: Callable[[str], str], version: Callable[[], str]) -> Check:
         number = version()
         machines, networks = ask("-machine").split(), ask("-netdev").split()
     except RatoonError as error:
-        return Check("QEMU", "bad", str(error), "run `make setup`")
+        return Check("QEMU", "bad", str(error), "run `ratoon setup`")
     for what, there in (("microvm", machines), ("user", networks)):
         if what not in there:
             return Check(

@@ -30,7 +30,7 @@ def binary() -> str:
     """QEMU's path, here and in the cell. HostError: it is not installed."""
     found = shutil.which(command.BINARY)
     if found is None:
-        raise HostError(f"{command.BINARY} is not installed; `make setup` installs it")
+        raise HostError(f"{command.BINARY} is not installed; `ratoon setup` says how to have it")
     return os.path.realpath(found)
 
 

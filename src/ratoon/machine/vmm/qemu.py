@@ -63,7 +63,7 @@ def qemu_version() -> str:
         ).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise HostError(
-            f"{command.BINARY} does not run ({error}); `make setup` installs it"
+            f"{command.BINARY} does not run ({error}); `ratoon setup` says how to have it"
         ) from None
     match = re.search(r"version (\d+\.\d+\.\d+)", output)
     if match is None:
@@ -71,8 +71,8 @@ def qemu_version() -> str:
     if qemu_series(match[1]) < OLDEST_QEMU:
         raise HostError(
             f"{command.BINARY} {match[1]} is too old: Ratoon needs "
-            f"{'.'.join(map(str, OLDEST_QEMU))} or later; `make setup` installs it, on Debian 12 "
-            "from its backports"
+            f"{'.'.join(map(str, OLDEST_QEMU))} or later; on Debian 12, `ratoon setup` "
+            "has it from its backports"
         )
     return match[1]
 

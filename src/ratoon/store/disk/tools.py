@@ -33,7 +33,7 @@ def _path(name: str) -> str:
     """Here, and in the cell."""
     found = shutil.which(name)
     if found is None:
-        raise HostError(f"{name} is not installed; `make setup` installs it")
+        raise HostError(f"{name} is not installed; `ratoon setup` says how to have it")
     return os.path.realpath(found)
 
 

@@ -1,4 +1,4 @@
-"""`python -m ratoon.cli` is `ratoon`."""
+"""`python -m ratoon` is `ratoon`."""
 
 from ratoon.cli import program
 
