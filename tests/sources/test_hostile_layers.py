@@ -224,7 +224,7 @@ def test_a_host_without_room_is_not_taken_for_a_small_disk(cache: Path, tmp_path
         with pytest.raises(HostError, match="No space left on device"):
             root_disk(image, DISK)
     finally:
-        subprocess.run(["umount", cache / "root-images"], check=True)
+        subprocess.run(["umount", "--lazy", cache / "root-images"], check=True)
 
 
 # Nonsense -----------------------------------------------------------------------------------------
