@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -43,20 +44,30 @@ def environment(home: Path, runtime: Path) -> dict[str, str]:
     return {**os.environ, "RATOON_HOME": str(home), "RATOON_RUNTIME": str(runtime)}
 
 
-def run_serve(home: Path, runtime: Path, *arguments: str) -> subprocess.Popen[str]:
+def run_serve(
+    home: Path,
+    runtime: Path,
+    *arguments: str,
+    by: Sequence[str | Path] = (),
+    more: Mapping[str, str] | None = None,
+) -> subprocess.Popen[str]:
+    """`by`: what starts it, if another program does; `more`: besides this environment."""
     program = Path(sys.executable).with_name("ratoon")
     return subprocess.Popen(
-        [program, "serve", *arguments],
-        env=environment(home, runtime),
+        [*by, program, "serve", *arguments],
+        env={**environment(home, runtime), **(more or {})},
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
 @contextmanager
-def daemon(home: Path, runtime: Path, *arguments: str) -> Iterator[DaemonProcess]:
-    """A daemon that listens. If it still runs when the block is left, it is told to end."""
-    process = run_serve(home, runtime, *arguments)
+def daemon(home: Path, runtime: Path, *arguments: str, **started: Any) -> Iterator[DaemonProcess]:
+    """A daemon that listens. If it still runs when the block is left, it is told to end.
+
+    `started`: how it is, as for `run_serve`.
+    """
+    process = run_serve(home, runtime, *arguments, **started)
     path = runtime / "daemon.sock"
     try:
         assert process.stderr is not None

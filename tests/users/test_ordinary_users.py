@@ -11,12 +11,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx2
 import pytest
 
 import small_images
+from daemon_kills import kill_under_load
+from daemon_process import daemon
 from oci_images import Layout, file, layer
 from ordinary_user import FIRST_LENT, UID
 from ratoon import paths
@@ -40,12 +43,16 @@ class User:
     def __init__(self, home: Path, lent: int) -> None:
         self.home, self.lent = home, lent
 
+    @property
+    def launcher(self) -> list[str | Path]:
+        """What runs a program as this user."""
+        return [sys.executable, LAUNCHER, self.home, str(self.lent), "--"]
+
     def run(self, *argv: str | Path) -> subprocess.CompletedProcess[str]:
-        launcher: list[str | Path] = [sys.executable, LAUNCHER, self.home, str(self.lent), "--"]
         clean = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8"}
         clean["XDG_RUNTIME_DIR"] = str(self.home / "run")
         return subprocess.run(
-            [*launcher, *argv],
+            [*self.launcher, *argv],
             check=False,
             env=clean,
             capture_output=True,
@@ -162,3 +169,12 @@ def test_an_engine_in_a_process_of_ones_own(user: User) -> None:
     said = user.run(sys.executable, "-c", script).stderr
     assert "HostError" in said
     assert "without root, run `ratoon serve`" in said
+
+
+def test_a_daemon_that_is_killed_under_load(user: User, soak: bool) -> None:
+    os.kill(user.daemon, signal.SIGTERM)
+    (runtime,) = user.home.glob("run/ratoon/*")
+    store = user.home / ".local/share/ratoon"
+    starts = partial(daemon, store, runtime, by=user.launcher, more={"HOME": str(user.home)})
+    kill_under_load(starts, soak=soak)
+    assert [*(store / "sandboxes").iterdir(), *(store / "staging").iterdir()] == []

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vm_helpers import is_running
 
 from daemon_process import DaemonProcess, daemon
+from processes import is_running
 from ratoon import Client, Sandbox
 
 pytest_plugins = ["daemon_plugin"]

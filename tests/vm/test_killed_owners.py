@@ -10,8 +10,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from vm_helpers import is_running, leaves_nothing, sh, tags, until
+from vm_helpers import leaves_nothing, sh, tags, until
 
+from processes import is_running
 from ratoon import paths
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.sandbox import Sandbox

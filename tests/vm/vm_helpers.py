@@ -97,13 +97,6 @@ def no_space(*arguments: object, **options: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def open_files() -> list[str]:
     """What this process's descriptors refer to; a socket or a pipe by its kind alone."""
     found = []
