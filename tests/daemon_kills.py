@@ -92,7 +92,9 @@ def look_after(running: DaemonProcess, told: Told) -> None:
         assert sandbox["state"] in ("running", "standby"), sandbox
         if sandbox["state"] == "standby":
             assert api.post(f"{path}/resume").status_code == 200
-        done = api.post(f"{path}/exec", json={"args": ["sh", "-c", "echo here"], "timeout_secs": 100})
+        done = api.post(
+            f"{path}/exec", json={"args": ["sh", "-c", "echo here"], "timeout_secs": 100}
+        )
         assert done.json().get("stdout") == "here\n", done.text
     assert api.post("/v1/check").json()["sound"]
 

@@ -1,9 +1,9 @@
 """Runs a program as an ordinary user of this host, one who need not be there.
 
-A program of its own, run by root: `ordinary_user.py HOME LENT -- PROGRAM ARGUMENT…`, with the
+A program of its own, run by root: `ordinary_user.py UID HOME LENT -- PROGRAM ARGUMENT…`, with the
 environment of who runs it. In a mount namespace that ends with the program the user exists, has
-LENT subordinate ids, and comes to this Python, the tests, what is tested and the cache, wherever
-they lie.
+LENT subordinate ids after his own, and comes to this Python, the tests, what is tested and the
+cache, wherever they lie.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ from pathlib import Path
 from ratoon import paths, syscalls
 from ratoon.syscalls import CLONE_NEWNS, MS_BIND, MS_PRIVATE, MS_REC
 
-UID, FIRST_LENT = 54321, 2_000_000
 NAME = "ordinary"
 
 
 def main() -> None:
-    home, lent, _, *argv = sys.argv[1:]
+    uid, (home, lent, _, *argv) = int(sys.argv[1]), sys.argv[2:]
     syscalls.unshare(CLONE_NEWNS)
     syscalls.mount("none", "/", None, MS_REC | MS_PRIVATE)
     reveal([Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[1], paths.cache()])
     passwd = Path("/etc/passwd").read_text()
-    replace("passwd", f"{passwd}{NAME}:x:{UID}:{UID}::{home}:/bin/sh\n")
+    replace("passwd", f"{passwd}{NAME}:x:{uid}:{uid}::{home}:/bin/sh\n")
     for file in ("subuid", "subgid"):
-        replace(file, f"{NAME}:{FIRST_LENT}:{lent}\n" if int(lent) else "")
+        replace(file, f"{NAME}:{uid + 1}:{lent}\n" if int(lent) else "")
     os.setgroups([])
-    os.setresgid(UID, UID, UID)
-    os.setresuid(UID, UID, UID)
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
     os.chdir("/")
     os.execvp(argv[0], argv)
 

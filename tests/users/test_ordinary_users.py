@@ -21,7 +21,6 @@ import small_images
 from daemon_kills import kill_under_load
 from daemon_process import daemon
 from oci_images import Layout, file, layer
-from ordinary_user import FIRST_LENT, UID
 from ratoon import paths
 from ratoon.machine.guest.build import build_guest
 
@@ -33,8 +32,10 @@ pytestmark = [
 FOR_EVER = 300
 LAUNCHER = Path(__file__).parents[1] / "ordinary_user.py"
 RATOON = Path(sys.executable).with_name("ratoon")
-LENT = 65536
-COUNTS = {0: [1], LENT: [1, 65535]}
+LENT = 65535
+#: Of this run alone: another one has others.
+UID = 0x60000000 + os.getpid() % 4096 * (LENT + 1)
+COUNTS = {0: [1], LENT: [1, LENT]}
 
 
 class User:
@@ -46,7 +47,7 @@ class User:
     @property
     def launcher(self) -> list[str | Path]:
         """What runs a program as this user."""
-        return [sys.executable, LAUNCHER, self.home, str(self.lent), "--"]
+        return [sys.executable, LAUNCHER, str(UID), self.home, str(self.lent), "--"]
 
     def run(self, *argv: str | Path) -> subprocess.CompletedProcess[str]:
         clean = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8"}
@@ -87,7 +88,7 @@ def processes() -> list[int]:
                 uid = place.stat().st_uid
             except FileNotFoundError:
                 continue
-            if uid == UID or FIRST_LENT <= uid < FIRST_LENT + LENT:
+            if UID <= uid <= UID + LENT:
                 found.append(int(place.name))
     return found
 
@@ -172,7 +173,8 @@ def test_an_engine_in_a_process_of_ones_own(user: User) -> None:
 
 
 def test_a_daemon_that_is_killed_under_load(user: User, soak: bool) -> None:
-    os.kill(user.daemon, signal.SIGTERM)
+    user.ratoon("ls")  # it has a daemon
+    os.kill(user.daemon, signal.SIGKILL)
     (runtime,) = user.home.glob("run/ratoon/*")
     store = user.home / ".local/share/ratoon"
     starts = partial(daemon, store, runtime, by=user.launcher, more={"HOME": str(user.home)})

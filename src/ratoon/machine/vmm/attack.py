@@ -11,6 +11,7 @@ import json
 import os
 import re
 import resource
+import secrets
 import socket
 import subprocess
 import sys
@@ -48,8 +49,8 @@ _PLACE = "attack"
 _RUN = f"import sys; sys.path.insert(0, '/{_PLACE}'); from ratoon.jail.attack.running import main"
 #: Of Python's library: the largest parts, and not used.
 _UNUSED = {"test", "site-packages", "dist-packages", "__pycache__", "idlelib", "lib2to3"}
-#: Unix sockets that listen: a path beside the files, and an abstract name.
-_SOCKET, _ABSTRACT = "daemon.sock", "ratoon-attack"
+#: A unix socket that listens, beside the files.
+_SOCKET = "daemon.sock"
 _NOWHERE = "192.0.2.1"
 
 
@@ -130,7 +131,8 @@ def _others(near: Launch, pid: int) -> Iterator[dict[str, Any]]:
     place = near.overlay.parent
     with ExitStack() as held:
         server = held.enter_context(socket.create_server(("127.0.0.1", 0)))
-        for name in (str(place / _SOCKET), f"\0{_ABSTRACT}"):
+        abstract = f"ratoon-attack-{secrets.token_hex(8)}"  # the host's, where others attack too
+        for name in (str(place / _SOCKET), f"\0{abstract}"):
             listener = held.enter_context(socket.socket(socket.AF_UNIX))
             listener.bind(name)
             listener.listen()
@@ -141,7 +143,7 @@ def _others(near: Launch, pid: int) -> Iterator[dict[str, Any]]:
                 *map(str, theirs),
             ],
             "unix_sockets": [str(place / _SOCKET), str(near.runtime / "agent")],
-            "abstract": [_ABSTRACT],
+            "abstract": [abstract],
             "pids": [os.getpid(), pid, 1],
             "tcp": [["127.0.0.1", server.getsockname()[1]], [_NOWHERE, 80]],
             "udp": [["127.0.0.1", 53], [_NOWHERE, 53]],
