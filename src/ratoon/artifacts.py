@@ -68,5 +68,5 @@ def run(command: Sequence[str | Path], *, cwd: Path | None = None, stdin: bytes 
     except FileNotFoundError:
         raise HostError(f"{name} is not installed; `ratoon setup` says how to have it") from None
     if done.returncode:
-        raise ProgramFailed(name, done.returncode, done.stderr)
+        raise ProgramFailed.of(name, done.returncode, done.stderr)
     return done.stdout

@@ -120,11 +120,16 @@ class HostError(RatoonError):
 
 
 class ProgramFailed(HostError):
-    """`said`: the end of what it wrote."""
+    """The message has the end of what it wrote from its second line on."""
 
-    def __init__(self, name: str, status: int, written: bytes) -> None:
-        self.said = written.decode(errors="replace").strip()[-2000:]
-        super().__init__(f"{name} failed with exit code {status}:\n{self.said}")
+    @classmethod
+    def of(cls, name: str, status: int, written: bytes) -> ProgramFailed:
+        said = written.decode(errors="replace").strip()[-2000:]
+        return cls(f"{name} failed with exit code {status}:\n{said}")
+
+    @property
+    def said(self) -> str:
+        return str(self).partition("\n")[2]
 
 
 class UnreadableDisk(HostError):

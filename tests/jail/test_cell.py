@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -130,10 +131,12 @@ def test_its_name_stays(cell: Cell, output: int) -> None:
 
 
 def test_each_is_somebody_else(cell: Cell, output: int) -> None:
+    before = random.getstate()
     processes = [cell.start(Inmate([SH, "sleep", "1000"], output)) for _ in range(5)]
     try:
         uids = {Path(f"/proc/{process.pid}").stat().st_uid for process in processes}
         assert len(uids) == 5
+        assert random.getstate() == before, "Python's generator is not ours"
         assert all(uid in free_ids() for uid in uids)
     finally:
         for process in processes:

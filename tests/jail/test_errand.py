@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from processes import children
 from ratoon.errors import HostError, ProgramFailed
 from ratoon.jail import errand as errand_module
 from ratoon.jail.cell import Cell
@@ -43,11 +44,6 @@ def nothing_is_left() -> Iterator[None]:
 
 def descriptors() -> int:
     return len([*Path("/proc/self/fd").iterdir()])
-
-
-def children() -> set[str]:
-    tasks = Path("/proc/self/task").iterdir()
-    return {pid for task in tasks for pid in (task / "children").read_text().split()}
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -214,8 +210,7 @@ def test_it_dies_with_its_owner(tmp_path: Path) -> None:
     file.touch()
     owner = subprocess.Popen([sys.executable, "-c", OWNER], cwd=tmp_path)
     until(lambda: file.stat().st_size > 0)
-    tasks = Path(f"/proc/{owner.pid}/task").iterdir()
-    (pid,) = (pid for task in tasks for pid in (task / "children").read_text().split())
+    (pid,) = children(owner.pid)
     owner.send_signal(signal.SIGKILL)
     owner.wait()
     until(lambda: not Path(f"/proc/{pid}").exists())

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ext4_for_snapshots import as_layer, file_system
+from processes import children
 from ratoon.errors import Corrupt, HostError, Incompatible, NotFound
 from ratoon.store.disk import flatten as flatten_module
 from ratoon.store.disk.qcow2 import file_digest
@@ -253,8 +254,7 @@ with scripts(Path({str(tmp_path)!r}), {{"qemu-img": "exec busybox sleep 1000"}})
     process = subprocess.Popen(
         [sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL
     )
-    children = Path(f"/proc/{process.pid}/task")
-    while not (tools := named("busybox", children)):
+    while not (tools := named("busybox", process.pid)):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
@@ -263,14 +263,13 @@ with scripts(Path({str(tmp_path)!r}), {{"qemu-img": "exec busybox sleep 1000"}})
     assert not any(Path(f"/proc/{tool}").exists() for tool in tools)
 
 
-def named(name: str, tasks: Path) -> list[int]:
+def named(name: str, parent: int) -> list[int]:
     """The children of a process that are called so by now."""
     found = []
-    for task in tasks.iterdir():
-        for pid in (task / "children").read_text().split():
-            with suppress(FileNotFoundError):
-                if Path(f"/proc/{pid}/comm").read_text() == f"{name}\n":
-                    found.append(int(pid))
+    for pid in children(parent):
+        with suppress(FileNotFoundError):
+            if Path(f"/proc/{pid}/comm").read_text() == f"{name}\n":
+                found.append(pid)
     return found
 
 

@@ -56,6 +56,8 @@ LIMITS = {
     resource.RLIMIT_MSGQUEUE: 0,
     resource.RLIMIT_SIGPENDING: 1024,
 }
+#: The system's: who runs in this process may have seeded Python's, and count on it.
+_random = random.SystemRandom()
 _NOSUID_NODEV = MS_NOSUID | MS_NODEV
 _PR_SET_DUMPABLE = 4
 
@@ -232,7 +234,7 @@ def _unused_uid() -> int | None:
     """None: there is nobody but root, in a user namespace of one id."""
     free = user_namespace.free_ids()
     while free:
-        uid = random.choice(free)
+        uid = _random.choice(free)
         try:
             os.getpriority(os.PRIO_USER, uid)
         except ProcessLookupError:

@@ -83,7 +83,7 @@ class Errand:
             said, complained = _heard(output), _heard(errors)
             if status in good:
                 return said + complained if with_errors else said
-            raise ProgramFailed(Path(self._program).name, status, said + complained)
+            raise ProgramFailed.of(Path(self._program).name, status, said + complained)
 
     def _status(
         self, words: Sequence[str], feed: Callable[[int], object], output: int, errors: int

@@ -160,7 +160,7 @@ def _amend(raw: Path, name: str, late: Sequence[tuple[bytes, Inode]]) -> None:
     # It goes on after what fails, and has no exit code for that. It repeats each command.
     failed = [line for line in said.splitlines() if not line.startswith(b"debugfs")]
     if failed:
-        raise ProgramFailed("debugfs", 0, b"\n".join(failed))
+        raise ProgramFailed.of("debugfs", 0, b"\n".join(failed))
 
 
 def _commands(number: int, inode: Inode) -> Iterator[bytes]:
