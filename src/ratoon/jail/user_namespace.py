@@ -104,13 +104,15 @@ def _make() -> None:
             (_SELF / "setgroups").write_text("deny")
             (_SELF / "uid_map").write_text(f"0 {uid} 1")
             (_SELF / "gid_map").write_text(f"0 {gid} 1")
+        else:
+            outside.communicate(b"go\n")
     except OSError as error:
         raise HostError(
             f"this host gives users no namespaces of their own ({error.strerror}): {_WAYS_OUT}"
         ) from None
     finally:
         if outside is not None:
-            outside.communicate(b"go\n")
+            outside.communicate()  # without a word it ends
     if outside is not None and outside.returncode:
         raise HostError("newuidmap or newgidmap failed: see /etc/subuid and /etc/subgid")
 

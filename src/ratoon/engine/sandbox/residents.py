@@ -6,16 +6,19 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from ratoon.machine.vmm.process import started_at
+
 
 def processes(home: Path) -> Iterator[int]:
-    """Their numbers, as written down by whoever started them; some may have ended meanwhile.
+    """Their numbers, as written down by whoever started them; of those that have not ended.
 
-    This imports nothing: who enters a user namespace has one thread, and libraries start some.
+    Next to nothing is imported for this: who enters a user namespace has one thread, and libraries
+    start some.
     """
     for path in sorted(home.glob("sandboxes/*/state.json")):
         try:
             run = json.loads(path.read_bytes())["run"]
+            if run is not None and started_at(run["pid"]) == run["started"]:
+                yield run["pid"]
         except (OSError, ValueError, KeyError):
             continue
-        if run is not None:
-            yield run["pid"]
