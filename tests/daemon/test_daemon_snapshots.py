@@ -139,7 +139,7 @@ async def test_a_deletion_holds_up_nobody(
     go_on, delete, image_roots = threading.Event(), Store.delete, Store.image_roots
 
     def waiting(store: Store, tag: str, **how: bool) -> tuple[str, ...]:
-        assert go_on.wait(20), "the event loop stands still"
+        assert go_on.wait(300), "the event loop stands still"
         return delete(store, tag, **how)
 
     def reading(store: Store) -> set[str]:
@@ -159,7 +159,7 @@ async def test_a_deletion_that_nobody_waits_for_is_told_all_the_same(
 
     def waiting(store: Store, tag: str, **how: bool) -> tuple[str, ...]:
         begun.set()
-        assert go_on.wait(60)
+        assert go_on.wait(300)
         return delete(store, tag, **how)
 
     told: list[str | None] = []

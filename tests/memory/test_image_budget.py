@@ -260,7 +260,7 @@ def test_who_waited_for_an_image_evicts_what_was_passed_over(
             stamp.rename(hidden)  # it is not there yet
             monkeypatch.setattr("ratoon.store.memory.cache.locked", announced)
             made = pool.submit(store.make, chains[0], RAM)
-            assert waits.wait(30)
+            assert waits.wait(300)
             hidden.rename(stamp)  # and now it is
         made.result(30)
     assert present(store, chains) == [0]

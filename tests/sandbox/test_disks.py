@@ -158,13 +158,13 @@ async def test_what_is_made_while_its_sandbox_leaves_it_goes_too(
 
     def slowly(*arguments: Any) -> None:
         begun.set()
-        waited.append(may_end.wait(30))
+        waited.append(may_end.wait(300))
         merge(*arguments)
 
     monkeypatch.setattr("ratoon.store.snapshot.flat_disks.merge", slowly)
     disks.expect_many(own)
     disks.hold(own).close()
-    assert await asyncio.to_thread(begun.wait, 30)
+    assert await asyncio.to_thread(begun.wait, 300)
     await disks.remove(*own.manifest.disk_roots)
     may_end.set()
     await disks.settle()

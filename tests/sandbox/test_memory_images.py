@@ -274,13 +274,13 @@ async def test_an_image_that_is_made_while_its_sandbox_leaves_it_goes_too(
 
     def slowly(*arguments: Any) -> Path:
         begun.set()
-        assert may_end.wait(30)
+        assert may_end.wait(300)
         return make(*arguments)
 
     monkeypatch.setattr(images, "make", slowly)
     own = anonymous(chain[2])
     making = asyncio.create_task(memory_images.make_image(own))
-    assert await asyncio.to_thread(begun.wait, 30)
+    assert await asyncio.to_thread(begun.wait, 300)
     await memory_images.remove(own.manifest.memory_root)
     may_end.set()
     await making
