@@ -15,7 +15,6 @@ import httpx2
 from daemon_process import DaemonProcess
 from processes import is_running
 
-ROUNDS, SOAK_ROUNDS = 2, 50
 WORKERS = 3
 #: Sandboxes that go into the next round, which checks each.
 SURVIVORS = 8
@@ -109,11 +108,11 @@ def thin_out(running: DaemonProcess, told: Told) -> None:
 
 
 def kill_under_load(
-    daemon: Callable[[], AbstractContextManager[DaemonProcess]], *, soak: bool
+    daemon: Callable[[], AbstractContextManager[DaemonProcess]], rounds: int
 ) -> None:
     """`daemon` is one of a store with a snapshot `base`; in the end all else is gone from it."""
     chance, told = random.Random(20261121), Told()
-    for number in range(SOAK_ROUNDS if soak else ROUNDS):
+    for number in range(rounds):
         with daemon() as running:
             look_after(running, told)
             thin_out(running, told)
