@@ -70,13 +70,13 @@ async def test_a_name_of_nothing_is_refused_before_anything_is_looked_up(engine:
 async def test_a_run_with_another_processor_is_another_start(engine: Engine) -> None:
     runner = Runner(engine)
     spec = RunSpec(image="debian", command=("true",), ram_bytes=SMALL, cpu=LEVEL)
-    run = await runner.run(spec)
+    run = await runner.run(spec, start=False)
     async with run.sandbox as sandbox:
         await assert_is_of_the_level(sandbox)
     (entry,) = runner.cache.entries()
     assert isinstance(entry.document, Booted)
     assert entry.document.cpu == LEVEL
-    again = await runner.run(spec)
+    again = await runner.run(spec, start=False)  # process 1 takes all with it when it ends
     async with again.sandbox as sandbox:
         assert again.tier == 1
         await assert_is_of_the_level(sandbox)
