@@ -137,3 +137,22 @@ def test_the_guest_is_built_once_for_its_packages_and_its_agent(
     fourth = build.build_guest()
     assert len({guest.kernel.parent for guest in (first, second, third, fourth)}) == 4
     assert all(re.fullmatch(r"[0-9a-f]{64}", guest.kernel_digest) for guest in (first, third))
+
+
+def test_the_end_of_the_memory_is_the_firmwares(sources: list[Package], tmp_path: Path) -> None:
+    """As to boot ROMs that read the header of a kernel; whatever is none stays as it is."""
+    usual, lower = (f"{address:08x}" for address in (0x7FFFFFFF, 0x7FFEFFFF))
+    for magic, end, then in (
+        (b"HdrS", usual, lower),
+        (b"HdrS", "37ffffff", "37ffffff"),
+        (b"none", usual, usual),
+    ):
+        header = bytearray(0x300)
+        header[0x202:0x206] = magic
+        header[0x22C:0x230] = bytes.fromhex(end)[::-1]
+        kernel = tmp_path / "vmlinuz"
+        kernel.write_bytes(header)
+        guest = build.with_kernel(build.build_guest(), kernel)
+        header[0x22C:0x230] = bytes.fromhex(then)[::-1]
+        assert kernel.read_bytes() == header
+        assert guest.kernel_digest == blake3(header).hexdigest()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from vm_helpers import leaves_nothing, sh
+from vm_helpers import fork_of_image, leaves_nothing, sh
 
 from ratoon.engine.sandbox import accelerator, base, boot
 from ratoon.engine.sandbox.engine import Engine
@@ -67,6 +67,13 @@ async def test_what_kvm_is_tried_with_boots() -> None:
     """Else it would be KVM's fault. Its disk has nothing on it; here the emulator shows that."""
     guest = await asyncio.to_thread(build_guest)
     assert await accelerator.seconds_to_boot(guest, "tcg", EMULATED, None)
+
+
+async def test_a_base_of_two_gibibytes(engine: Engine) -> None:
+    """The end of which is where an address becomes negative, to firmware that takes it for one."""
+    async with fork_of_image(engine, "debian", ram=2048, disk=8192) as fork:
+        total = int(await sh(fork, "awk '/MemTotal/ { print $2 }' /proc/meminfo"))
+        assert 1900 * 1024 < total < 2048 * 1024
 
 
 async def test_a_base_of_another_size(engine: Engine) -> None:

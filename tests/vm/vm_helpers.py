@@ -7,14 +7,15 @@ import errno
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.machine.host.hierarchies import hierarchies
 from ratoon.store.snapshot.snapshot import Snapshot
+from ratoon.units import MIB
 
 #: Seconds after which something has hung; nothing here takes nearly that long.
 FOR_EVER = 120
@@ -59,6 +60,27 @@ def forget(engine: Engine, tag: str) -> None:
     before = engine.store.image_roots()
     engine.store.delete(tag, force=True)
     engine.images.remove(*(before - engine.store.image_roots()))
+
+
+@asynccontextmanager
+async def base_of(
+    engine: Engine, image: str, *, ram: int = 512, disk: int = 1024
+) -> AsyncIterator[str]:
+    """The tag of a base that is made of `image`, sizes in MiB, and goes again."""
+    tag = "image"
+    await engine.bases.from_image(image, tag, ram_bytes=ram * MIB, disk_bytes=disk * MIB)
+    try:
+        yield tag
+    finally:
+        await engine.settle()
+        forget(engine, tag)
+
+
+@asynccontextmanager
+async def fork_of_image(engine: Engine, image: str, **sizes: int) -> AsyncIterator[Sandbox]:
+    """A fork of such a base."""
+    async with base_of(engine, image, **sizes) as tag, await engine.fork_one(tag) as sandbox:
+        yield sandbox
 
 
 async def link(engine: Engine, parent: str, tag: str, script: str) -> None:

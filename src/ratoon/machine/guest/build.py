@@ -6,6 +6,7 @@ disk, a static busybox for the first mounts, and a private Python with the agent
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -31,6 +32,9 @@ PYTHON_PACKAGES = (
     "zlib1g",
     "busybox-static",
 )
+#: Places in a kernel's header: Documentation/arch/x86/boot.rst.
+_MAGIC, _INITRD_ADDR_MAX = 0x202, 0x22C
+_USUAL, _LOWER = (address.to_bytes(4, "little") for address in (0x7FFFFFFF, 0x7FFEFFFF))
 LIBRARIES = ("libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1", "libffi.so.8")
 
 
@@ -51,7 +55,7 @@ def build_guest(progress: Progress = silent) -> Guest:
     tree = packages.unpacked(sources, progress)
     files = [file for part in PARTS for file in sorted((SOURCE / part).iterdir()) if file.is_file()]
     inputs = {
-        "format": 2,
+        "format": 3,
         "packages": [package.file for package in sources],
         "modules": modules.CHOICE,
         "agent": {
@@ -62,6 +66,7 @@ def build_guest(progress: Progress = silent) -> Guest:
     def build(directory: Path) -> None:
         (kernel,) = (tree / "boot").glob("vmlinuz-*")
         shutil.copyfile(kernel, directory / "vmlinuz")
+        _spare_the_firmware(directory / "vmlinuz")
         root = directory / "root"
         _lay_out(tree, root)
         names = b"\0".join(str(p.relative_to(root)).encode() for p in _walk(root))
@@ -84,8 +89,25 @@ def build_guest(progress: Progress = silent) -> Guest:
 
 
 def with_kernel(guest: Guest, kernel: Path) -> Guest:
-    """The same initramfs, with another kernel; what drivers it lacks, the kernel must have."""
+    """The same initramfs, with another kernel; what drivers it lacks, the kernel must have.
+
+    The file is this machine's own: see `_spare_the_firmware`.
+    """
+    _spare_the_firmware(kernel)
     return replace(guest, kernel=kernel, kernel_digest=blake3(kernel.read_bytes()).hexdigest())
+
+
+def _spare_the_firmware(kernel: Path) -> None:
+    """Lower the address that a kernel's header lets an initramfs end at, which only loaders read.
+
+    QEMU puts the initramfs at the end of the RAM, and its boot ROM moves it out of the way of what
+    the firmware has there, unless it ends where the header says: with 2 GiB of RAM it does, and the
+    ring of the disk and the ACPI tables would be overwritten.
+    """
+    with kernel.open("r+b") as file:
+        header = file.read(_INITRD_ADDR_MAX + 4)
+        if header[_MAGIC : _MAGIC + 4] == b"HdrS" and header[_INITRD_ADDR_MAX:] == _USUAL:
+            os.pwrite(file.fileno(), _LOWER, _INITRD_ADDR_MAX)
 
 
 def _walk(root: Path) -> Iterator[Path]:
