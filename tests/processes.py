@@ -1,8 +1,13 @@
-"""What processes there are."""
+"""What processes there are, and what this one has open."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+#: Seconds after which something has hung.
+FOR_EVER = 60
 
 
 def is_running(pid: int) -> bool:
@@ -23,3 +28,15 @@ def children(pid: int | None = None) -> set[int]:
                 return set()
             continue
         return {int(each) for text in found for each in text.split()}
+
+
+def descriptors() -> int:
+    """How many this process has."""
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + FOR_EVER
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)

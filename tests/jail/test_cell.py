@@ -12,12 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from processes import descriptors, until
 from ratoon import syscalls
 from ratoon.errors import HostError
 from ratoon.jail.cell import Cell, Inmate, limit_process
@@ -54,17 +55,6 @@ def nothing_is_left(cell: Cell) -> Iterator[None]:
     until(lambda: threading.active_count() <= threads)
     assert gc.isenabled()
     assert descriptors() == before
-
-
-def descriptors() -> int:
-    return len([*Path("/proc/self/fd").iterdir()])
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + FOR_EVER
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def said(cell: Cell, output: int, script: str, **more: object) -> str:

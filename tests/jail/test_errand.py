@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from processes import children
+from processes import children, descriptors, until
 from ratoon.errors import HostError, ProgramFailed
 from ratoon.jail import errand as errand_module
 from ratoon.jail.cell import Cell
@@ -26,7 +26,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make ce
 
 BUSYBOX = Path("/usr/bin/busybox")
 MIB = 1 << 20
-FOR_EVER = 60
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +39,6 @@ def nothing_is_left() -> Iterator[None]:
     before = descriptors(), children()
     yield
     until(lambda: (descriptors(), children()) == before)
-
-
-def descriptors() -> int:
-    return len([*Path("/proc/self/fd").iterdir()])
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + FOR_EVER
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def a_shell(cell: Cell, longest: int = MIB) -> Errand:

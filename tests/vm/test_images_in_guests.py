@@ -6,13 +6,13 @@ import asyncio
 import subprocess
 import tarfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from vm_helpers import forget
+from vm_helpers import fork_of_image
 
 import small_images
 from oci_images import Layout, directory, entry, file, hard_link, layer, symlink
@@ -87,18 +87,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
         yield registry
 
 
-@asynccontextmanager
-async def running(
-    engine: Engine, image: str, disk_bytes: int = 256 * MIB
-) -> AsyncIterator[Sandbox]:
-    """A fork of a base that is made of `image`, and both go again."""
-    await engine.bases.from_image(image, "image", ram_bytes=160 * MIB, disk_bytes=disk_bytes)
-    try:
-        async with await engine.fork_one("image") as sandbox:
-            yield sandbox
-    finally:
-        await engine.settle()
-        forget(engine, "image")
+def running(engine: Engine, image: str, disk: int = 256) -> AbstractAsyncContextManager[Sandbox]:
+    """A fork of a base that is made of `image`, with a disk of so many MiB."""
+    return fork_of_image(engine, image, ram=160, disk=disk)
 
 
 def convert(layout: Layout, target: str) -> None:
@@ -315,7 +306,7 @@ async def test_a_large_layer(
     layout = Layout(tmp_path)
     layout.add([layer(small_images.busybox()), small_images.repeated("large", size)])
     name = registry.push(layout.reference(), "large:latest")
-    async with running(engine, name, size + 256 * MIB) as sandbox:
+    async with running(engine, name, size // MIB + 256) as sandbox:
         await check(sandbox, Shell())
         assert await output(sandbox, "stat", "-c", "%s", "/large") == str(size)
         end = await sandbox.exec(["tail", "-c", "100", "/large"])

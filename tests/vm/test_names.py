@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from vm_helpers import FOR_EVER, forget, sh
+from vm_helpers import FOR_EVER, fork_of_image, sh
 
 import small_images
 from oci_images import Entry, Layout, directory, file, layer, symlink
@@ -15,7 +15,6 @@ from ratoon import paths
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.store.snapshot.diff import diff
-from ratoon.units import MIB
 
 #: Seconds that all of ASK may take under emulation. One question to a nameserver takes 5 or more.
 AT_ONCE = 2.5
@@ -161,15 +160,8 @@ async def running(engine: Engine, room: Path, *entries: Entry) -> AsyncIterator[
     layout = Layout(room)
     links = [symlink(f"bin/{name}", "busybox") for name in APPLETS]
     layout.add([layer([*small_images.busybox(), *links, *entries])])
-    await engine.bases.from_image(
-        layout.reference(), "image", ram_bytes=160 * MIB, disk_bytes=256 * MIB
-    )
-    try:
-        async with await engine.fork_one("image") as sandbox:
-            yield sandbox
-    finally:
-        await engine.settle()
-        forget(engine, "image")
+    async with fork_of_image(engine, layout.reference(), ram=160, disk=256) as sandbox:
+        yield sandbox
 
 
 async def test_an_image_without_any_such_file(engine: Engine, tmp_path: Path) -> None:

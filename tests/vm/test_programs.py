@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from vm_helpers import forget
+from vm_helpers import base_of
 
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.sandbox import Sandbox
@@ -32,20 +32,6 @@ COUNTED = """
 n=$(wc -l <$1); until [ $(wc -l <$1) -gt $n ]; do sleep 0.1; done
 n=$(wc -l <$1); seq $n >/tmp/expected; head -n $n $1 | cmp - /tmp/expected
 """
-
-
-@asynccontextmanager
-async def base(
-    engine: Engine, image: str, *, ram: int = 512, disk: int = 1024
-) -> AsyncIterator[str]:
-    """The tag of one that is made of `image`, in MiB, and goes again."""
-    tag = "programs"
-    await engine.bases.from_image(image, tag, ram_bytes=ram * MIB, disk_bytes=disk * MIB)
-    try:
-        yield tag
-    finally:
-        await engine.settle()
-        forget(engine, tag)
 
 
 @asynccontextmanager
@@ -99,16 +85,23 @@ def counts(path: str) -> Check:
     return check
 
 
-async def in_all(engine: Engine, source: Sandbox, check: Check) -> None:
-    """`check` holds in a sandbox, in a fork of it at work, and in a fork of a branch of it."""
-    await check(source)
+@asynccontextmanager
+async def forked_at_work(engine: Engine, source: Sandbox) -> AsyncIterator[list[Sandbox]]:
+    """A sandbox, a fork of it at work, and a fork of a branch of it."""
     (fork,) = await engine.fork_sandbox(source)
     assert isinstance(fork, Sandbox)
     async with fork:
         await engine.branch(source, "at-work")
         async with await engine.fork_one("at-work") as other:
-            for sandbox in (source, fork, other):
-                await check(sandbox)
+            yield [source, fork, other]
+
+
+async def in_all(engine: Engine, source: Sandbox, check: Check) -> None:
+    """`check` holds in a sandbox before it is forked, and in all three then."""
+    await check(source)
+    async with forked_at_work(engine, source) as sandboxes:
+        for sandbox in sandboxes:
+            await check(sandbox)
 
 
 # Those of every run -------------------------------------------------------------------------------
@@ -116,7 +109,7 @@ async def in_all(engine: Engine, source: Sandbox, check: Check) -> None:
 
 @pytest.fixture(scope="module")
 async def small(engine: Engine) -> AsyncIterator[str]:
-    async with base(engine, "debian+bubblewrap+s6") as tag:
+    async with base_of(engine, "debian+bubblewrap+s6") as tag:
         yield tag
 
 
@@ -199,7 +192,7 @@ async def test_systemd_as_process_1(engine: Engine) -> None:
         await sh(sandbox, COUNTED, "/srv/count")
 
     async with (
-        base(engine, "debian+systemd") as tag,
+        base_of(engine, "debian+systemd") as tag,
         fork_of(engine, tag) as sandbox,
     ):
         await sh(sandbox, UNIT)
@@ -270,7 +263,7 @@ podman system reset -f >/dev/null 2>&1; rm .config/containers/storage.conf
 async def with_tree(engine: Engine) -> AsyncIterator[Sandbox]:
     """One that has dockerd, Podman, and what containers are made of."""
     async with (
-        base(engine, CONTAINERS, ram=1024, disk=2048) as tag,
+        base_of(engine, CONTAINERS, ram=1024, disk=2048) as tag,
         fork_of(engine, tag) as sandbox,
     ):
         await sh(sandbox, TREE)
@@ -365,17 +358,13 @@ async def test_chromium(engine: Engine) -> None:
         assert int(dumped.partition(">")[2]) >= counted - 1
 
     async with (
-        base(engine, "debian+chromium", ram=1024, disk=2048) as tag,
+        base_of(engine, "debian+chromium", ram=1024, disk=2048) as tag,
         fork_of(engine, tag) as sandbox,
     ):
         pid = await begin(sandbox, ["sh", "-ec", CHROMIUM, PAGE])
         renderers = (await sh(sandbox, RENDERERS)).splitlines()
         assert {*renderers} == {"Seccomp:\t2"}
         await sh(sandbox, COUNTED, "/tmp/count")
-        (fork,) = await engine.fork_sandbox(sandbox)
-        assert isinstance(fork, Sandbox)
-        async with fork:
-            await engine.branch(sandbox, "at-work")
-            async with await engine.fork_one("at-work") as other:
-                for each in (sandbox, fork, other):
-                    await dumps(each)
+        async with forked_at_work(engine, sandbox) as sandboxes:
+            for each in sandboxes:
+                await dumps(each)

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from vm_helpers import forget
+from vm_helpers import base_of
 
 from ratoon.api.answers import CommandEnd
 from ratoon.artifacts import build_once
@@ -131,11 +131,8 @@ async def test_a_python_project(engine: Engine, project: str) -> None:
 @pytest.fixture(scope="module")
 async def servers(engine: Engine) -> AsyncIterator[str]:
     """A base that has PostgreSQL, Redis and Node, as Debian has them."""
-    tag = "servers"
-    await engine.bases.from_image(SERVERS, tag)
-    yield tag
-    await engine.settle()
-    forget(engine, tag)
+    async with base_of(engine, SERVERS, disk=8192) as tag:
+        yield tag
 
 
 @pytest.mark.soak

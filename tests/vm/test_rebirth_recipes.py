@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from vm_helpers import forget
+from vm_helpers import forget, fork_of_image
 
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.machine.guest import commands
-from ratoon.units import MIB
 
 RECIPES = Path(__file__).parents[2] / "examples/rebirth.d"
 HOOKS = "/etc/ratoon/rebirth.d"
@@ -132,28 +129,17 @@ async def test_openssl_and_python(engine: Engine) -> None:
 # Those of the long runs ---------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def fork_of(engine: Engine, image: str, *, ram: int = 512) -> AsyncIterator[Sandbox]:
-    tag = "recipes"
-    await engine.bases.from_image(image, tag, ram_bytes=ram * MIB, disk_bytes=2048 * MIB)
-    try:
-        async with await engine.fork_one(tag) as sandbox:
-            yield sandbox
-    finally:
-        await engine.settle()
-        forget(engine, tag)
-
-
 @pytest.mark.soak
 async def test_node(engine: Engine) -> None:
     """Its OpenSSL cannot be told anything; another worker is another process."""
-    async with fork_of(engine, "debian+nodejs") as sandbox:
+    async with fork_of_image(engine, "debian+nodejs", disk=2048) as sandbox:
         argv = ["node", "-e", NODE]
         assert await equal_in_forks(engine, sandbox, argv) == [True, True, True]
         await put(sandbox, "10-programs")
         assert await equal_in_forks(engine, sandbox, [*argv, "mended"]) == [False] * 3
 
 
+IMAGE = "debian+nginx-light+redis-server+procps"
 NGINX_WORKERS = "ps -o pid= --ppid $(cat /run/nginx.pid) | sort"
 REDIS = "redis-server --dir /srv --enable-debug-command local --daemonize yes >/dev/null"
 REDIS_IS_UP = "until redis-cli get kept 2>/dev/null | grep -q this; do sleep 0.2; done"
@@ -162,7 +148,7 @@ RUN_ID = "redis-cli info server | grep ^run_id"
 
 @pytest.mark.soak
 async def test_nginx_and_redis(engine: Engine) -> None:
-    async with fork_of(engine, "debian+nginx-light+redis-server+procps") as sandbox:
+    async with fork_of_image(engine, IMAGE, disk=2048) as sandbox:
         await sh(sandbox, f"nginx; {REDIS}; until redis-cli set kept this; do sleep 0.2; done")
         ids = {await sh(sandbox, RUN_ID)}
         workers = await sh(sandbox, NGINX_WORKERS)
@@ -183,7 +169,7 @@ async def test_nginx_and_redis(engine: Engine) -> None:
 @pytest.mark.soak
 async def test_go(engine: Engine) -> None:
     """What is for secrets asks the kernel; what is not, does not, and nothing tells it to."""
-    async with fork_of(engine, "debian+golang-go", ram=1024) as sandbox:
+    async with fork_of_image(engine, "debian+golang-go", ram=1024, disk=2048) as sandbox:
         await sandbox.files.write("/srv/draw.go", GO.encode())
         await sh(sandbox, "cd /srv; HOME=/srv go build draw.go")
         assert await equal_in_forks(engine, sandbox, ["/srv/draw"]) == [False, True]
@@ -191,7 +177,8 @@ async def test_go(engine: Engine) -> None:
 
 @pytest.mark.soak
 async def test_java(engine: Engine) -> None:
-    async with fork_of(engine, "debian+openjdk-17-jdk-headless", ram=1024) as sandbox:
+    image = "debian+openjdk-17-jdk-headless"
+    async with fork_of_image(engine, image, ram=1024, disk=2048) as sandbox:
         await sandbox.files.write("/srv/Draw.java", JAVA.encode())
         await sh(sandbox, "cd /srv; javac Draw.java")
         argv = ["java", "-cp", "/srv", "Draw"]

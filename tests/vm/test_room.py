@@ -9,12 +9,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from vm_helpers import FOR_EVER, forget, sh
+from vm_helpers import FOR_EVER, fork_of_image, sh
 
 from oci_images import Layout, directory, file, layer
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.sandbox import Sandbox
-from ratoon.units import MIB
 from small_images import busybox
 
 #: A row of the table of settings: what it is called, and its value.
@@ -141,16 +140,8 @@ async def image(engine: Engine, tmp_path: Path) -> AsyncIterator[Sandbox]:
         file("etc/passwd", b"root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"),
     ]
     layout.add([layer([*busybox(), *there])])
-    tag = "busybox"
-    await engine.bases.from_image(
-        layout.reference(), tag, ram_bytes=160 * MIB, disk_bytes=128 * MIB
-    )
-    try:
-        async with await engine.fork_one(tag) as sandbox:
-            yield sandbox
-    finally:
-        await engine.settle()
-        forget(engine, tag)
+    async with fork_of_image(engine, layout.reference(), ram=160, disk=128) as sandbox:
+        yield sandbox
 
 
 async def test_an_image_without_anything(image: Sandbox) -> None:
