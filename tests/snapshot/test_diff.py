@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ext4_for_snapshots import as_layer, file_system
-from processes import children
+from processes import children, is_running, until
 from ratoon.errors import Corrupt, HostError, Incompatible, NotFound
 from ratoon.store.disk import flatten as flatten_module
 from ratoon.store.disk.qcow2 import file_digest
@@ -260,7 +260,7 @@ with scripts(Path({str(tmp_path)!r}), {{"qemu-img": "exec busybox sleep 1000"}})
     process.send_signal(number)
     assert process.wait(30) == 130
     assert nothing_left(store)
-    assert not any(Path(f"/proc/{tool}").exists() for tool in tools)
+    until(lambda: not any(map(is_running, tools)))
 
 
 def named(name: str, parent: int) -> list[int]:
