@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import shutil
+import stat
 import struct
 import threading
 from collections.abc import Iterator
@@ -112,11 +113,14 @@ def fsync_path(path: Path) -> None:
 
 
 def fsync_tree(root: Path) -> None:
-    """Flush every file and directory below `root`, and `root` itself; links are of a directory."""
+    """Flush every file and directory below `root`, and `root` itself.
+
+    Links are of a directory, and devices have nothing to flush.
+    """
     for directory, _, names in os.walk(root):
         for name in names:
             path = Path(directory, name)
-            if not path.is_symlink():
+            if stat.S_ISREG(path.lstat().st_mode):
                 fsync_path(path)
         fsync_path(Path(directory))
 

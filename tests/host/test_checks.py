@@ -50,7 +50,7 @@ def test_programs() -> None:
     assert checks.check_programs(lambda name: f"/usr/bin/{name}").state == "ok"
     check = checks.check_programs(lambda name: None if name in ("cpio", "setpriv") else name)
     assert (check.state, check.found) == ("bad", "missing: cpio, setpriv")
-    assert check.todo.endswith("install -y cpio util-linux")
+    assert check.todo.endswith("install -y --no-install-recommends cpio util-linux")
 
 
 def test_qemu() -> None:

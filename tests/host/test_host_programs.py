@@ -12,12 +12,19 @@ BOOKWORM = {"ID": "debian", "VERSION_CODENAME": "bookworm"}
 TRIXIE = {"ID": "debian", "VERSION_CODENAME": "trixie"}
 MINT = {"ID": "linuxmint", "ID_LIKE": "ubuntu debian"}
 FEDORA = {"ID": "fedora"}
-APT = "apt-get update && apt-get install -y"
+APT = "apt-get update && apt-get install -y --no-install-recommends"
 
 
 def test_what_is_missing() -> None:
     assert programs.missing(lambda name: name) == []
     assert programs.missing(lambda name: None) == [*programs.PACKAGES]
+    assert programs.missing(lambda name: None, programs.PACKAGES_OF_USERS) == ["newuidmap"]
+
+
+def test_programs_and_libraries_are_found() -> None:
+    assert programs.find("sh") is not None
+    assert programs.find("libc.so.6") is not None
+    assert programs.find("no-such-program") is programs.find("libnone.so.1") is None
 
 
 @pytest.mark.parametrize(
@@ -25,6 +32,7 @@ def test_what_is_missing() -> None:
     [
         (["cpio"], BOOKWORM, f"{APT} cpio"),
         (["mke2fs", "e2fsck", "cpio"], TRIXIE, f"{APT} cpio e2fsprogs"),
+        (["libarchive.so.13", "newuidmap"], TRIXIE, f"{APT} libarchive13 uidmap"),
         (["qemu-img"], MINT, f"{APT} qemu-utils"),
         (["qemu-img", "mmdebstrap"], FEDORA, "dnf install -y qemu-img"),
         (["cpio"], {"ID": "plan9"}, None),

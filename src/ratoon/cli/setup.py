@@ -24,22 +24,36 @@ def setup(yes: Yes = False) -> None:
     something is.
     """
     # Here, so that no other verb waits for it.
+    from ratoon.jail.user_namespace import is_root_of_all
     from ratoon.machine.guest.build import build_guest
     from ratoon.machine.host import programs
 
     missing = programs.missing()
-    if missing:
-        command = programs.command_for(missing, programs.release())
-        say(f"missing: {', '.join(missing)}")
+    useful = [] if is_root_of_all() else programs.missing(packages=programs.PACKAGES_OF_USERS)
+    if missing or useful:
+        command = programs.command_for([*missing, *useful], programs.release())
+        say(f"missing: {', '.join([*missing, *(f'{name} (may be missing)' for name in useful)])}")
         if command is None:
-            raise HostError("which packages of this distribution have these is not known")
-        if not yes:
+            if missing:
+                raise HostError("which packages of this distribution have these is not known")
+        elif yes:
+            _run_as_root(command)
+        else:
             print(command)
             say("that is for root to run; `ratoon setup --yes` runs it, by sudo if need be")
-            raise typer.Exit(1)
-        as_root = [] if os.geteuid() == 0 else ["sudo"]
-        if subprocess.run([*as_root, "sh", "-c", command], check=False).returncode:
-            raise HostError(f"that failed: {command}")
+            if missing:
+                raise typer.Exit(1)
     guest = build_guest(say)
-    say(f"nothing is missing, and guests have what they boot from: {guest.kernel.parent}")
+    say(f"guests have what they boot from: {guest.kernel.parent}")
     say("`ratoon doctor` tries it; `ratoon run debian -- echo hello` is a first command")
+
+
+def _run_as_root(command: str) -> None:
+    as_root = [] if os.geteuid() == 0 else ["sudo"]
+    script = f"export DEBIAN_FRONTEND=noninteractive; {command}"
+    try:
+        done = subprocess.run([*as_root, "sh", "-c", script], check=False)
+    except FileNotFoundError:
+        raise HostError(f"there is no sudo here; have root run: {command}") from None
+    if done.returncode:
+        raise HostError(f"that failed: {command}")

@@ -9,6 +9,7 @@ import tempfile
 import textwrap
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -116,14 +117,14 @@ def _host_checks(user: str | None) -> Iterator[Check]:
 
 def drawn(check: Check, width: int) -> Text:
     """One check as lines of at most `width` columns; what to do comes below it, then details."""
-    body = textwrap.wrap(check.found, max(width - INDENT, 20))
+    # At spaces alone: who copies a command has its options whole.
+    wrapped = partial(textwrap.wrap, width=max(width - INDENT, 20), break_on_hyphens=False)
+    body = wrapped(check.found)
     if check.todo:
-        body += textwrap.wrap(
-            check.todo, max(width - INDENT, 20), initial_indent="→ ", subsequent_indent="  "
-        )
+        body += wrapped(check.todo, initial_indent="→ ", subsequent_indent="  ")
     lines = Text(f"{check.state:<5}", style=COLOURS[check.state])
     lines.append(f"{check.name:<{INDENT - 5}}" + f"\n{'':{INDENT}}".join(body), style="default")
-    for line in textwrap.wrap(check.details, max(width - INDENT, 20)):
+    for line in wrapped(check.details):
         lines.append(f"\n{'':{INDENT}}{line}", style="dim")
     return lines
 

@@ -7,7 +7,6 @@ check says what to do about that.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +59,7 @@ def check_user(name: str | None, lent: int) -> Check:
     )
 
 
-def check_programs(which: Callable[[str], str | None] = shutil.which) -> Check:
+def check_programs(which: Callable[[str], str | None] = programs.find) -> Check:
     if missing := programs.missing(which):
         todo = programs.command_for(missing, programs.release())
         found = f"missing: {', '.join(missing)}"

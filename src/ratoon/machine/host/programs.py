@@ -1,11 +1,12 @@
-"""The host's programs that Ratoon runs, and the packages that bring them."""
+"""The host's programs that Ratoon runs, what they load, and the packages that bring them."""
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 #: By the program: the package of Debian and Ubuntu, and that of Fedora; None: it has none, and
@@ -14,12 +15,17 @@ PACKAGES: dict[str, tuple[str, str | None]] = {
     "qemu-system-x86_64": ("qemu-system-x86", "qemu-system-x86-core"),
     "qemu-img": ("qemu-utils", "qemu-img"),
     **dict.fromkeys(("mke2fs", "e2fsck", "debugfs"), ("e2fsprogs", "e2fsprogs")),
+    "libarchive.so.13": ("libarchive13", "libarchive"),  # with it mke2fs reads tars
     "mmdebstrap": ("mmdebstrap", None),
     "apt-get": ("apt", None),
     "dpkg-deb": ("dpkg", "dpkg"),
     "cpio": ("cpio", "cpio"),
     "skopeo": ("skopeo", "skopeo"),
     "setpriv": ("util-linux", "util-linux"),
+}
+#: What an ordinary user is the poorer without, as `PACKAGES`.
+PACKAGES_OF_USERS: dict[str, tuple[str, str | None]] = {
+    "newuidmap": ("uidmap", "shadow-utils"),  # for ids besides his own
 }
 #: On Debian 12 these are too old; what makes apt take newer ones.
 _TOO_OLD = {"qemu-system-x86", "qemu-utils", "e2fsprogs"}
@@ -28,24 +34,36 @@ _BACKPORTS = Path(__file__).with_name("backports.sh")
 Which = Callable[[str], str | None]
 
 
-def missing(which: Which = shutil.which) -> list[str]:
-    """The programs that are not there."""
-    return [name for name in PACKAGES if which(name) is None]
+def find(name: str) -> str | None:
+    """Where a program is, or what a library is loaded as; None: it is not there."""
+    if ".so." not in name:
+        return shutil.which(name)
+    try:
+        return ctypes.CDLL(name)._name
+    except OSError:
+        return None
 
 
-def command_for(programs: list[str], release: Mapping[str, str]) -> str | None:
+def missing(which: Which = find, packages: Mapping[str, object] = PACKAGES) -> list[str]:
+    """Those of `packages` that are not there."""
+    return [name for name in packages if which(name) is None]
+
+
+def command_for(programs: Sequence[str], release: Mapping[str, str]) -> str | None:
     """What root runs to have these; None: no package of this distribution is known.
 
     `release`: what os-release(5) says.
     """
     family = {release.get("ID", ""), *release.get("ID_LIKE", "").split()}
-    names = [PACKAGES[each] for each in programs]
+    known = PACKAGES | PACKAGES_OF_USERS
+    names = [known[each] for each in programs]
     if family & {"debian", "ubuntu"}:
         wanted = sorted({debian for debian, _ in names})
-        install = f"apt-get update && apt-get install -y {shlex.join(wanted)}"
+        # With what these recommend, a whole desktop would come.
+        install = f"apt-get install -y --no-install-recommends {shlex.join(wanted)}"
         if release.get("VERSION_CODENAME") == "bookworm" and _TOO_OLD & {*wanted}:
-            return f"sh {shlex.quote(str(_BACKPORTS))} add && {install}"
-        return install
+            return f"sh {shlex.quote(str(_BACKPORTS))} add && apt-get update && {install}"
+        return f"apt-get update && {install}"
     if family & {"fedora", "rhel"}:
         return f"dnf install -y {shlex.join(sorted({each for _, each in names if each}))}"
     return None
