@@ -154,15 +154,18 @@ def read_directory(fd: int, room: int) -> bytes:
     return buffer.raw[:length]
 
 
-def file_handle(fd: int, room: int) -> tuple[int, bytes]:
+def file_handle(fd: int, room: int, name: bytes = b"") -> tuple[int, bytes]:
     """The kernel's handle of an open file, its type and bytes: name_to_handle_at(2).
+
+    With a name, of what has it in that directory; of a link, the link's.
 
     EOVERFLOW: it has more than `room` bytes. EOPNOTSUPP: its file system has none.
     """
     buffer = ctypes.create_string_buffer(_HANDLE.size + room)
     _HANDLE.pack_into(buffer, 0, room, 0)
     mount_id = ctypes.c_int()
-    _checked(_libc.name_to_handle_at(fd, b"", buffer, ctypes.byref(mount_id), _AT_EMPTY_PATH))
+    flags = 0 if name else _AT_EMPTY_PATH
+    _checked(_libc.name_to_handle_at(fd, name, buffer, ctypes.byref(mount_id), flags))
     length, kind = _HANDLE.unpack_from(buffer)
     return kind, buffer.raw[_HANDLE.size : _HANDLE.size + length]
 

@@ -150,12 +150,60 @@ def test_whole_life(user: User) -> None:
 
 def test_what_takes_root_is_said(user: User) -> None:
     assert "takes root" in user.fails("run", "--network", "outbound", "base", "--", "true")
-    assert "be root" in user.fails("run", "-v", "named:/mnt", "base", "--", "true")
     checks = json.loads(user.run(RATOON, "doctor", "--quick", "--json").stdout)
     (found,) = (each for each in checks if each["name"] == "user")
     assert (found["state"], "usermod" in found["todo"]) == (
         ("ok", False) if user.lent else ("warn", True)
     )
+
+
+def test_volumes(user: User) -> None:
+    """What is the user's is root's in the guest; other ids there are his subordinate ones."""
+    shared = user.home / "shared"
+    shared.mkdir(mode=0o755)
+    (shared / "file").write_text("of the host\n")
+    for place in shared, shared / "file":
+        os.chown(place, UID, UID)
+    options = ("-v", f"{shared}:/shared", "-v", "named:/named")
+    sandbox = user.ratoon("run", "-d", *options, "base", "--", "sleep", "1000")
+
+    def sh(script: str, *options: str) -> str:
+        script = f"{{ {script}; }} 2>&1 || true"
+        return user.ratoon("exec", *options, sandbox, "sh", "-c", script)
+
+    assert sh("busybox stat -c '%u %g' /shared /shared/file /named") == "0 0\n" * 2 + "0 0"
+    assert sh("read x </shared/file; echo $x", "-u", "nobody") == (
+        "of the host" if user.lent else "sh: can't open /shared/file: Permission denied"
+    )
+    sh("echo of the guest >/shared/new; busybox mkdir /shared/open; busybox chmod 777 /shared/open")
+    assert (shared / "new").stat().st_uid == UID
+    said = sh("busybox chown 1000:1000 /shared/new")
+    assert said == ("" if user.lent else "chown: /shared/new: Operation not permitted")
+    assert (shared / "new").stat().st_uid == UID + (1000 if user.lent else 0)
+    sh("echo mine >/shared/open/mine", "-u", "nobody")
+    assert [each.stat().st_uid for each in (shared / "open").iterdir()] == (
+        [UID + 65534] if user.lent else []
+    )
+    # Whoever has a file open goes on with it, whatever becomes of its name and of the daemon.
+    writes = "exec 3>>/shared/open/log; while echo x >&3; do busybox sleep 0.1; done"
+    user.ratoon("exec", "-d", sandbox, "sh", "-c", writes)
+    grows(shared / "open/log")
+    os.kill(user.daemon, signal.SIGKILL)
+    (shared / "open").rename(shared / "renamed")
+    user.ratoon("ls")  # another daemon
+    grows(shared / "renamed/log")
+    assert sh("echo kept >/named/file; read x </named/file; echo $x") == "kept"
+    user.ratoon("kill", sandbox)
+    read = ("sh", "-c", "read x </named/file; echo $x")
+    assert user.ratoon("run", "-v", "named:/named:ro", "base", "--", *read) == "kept"
+    user.ratoon("volume", "rm", "named")
+
+
+def grows(file: Path) -> None:
+    end, before = time.monotonic() + FOR_EVER, file.stat().st_size if file.exists() else 0
+    while not file.exists() or file.stat().st_size <= before:
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_the_jail_holds(user: User) -> None:

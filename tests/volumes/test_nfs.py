@@ -36,6 +36,9 @@ from ratoon.machine.volumes.holds import hold
 from ratoon.machine.volumes.rpc import MAX_RECORD, Records
 from ratoon.machine.volumes.xdr import Garbage, Writer
 
+pytest_plugins = ["ways_of_finding"]
+pytestmark = pytest.mark.usefixtures("finder")
+
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:

@@ -21,6 +21,9 @@ from ratoon.machine.volumes.callers import Caller
 from ratoon.machine.volumes.export import Export
 from ratoon.machine.volumes.xdr import Writer
 
+pytest_plugins = ["ways_of_finding"]
+pytestmark = pytest.mark.usefixtures("finder")
+
 TEAM = 5001
 ROOT, OWNER = Caller(0, 0), Caller(1001, 1001, (TEAM,))
 MEMBER, NOBODY = Caller(1002, 1002, (7, TEAM)), Caller(65534, 65534)

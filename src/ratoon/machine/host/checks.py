@@ -47,7 +47,7 @@ def check_user(name: str | None, lent: int) -> Check:
     """`name`: of who is not root; `lent`: how many ids he has besides his own, in the namespace."""
     if name is None:
         return Check("user", "ok", "root")
-    without = "networks but `none`, and volumes, take root"
+    without = "networks but `none` take root"
     if lent:
         return Check("user", "ok", f"{name}, in a user namespace with {lent} more ids; {without}")
     return Check(

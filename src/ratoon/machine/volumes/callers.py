@@ -3,6 +3,8 @@
 The user and group that files are used by are a thread's own, as its supplementary groups are; only
 glibc's `setgroups` sets those of all threads, so the system is called past it. A user who is not
 root has none of the capabilities over files, whatever else the thread has (capabilities(7)).
+
+In a user namespace the ids are its own: whoever has none there cannot be acted for, and is refused.
 """
 
 from __future__ import annotations
@@ -15,6 +17,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from ratoon.jail.user_namespace import is_root_of_all
 
 #: They do not block, and keep the interpreter's lock: to give it up takes longer than they do.
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -44,6 +50,19 @@ NOBODY = Caller(65534, 65534)
 def acting() -> int:
     """The user by whom this thread uses files."""
     return int(_libc.setfsuid(_NONE))
+
+
+def owns(found: os.stat_result) -> bool:
+    """Whether that user has the file for certain."""
+    return found.st_uid == acting() != _of_others()
+
+
+@cache
+def _of_others() -> int | None:
+    """The user who is said to have what somebody without an id in this user namespace has."""
+    if is_root_of_all():
+        return None
+    return int(Path("/proc/sys/kernel/overflowuid").read_text())
 
 
 @contextmanager
@@ -86,7 +105,9 @@ def _set(function: Callable[[int], int], wanted: int) -> int:
 
 
 def require() -> None:
-    """OSError: this process cannot act for others."""
+    """OSError: this process is root, and cannot act for others."""
+    if not is_root_of_all():
+        return
 
     def attempt() -> None:
         prepare_thread()
@@ -100,12 +121,14 @@ def require() -> None:
 def prepare_thread() -> None:
     """Make this thread one that acts for others, for as long as it lives.
 
-    It has no umask, for the callers have applied theirs; and not the one capability over files that
-    `setfsuid` leaves, so quotas and what is reserved on a disk hold.
+    It has no umask, for the callers have applied theirs; no groups of the host, if it can be
+    without; and not the one capability over files that `setfsuid` leaves, so quotas and what is
+    reserved on a disk hold.
     """
     if _libc.unshare(_CLONE_FS) < 0:
         raise OSError(ctypes.get_errno(), "a thread cannot have an umask of its own")
     os.umask(0)
+    _libc.syscall(_SETGROUPS, 0, None)
     data = ctypes.create_string_buffer(_CAP_DATA.size)
     _libc.capget(_CAP_HEADER, data)
     effective, *others = _CAP_DATA.unpack(data.raw)

@@ -23,7 +23,7 @@ from pathlib import Path
 from ratoon import syscalls
 from ratoon.errors import InvalidInput, NotFound
 from ratoon.machine.volumes import callers
-from ratoon.machine.volumes.callers import Caller, acting, as_root
+from ratoon.machine.volumes.callers import Caller, as_root, owns
 from ratoon.machine.volumes.handles import Handles, volume_id
 from ratoon.syscalls import NOW, is_allowed
 
@@ -81,22 +81,21 @@ class Export:
             os.close(self._root)
             raise InvalidInput(f"{source} leads to {real} over a symbolic link; name that instead")
         self.id = volume_id(str(source), key)
-        self.handles = Handles(self._root, self.id, key)
+        try:
+            self.handles = Handles(self._root, self.id, key)
+        except OSError as error:
+            os.close(self._root)
+            raise InvalidInput(
+                f"{source} can be no volume: its file system has no handles that last "
+                f"({error.strerror}), as overlayfs has none; use a directory on ext4, xfs, btrfs "
+                "or tmpfs"
+            ) from None
         found = os.fstat(self._root)
         self._device = found.st_dev
         #: Whether nothing on this mount is a program to the host; in the guest it may be one.
         self._noexec = bool(os.fstatvfs(self._root).f_flag & os.ST_NOEXEC)
         #: The directory itself, by whatever name.
         self.identity = found.st_dev, found.st_ino
-        try:
-            os.close(self.handles.open(self.handles.of(self._root)))
-        except OSError as error:
-            os.close(self._root)
-            raise InvalidInput(
-                f"{source} can be no volume: its file system has no handles that last "
-                f"({error.strerror}), as overlayfs has none; use a directory on ext4, xfs, btrfs "
-                "or tmpfs, and be root"
-            ) from None
 
     def close(self) -> None:
         """It is nobody's any more; safe to repeat."""
@@ -112,7 +111,7 @@ class Export:
 
     @contextmanager
     def at(self, handle: bytes) -> Iterator[int]:
-        """A descriptor (O_PATH) of what the handle names; this takes root. ForeignHandle."""
+        """A descriptor (O_PATH) of what the handle names; this thread is root. ForeignHandle."""
         fd = self.handles.open(handle)
         try:
             yield fd
@@ -127,6 +126,7 @@ class Export:
         try:
             if os.fstat(fd).st_dev != self._device:
                 raise PermissionError(errno.EACCES, "another file system is mounted there")
+            self.handles.seen(directory, name)
             yield fd
         finally:
             os.close(fd)
@@ -202,7 +202,7 @@ class Export:
                 os.ftruncate(file, _position(changes.size))
             mtime = None if mtime == NOW else mtime  # that is done
         if changes.uid is not None or changes.gid is not None:
-            os.chown(name, _or_same(changes.uid), _or_same(changes.gid))
+            _give(name, _or_same(changes.uid), _or_same(changes.gid))
         if changes.mode is not None and not stat.S_ISLNK(mode):
             Path(name).chmod(changes.mode & _permitted(mode))
         if changes.atime is not None or mtime is not None:
@@ -234,6 +234,7 @@ class Export:
     def add_name(self, fd: int, directory: int, name: bytes) -> None:
         """A hard link."""
         os.link(f"/proc/self/fd/{fd}", checked(name), dst_dir_fd=directory, follow_symlinks=True)
+        self.handles.seen(directory, name)
 
     def remove(self, directory: int, name: bytes) -> None:
         os.unlink(checked(name), dir_fd=directory)
@@ -243,6 +244,7 @@ class Export:
 
     def rename(self, source: int, old: bytes, target: int, new: bytes) -> None:
         os.rename(checked(old), checked(new), src_dir_fd=source, dst_dir_fd=target)
+        self.handles.seen(target, new)
 
     def _finish(self, fd: int, changes: Changes) -> None:
         """Set of something new what cannot be said when it is made; mostly nothing."""
@@ -283,7 +285,7 @@ def _opened(fd: int, flags: int) -> Iterator[int]:
     except PermissionError as error:
         found = os.fstat(fd)
         runs = stat.S_ISREG(found.st_mode) and not flags & os.O_WRONLY and is_allowed(fd, os.X_OK)
-        if error.errno != errno.EACCES or not (runs or found.st_uid == acting()):
+        if error.errno != errno.EACCES or not (runs or owns(found)):
             raise
         with as_root():
             opened = os.open(name, flags)
@@ -334,6 +336,16 @@ def _or_same(owner: int | None) -> int:
     if owner >= (1 << 32) - 1:
         raise OSError(errno.EINVAL, "no user")
     return owner
+
+
+def _give(name: str, uid: int, gid: int) -> None:
+    """chown(2). PermissionError: in this user namespace nobody has such an id."""
+    try:
+        os.chown(name, uid, gid)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise PermissionError(errno.EPERM, "there is no such user or group here") from None
 
 
 def _set_times(fd: int, atime: int | None, mtime: int | None) -> None:

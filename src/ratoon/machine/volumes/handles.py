@@ -2,29 +2,26 @@
 
 A handle is the volume's id, the kernel's own handle of the file (name_to_handle_at(2)), and a MAC
 over both with a key that the guest never sees. So a guest can name what it was shown, and nothing
-else of the host's file system, and no table of open files must survive a fork or a crash.
+else of the host's file system, and no table of open files must survive a fork or a crash. How the
+file is found again is another matter: `finding`.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
-import struct
+from contextlib import suppress
 from pathlib import Path
 
 from blake3 import blake3
 
-from ratoon import syscalls
 from ratoon.files import locked, write_durable
+from ratoon.machine.volumes import finding
 
 ID_BYTES = 8
 MAC_BYTES = 16
-#: Of NFS, version 3.
-MAX_BYTES = 64
-_MAX_KERNEL_BYTES = MAX_BYTES - ID_BYTES - MAC_BYTES - 4
-#: Of a kernel's handle: its type, then its bytes.
-_KIND = struct.Struct("=i")
+#: NFS, version 3, has no longer ones.
+MAX_BYTES = ID_BYTES + finding.MAX_BYTES + MAC_BYTES
 KEY = "key"
 
 
@@ -54,15 +51,17 @@ class Handles:
     """Makes and opens the handles of one volume; `root` is a descriptor of its directory."""
 
     def __init__(self, root: int, volume: bytes, key: bytes) -> None:
+        """OSError: its file system has none (EOPNOTSUPP)."""
         self._root = root
         self._volume = volume
         self._key = key
+        self._finder = finding.finder_of(root)
         #: The root's own: it stays the same where the directory is replaced by another one.
         self.root = self._seal(b"")
 
     def of(self, fd: int) -> bytes:
         """The handle of an open file. OSError: its file system has none (EOPNOTSUPP)."""
-        return self._seal(_kernel_handle(fd))
+        return self._seal(finding.kernel_handle(fd))
 
     def open(self, handle: bytes) -> int:
         """An O_PATH descriptor of what it names. ForeignHandle; OSError: ESTALE if it is gone."""
@@ -70,11 +69,12 @@ class Handles:
         kernel = body[ID_BYTES:]
         if not secrets.compare_digest(self._mac(body), mac) or body[:ID_BYTES] != self._volume:
             raise ForeignHandle
-        if not kernel:
-            return os.dup(self._root)
-        (kind,) = _KIND.unpack_from(kernel)
-        flags = os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW
-        return syscalls.open_handle(self._root, kind, kernel[_KIND.size :], flags)
+        return self._finder.open(kernel) if kernel else os.dup(self._root)
+
+    def seen(self, directory: int, name: bytes) -> None:
+        """Something has this name in an open directory now, whatever it was called before."""
+        with suppress(OSError):  # it is gone again
+            self._finder.seen(directory, name)
 
     def _seal(self, kernel: bytes) -> bytes:
         body = self._volume + kernel
@@ -82,15 +82,3 @@ class Handles:
 
     def _mac(self, body: bytes) -> bytes:
         return blake3(body, key=self._key).digest(MAC_BYTES)
-
-
-def _kernel_handle(fd: int) -> bytes:
-    """The handle's type and bytes. OSError: its file system has none that fit (EOPNOTSUPP)."""
-    try:
-        kind, handle = syscalls.file_handle(fd, _MAX_KERNEL_BYTES)
-    except OSError as error:
-        if error.errno != errno.EOVERFLOW:
-            raise
-        what = "file handles of this file system are too long"
-        raise OSError(errno.EOPNOTSUPP, what) from None
-    return _KIND.pack(kind) + handle
