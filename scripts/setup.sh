@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-packages="qemu-system-x86 qemu-utils uidmap mmdebstrap busybox-static cpio e2fsprogs xfsprogs btrfs-progs gcc \
+packages="qemu-system-x86 qemu-utils uidmap mmdebstrap busybox-static e2fsprogs xfsprogs btrfs-progs gcc \
 zstd util-linux dpkg apt ca-certificates git strace openssh-client iproute2 nftables skopeo \
 libvirt-clients libvirt-daemon"
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ratoon.machine.guest import packages
+from small_images import debian
 
 _LISTENING = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
 _REQUEST = re.compile(r'"([A-Z]+) (/v2/[^ ]*) HTTP/1.1" (\d+)')
@@ -20,7 +20,7 @@ _HTPASSWD = f"{USER}:$2b$04$wD5iUMoLIMjClepoNsymHeQvyPtrk8syZLsVjVI.0JomUjLx6hoZ
 
 def program() -> Path:
     """The registry's executable, in the cache; to be asked for before a test has another cache."""
-    return packages.unpacked(packages.resolve(["docker-registry"])) / "usr/bin/docker-registry"
+    return debian("docker-registry") / "usr/bin/docker-registry"
 
 
 @dataclass(frozen=True)

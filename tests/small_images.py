@@ -14,10 +14,11 @@ from pathlib import Path
 
 from oci_images import Entry, Packed, directory, file, layer, symlink
 from ratoon.artifacts import build_once
-from ratoon.machine.guest import packages
 from ratoon.machine.guest.build import PYTHON_PACKAGES
+from ratoon.machine.guest.packages import Lock, locked, unpacked
 from ratoon.units import MIB
 
+BUSYBOX = Path("/bin/busybox")
 APPLETS = ("sh", "cat", "id", "env", "sleep", "stat", "pwd", "tail", "ls", "true", "touch", "chmod")
 #: A mebibyte that compresses well.
 PIECE = (b"ratoon " * MIB)[: MIB - 1] + b"\n"
@@ -25,15 +26,20 @@ PIECE = (b"ratoon " * MIB)[: MIB - 1] + b"\n"
 _IDLE = ("usr/share", "bin/busybox", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/python3.11/test")
 
 
+def debian(*names: str) -> Path:
+    """A tree with packages of Debian's that tests use, and guests do not; in the cache."""
+    return unpacked(Lock.load(Path(__file__).with_name("packages.json")).named(names))
+
+
 def busybox() -> list[Entry]:
     """One static program under many names; nothing else at all."""
-    program = file("bin/busybox", Path("/bin/busybox").read_bytes(), 0o755)
+    program = file("bin/busybox", BUSYBOX.read_bytes(), 0o755)
     return [directory("bin"), program, *(symlink(f"bin/{name}", "busybox") for name in APPLETS)]
 
 
 def python() -> bytes:
     """Debian's libc and Python; no shell."""
-    root = packages.unpacked(packages.resolve(PYTHON_PACKAGES))
+    root = unpacked(locked().named(PYTHON_PACKAGES))
     return _packed(root, _is_used) + layer([symlink("usr/bin/python3", "python3.11")])
 
 
@@ -48,7 +54,7 @@ def bash_program() -> bytes:
 
 def musl() -> list[Entry]:
     """musl, and a program that is linked with it: ninja, as PyPI has it."""
-    root = packages.unpacked(packages.resolve(["musl"]))
+    root = debian("musl")
     (libc,) = root.rglob("libc.so")
     library = file("lib/ld-musl-x86_64.so.1", libc.read_bytes(), 0o755)
     link = symlink("lib/libc.musl-x86_64.so.1", "ld-musl-x86_64.so.1")
@@ -69,7 +75,7 @@ def repeated(name: str, size: int) -> Packed:
 
 
 def _bash() -> Path:
-    return packages.unpacked(packages.resolve(["bash", "libtinfo6", "libc6"]))
+    return debian("bash", "libtinfo6", "libc6")
 
 
 def _is_used(name: str) -> bool:

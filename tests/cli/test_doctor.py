@@ -73,7 +73,7 @@ def programs(tmp_path: Path) -> str:
     """A PATH with all programs but one."""
     directory = tmp_path / "programs"
     directory.mkdir()
-    for name in {*PACKAGES, "ip", "nft"} - {"cpio"}:
+    for name in {*PACKAGES, "ip", "nft"} - {"setpriv"}:
         if ".so." in name:
             continue
         found = shutil.which(name)
@@ -85,16 +85,16 @@ def programs(tmp_path: Path) -> str:
 def test_without_a_program_no_guest_is_tried(tmp_path: Path, programs: str) -> None:
     done = doctor(tmp_path, path=programs)
     assert done.returncode == 1
-    assert "bad  programs     missing: cpio" in done.stdout
-    assert f"→ as root: {APT} cpio" in " ".join(done.stdout.split())
+    assert "bad  programs     missing: setpriv" in done.stdout
+    assert f"→ as root: {APT} util-linux" in " ".join(done.stdout.split())
     assert "accelerator" not in done.stdout
     assert done.stderr == "no guest is tried: see what is bad\n"
 
 
 def test_setup_says_how_to_have_what_is_missing(tmp_path: Path, programs: str) -> None:
     done = ratoon(tmp_path, "setup", path=programs)
-    assert (done.returncode, done.stdout) == (1, f"{APT} cpio\n")
-    assert done.stderr.startswith("missing: cpio\n")
+    assert (done.returncode, done.stdout) == (1, f"{APT} util-linux\n")
+    assert done.stderr.startswith("missing: setpriv\n")
     assert "--yes" in done.stderr
 
 
@@ -109,7 +109,7 @@ def test_setup_without_sudo(tmp_path: Path, programs: str) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert f"there is no sudo here; have root run: {APT} cpio uidmap\n" in done.stderr
+    assert f"there is no sudo here; have root run: {APT} uidmap util-linux\n" in done.stderr
 
 
 def test_setup_where_nothing_is_missing(tmp_path: Path) -> None:

@@ -30,13 +30,13 @@ def test_programs_and_libraries_are_found() -> None:
 @pytest.mark.parametrize(
     ("wanted", "release", "command"),
     [
-        (["cpio"], BOOKWORM, f"{APT} cpio"),
-        (["mke2fs", "e2fsck", "cpio"], TRIXIE, f"{APT} cpio e2fsprogs"),
+        (["skopeo"], BOOKWORM, f"{APT} skopeo"),
+        (["mke2fs", "e2fsck", "skopeo"], TRIXIE, f"{APT} e2fsprogs skopeo"),
         (["libarchive.so.13", "newuidmap"], TRIXIE, f"{APT} libarchive13 uidmap"),
         (["qemu-img"], MINT, f"{APT} qemu-utils"),
         (["qemu-img", "mmdebstrap"], FEDORA, "dnf install -y qemu-img"),
-        (["cpio"], {"ID": "plan9"}, None),
-        (["cpio"], {}, None),
+        (["skopeo"], {"ID": "plan9"}, None),
+        (["skopeo"], {}, None),
     ],
 )
 def test_the_command(wanted: list[str], release: dict[str, str], command: str | None) -> None:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blake3 import blake3
 
 from ratoon.artifacts import Progress, build_once, run, silent
-from ratoon.machine.guest import modules, packages
+from ratoon.machine.guest import cpio, modules, packages
 
-KERNEL = "linux-image-cloud-amd64"
 SOURCE = Path(__file__).parent
 #: What the guest has of it: its agent, and what runs on both sides.
 PARTS = ("agent", "shared")
 
+#: What `packages.json` has, besides the kernel and what its modules take.
 PYTHON_PACKAGES = (
     "python3.11-minimal",
     "libpython3.11-minimal",
@@ -48,43 +47,41 @@ class Guest:
     initramfs_digest: str
 
 
-def build_guest(progress: Progress = silent) -> Guest:
-    """The kernel and initramfs, from the cache or built now."""
-    image = packages.dependency(KERNEL, r"linux-image-\S+")
-    sources = packages.resolve([image, *PYTHON_PACKAGES, *modules.DEPMOD_PACKAGES])
-    tree = packages.unpacked(sources, progress)
+def build_guest(progress: Progress = silent, directory: Path | None = None) -> Guest:
+    """The kernel and initramfs, from the cache or built now; the packages are fetched if need be.
+
+    `directory`: where these are, and no mirror is asked (`ratoon setup --from`).
+    """
+    lock = packages.locked()
     files = [file for part in PARTS for file in sorted((SOURCE / part).iterdir()) if file.is_file()]
     inputs = {
-        "format": 3,
-        "packages": [package.file for package in sources],
+        "format": 4,
+        "packages": [package.model_dump() for package in lock.packages],
         "modules": modules.CHOICE,
         "agent": {
             str(file.relative_to(SOURCE)): blake3(file.read_bytes()).hexdigest() for file in files
         },
     }
 
-    def build(directory: Path) -> None:
+    def build(target: Path) -> None:
+        tree = packages.unpacked(lock, progress, directory)
         (kernel,) = (tree / "boot").glob("vmlinuz-*")
-        shutil.copyfile(kernel, directory / "vmlinuz")
-        _spare_the_firmware(directory / "vmlinuz")
-        root = directory / "root"
+        shutil.copyfile(kernel, target / "vmlinuz")
+        _spare_the_firmware(target / "vmlinuz")
+        root = target / "root"
         _lay_out(tree, root)
-        names = b"\0".join(str(p.relative_to(root)).encode() for p in _walk(root))
-        archive = run(
-            ["cpio", "--null", "--create", "--format=newc", "--quiet"], cwd=root, stdin=names
-        )
-        (directory / "initramfs.cpio").write_bytes(archive)
+        (target / "initramfs.cpio").write_bytes(cpio.archive(root))
         shutil.rmtree(root)
         for name in ("vmlinuz", "initramfs.cpio"):
-            digest = blake3((directory / name).read_bytes()).hexdigest()
-            (directory / f"{name}.b3").write_text(digest)
+            digest = blake3((target / name).read_bytes()).hexdigest()
+            (target / f"{name}.b3").write_text(digest)
 
-    directory = build_once("guest", inputs, build, progress)
+    built = build_once("guest", inputs, build, progress)
     return Guest(
-        directory / "vmlinuz",
-        (directory / "vmlinuz.b3").read_text(),
-        directory / "initramfs.cpio",
-        (directory / "initramfs.cpio.b3").read_text(),
+        built / "vmlinuz",
+        (built / "vmlinuz.b3").read_text(),
+        built / "initramfs.cpio",
+        (built / "initramfs.cpio.b3").read_text(),
     )
 
 
@@ -108,14 +105,6 @@ def _spare_the_firmware(kernel: Path) -> None:
         header = file.read(_INITRD_ADDR_MAX + 4)
         if header[_MAGIC : _MAGIC + 4] == b"HdrS" and header[_INITRD_ADDR_MAX:] == _USUAL:
             os.pwrite(file.fileno(), _LOWER, _INITRD_ADDR_MAX)
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """Everything below `root`, directories before what is in them, in a fixed order."""
-    for path in sorted(root.iterdir()):
-        yield path
-        if path.is_dir() and not path.is_symlink():
-            yield from _walk(path)
 
 
 def _lay_out(tree: Path, root: Path) -> None:
@@ -165,7 +154,8 @@ def _compile(tree: Path, root: Path) -> None:
     Of the standard library the source is left out, as it would stay in every guest's memory.
     """
     compileall = [*_python(tree), "-m", "compileall", "-q", "-s", root, "-p", "/"]
-    run([*compileall, "--invalidation-mode", "unchecked-hash", root / "ratoon"])
+    compileall += ["--invalidation-mode", "unchecked-hash"]  # and not by the sources' times
+    run([*compileall, root / "ratoon"])
     library = root / "usr/lib/python3.11"
     run([*compileall, "-b", library])
     for source in library.rglob("*.py"):

@@ -17,9 +17,6 @@ PACKAGES: dict[str, tuple[str, str | None]] = {
     **dict.fromkeys(("mke2fs", "e2fsck", "debugfs"), ("e2fsprogs", "e2fsprogs")),
     "libarchive.so.13": ("libarchive13", "libarchive"),  # with it mke2fs reads tars
     "mmdebstrap": ("mmdebstrap", None),
-    "apt-get": ("apt", None),
-    "dpkg-deb": ("dpkg", "dpkg"),
-    "cpio": ("cpio", "cpio"),
     "skopeo": ("skopeo", "skopeo"),
     "setpriv": ("util-linux", "util-linux"),
 }
