@@ -1,11 +1,13 @@
 #!/bin/sh
-# Installs what Ratoon needs, from Debian and PyPI; says what it does, and does nothing twice.
+# Makes .venv with Ratoon in it, and runs `ratoon setup`, which knows what else is needed. With `dev`
+# also what tests and benches need, from Debian and PyPI. Says what it does, and does nothing twice.
 set -eu
 cd "$(dirname "$0")/.."
+kind=${1-}
 
-packages="qemu-system-x86 qemu-utils uidmap mmdebstrap busybox-static e2fsprogs xfsprogs btrfs-progs gcc \
-zstd util-linux dpkg apt ca-certificates git strace openssh-client iproute2 nftables skopeo \
-libvirt-clients libvirt-daemon"
+# What tests and benches use, besides what Ratoon itself does.
+for_tests="uidmap busybox-static xfsprogs btrfs-progs gcc zstd ca-certificates git strace \
+openssh-client iproute2 nftables libvirt-clients libvirt-daemon"
 
 say() { printf 'setup: %s\n' "$*"; }
 
@@ -20,67 +22,50 @@ as_root() {
     fi
 }
 
-# shellcheck source=/dev/null
-distribution=$(. /etc/os-release && echo "$ID-${VERSION_CODENAME-}")
-
-# With this mke2fs reads tars; Debian 13 has another name for it.
-case $distribution in
-debian-bookworm) packages="$packages libarchive13" ;;
-*) packages="$packages libarchive13t64" ;;
-esac
-
-# mke2fs loads it to read tarballs; it has another name since Debian 13, Ubuntu 24.04.
-case $distribution in
-debian-bookworm | ubuntu-jammy) packages="$packages libarchive13" ;;
-*) packages="$packages libarchive13t64" ;;
-esac
-
-# Whether a package is there, and of the version that it must have at least.
-installed() {
-    case $1-$distribution in
-    qemu-*) least=1:8.2 ;;
-    e2fsprogs-debian-bookworm) least=1.47.1 ;;
-    *) least=0 ;;
-    esac
-    state=$(dpkg-query -W -f='${db:Status-Status} ${Version}' "$1" 2>/dev/null) &&
-        [ "${state% *}" = installed ] && dpkg --compare-versions "${state#* }" ge "$least"
-}
-
-python=${PYTHON:-python3}
-if ! "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-    packages="$packages python3 python3-venv"
-    python=/usr/bin/python3
-fi
-
-missing=
-for package in $packages; do
-    installed "$package" || missing="$missing $package"
-done
-
-case "$distribution:$missing " in
-debian-bookworm:*" qemu-"* | debian-bookworm:*" e2fsprogs "*) as_root sh src/ratoon/machine/host/backports.sh add ;;
-esac
-
-# The guest's kernel is fetched by apt later, so the package lists must be there and be recent.
-lists=.venv/.package-lists
-if [ -n "$missing" ] || [ -z "$(find "$lists" -mtime -1 2>/dev/null)" ]; then
-    say "updating Debian's package lists"
-    as_root apt-get update -qq || say "the package lists could not be updated; going on with the old ones"
-fi
-if [ -n "$missing" ]; then
+# Installs those packages of Debian's that are not there.
+debian() {
+    missing=
+    for package in "$@"; do
+        [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] ||
+            missing="$missing $package"
+    done
+    [ -n "$missing" ] || return 0
     say "installing from Debian:$missing"
+    as_root apt-get update -qq
     # shellcheck disable=SC2086
     as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get install -qq -y --no-install-recommends $missing >/dev/null
-fi
+}
 
 if [ ! -x .venv/bin/python ]; then
+    python=${PYTHON:-python3}
+    if ! "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        if ! command -v apt-get >/dev/null; then
+            say "Python 3.11 or newer with venv is needed: install it, or name it: make PYTHON=… setup" >&2
+            exit 1
+        fi
+        debian python3 python3-venv
+        python=/usr/bin/python3
+    fi
     say "making .venv with $("$python" --version)"
     "$python" -m venv .venv
 fi
-touch "$lists"
-if ! cmp -s pyproject.toml .venv/.pyproject.toml; then
-    say "installing Ratoon and its tools from PyPI into .venv"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-    cp pyproject.toml .venv/.pyproject.toml
+
+# Of what was installed: for tests, all of it is.
+stamp=.venv/.installed${kind:+-$kind}
+if ! cmp -s pyproject.toml "$stamp" && ! cmp -s pyproject.toml .venv/.installed-dev; then
+    say "installing Ratoon from PyPI into .venv"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${kind:+[$kind]}"
+    cp pyproject.toml "$stamp"
+fi
+
+# Root has what is missing installed; others are told how to, unless they are to test.
+if [ "$(id -u)" -eq 0 ] || [ "$kind" = dev ]; then
+    .venv/bin/ratoon setup --yes
+else
+    .venv/bin/ratoon setup
+fi
+if [ "$kind" = dev ]; then
+    # shellcheck disable=SC2086
+    debian $for_tests
 fi

@@ -18,8 +18,9 @@ from oci_images import Entry
 from ratoon.compression import zstd
 from ratoon.machine.guest.packages import Lock, Package
 
-#: Cut off: half of it comes. Altered: as long as it should be, but for one byte the same.
-Failure = Literal["cut off", "altered", "busy", "missing"]
+#: Cut off: half of it comes. Altered: as long as it should be, but for one byte the same. Stuck:
+#: half comes, and then nothing until the client has gone.
+Failure = Literal["cut off", "altered", "busy", "missing", "stuck"]
 STATUS = {"busy": 503, "missing": 404}
 
 
@@ -49,6 +50,8 @@ class Mirror:
     #: By path, how the next requests for it fail; what comes after them does not.
     failures: dict[str, list[Failure]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    #: Set once somebody waits for the other half.
+    stuck: threading.Event = field(default_factory=threading.Event)
 
     def add(self, name: str, entries: Sequence[Entry]) -> Package:
         """A package that this mirror has."""
@@ -80,11 +83,14 @@ def mirror() -> Iterator[Mirror]:
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            if failure == "cut off":
+            if failure in ("cut off", "stuck"):
                 content = content[: len(content) // 2]
             elif failure == "altered":
                 content = content[:-1] + bytes([content[-1] ^ 1])
             self.wfile.write(content)
+            if failure == "stuck":
+                found.stuck.set()
+                self.connection.recv(1)
 
         def log_message(self, *_: object) -> None:
             """Not to the tests' output."""

@@ -91,35 +91,6 @@ def test_without_a_program_no_guest_is_tried(tmp_path: Path, programs: str) -> N
     assert done.stderr == "no guest is tried: see what is bad\n"
 
 
-def test_setup_says_how_to_have_what_is_missing(tmp_path: Path, programs: str) -> None:
-    done = ratoon(tmp_path, "setup", path=programs)
-    assert (done.returncode, done.stdout) == (1, f"{APT} util-linux\n")
-    assert done.stderr.startswith("missing: setpriv\n")
-    assert "--yes" in done.stderr
-
-
-def test_setup_without_sudo(tmp_path: Path, programs: str) -> None:
-    """Who is not root then reads what root is to run."""
-    asked = "import os; os.geteuid = lambda: 1000; from ratoon.cli import program; program()"
-    done = subprocess.run(
-        [sys.executable, "-c", asked, "setup", "--yes"],
-        env={**os.environ, "RATOON_HOME": str(tmp_path), "PATH": programs},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert f"there is no sudo here; have root run: {APT} uidmap util-linux\n" in done.stderr
-
-
-def test_setup_where_nothing_is_missing(tmp_path: Path) -> None:
-    done = ratoon(tmp_path, "setup")
-    assert (done.returncode, done.stdout) == (0, "")
-    assert "missing" not in done.stderr
-    assert "guests have what they boot from" in done.stderr
-    assert "ratoon run debian -- echo hello" in done.stderr
-
-
 # Lines ----------------------------------------------------------------------------------------
 
 

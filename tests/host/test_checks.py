@@ -48,9 +48,12 @@ def test_the_user() -> None:
 
 def test_programs() -> None:
     assert checks.check_programs(lambda name: f"/usr/bin/{name}").state == "ok"
-    check = checks.check_programs(lambda name: None if name in ("skopeo", "setpriv") else name)
-    assert (check.state, check.found) == ("bad", "missing: skopeo, setpriv")
-    assert check.todo.endswith("install -y --no-install-recommends skopeo util-linux")
+    lacking = ("mke2fs", "setpriv", "skopeo")
+    check = checks.check_programs(lambda name: None if name in lacking else name)
+    assert (check.state, check.found) == ("bad", "missing: mke2fs, setpriv")
+    assert check.todo.endswith("install -y --no-install-recommends e2fsprogs util-linux")
+    check = checks.check_programs(lambda name: None if name == "skopeo" else name)
+    assert (check.state, check.todo[-6:]) == ("warn", "skopeo")
 
 
 def test_qemu() -> None:

@@ -93,7 +93,7 @@ def _ask(url: str, sha256: str, size: int, progress: Progress) -> bytes | str:
             error.close()
             trouble, again = f"HTTP {error.code}", again and error.code >= 500
         except URLError as error:
-            trouble = str(error.reason)
+            trouble = getattr(error.reason, "strerror", None) or str(error.reason)
         except (OSError, HTTPException, EOFError) as error:
             trouble = str(error) or repr(error)
         if not again:

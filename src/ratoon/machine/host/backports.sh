@@ -24,7 +24,7 @@ add)
             say "this host's apt has no source of Debian's bookworm: add one" >&2
             exit 1
         fi
-        say "adding $suite of $mirror for QEMU and e2fsprogs; \`make clean-sources\` takes it away"
+        say "adding $suite of $mirror for QEMU and e2fsprogs; \`sh $0 remove\` takes it away"
         cat >"$source" <<EOF
 # Added by Ratoon's setup. Only what $pin names is taken from here.
 Types: deb

@@ -64,6 +64,10 @@ def check_programs(which: Callable[[str], str | None] = programs.find) -> Check:
         todo = programs.command_for(missing, programs.release())
         found = f"missing: {', '.join(missing)}"
         return Check("programs", "bad", found, f"as root: {todo}" if todo else "install these")
+    if missing := programs.missing(which, programs.PACKAGES_OF_IMAGES):
+        todo = programs.command_for(missing, programs.release())
+        found = f"missing, for images `debian` and those of registries: {', '.join(missing)}"
+        return Check("programs", "warn", found, f"as root: {todo}" if todo else "")
     return Check("programs", "ok", f"all {len(programs.PACKAGES)} are there")
 
 
@@ -188,7 +192,7 @@ def check_images(make: Callable[[], None]) -> Check:
         make()
     except RatoonError as error:
         found = "no disks can be made of them, but of Debian's"
-        todo = "install e2fsprogs 1.47.1 or later, and libarchive: `make setup`"
+        todo = "install e2fsprogs 1.47.1 or later, and libarchive: `ratoon setup`"
         return Check("images", "warn", found, todo, str(error))
     return Check("images", "ok", "their disks can be made")
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from ratoon.store.snapshot.manifest import OLDEST_QEMU
 
 #: By the program: the package of Debian and Ubuntu, and that of Fedora; None: it has none, and
 #: what takes it is not to be had there.
@@ -16,13 +20,21 @@ PACKAGES: dict[str, tuple[str, str | None]] = {
     "qemu-img": ("qemu-utils", "qemu-img"),
     **dict.fromkeys(("mke2fs", "e2fsck", "debugfs"), ("e2fsprogs", "e2fsprogs")),
     "libarchive.so.13": ("libarchive13", "libarchive"),  # with it mke2fs reads tars
+    "setpriv": ("util-linux", "util-linux"),
+}
+#: What some images are the poorer without, as `PACKAGES`: `debian`, and those of registries.
+PACKAGES_OF_IMAGES: dict[str, tuple[str, str | None]] = {
     "mmdebstrap": ("mmdebstrap", None),
     "skopeo": ("skopeo", "skopeo"),
-    "setpriv": ("util-linux", "util-linux"),
 }
 #: What an ordinary user is the poorer without, as `PACKAGES`.
 PACKAGES_OF_USERS: dict[str, tuple[str, str | None]] = {
     "newuidmap": ("uidmap", "shadow-utils"),  # for ids besides his own
+}
+#: How to ask a program for its version, and the oldest that will do: an older mke2fs reads no tars.
+OLDEST: dict[str, tuple[str, tuple[int, ...]]] = {
+    "qemu-system-x86_64": ("--version", OLDEST_QEMU),
+    "mke2fs": ("-V", (1, 47, 1)),
 }
 #: On Debian 12 these are too old; what makes apt take newer ones.
 _TOO_OLD = {"qemu-system-x86", "qemu-utils", "e2fsprogs"}
@@ -46,23 +58,41 @@ def missing(which: Which = find, packages: Mapping[str, object] = PACKAGES) -> l
     return [name for name in packages if which(name) is None]
 
 
+def outdated(which: Which = find) -> dict[str, str]:
+    """Those that are there and too old, with what is wrong with each."""
+    found = {}
+    for name, (option, oldest) in OLDEST.items():
+        if path := which(name):
+            done = subprocess.run([path, option], capture_output=True, text=True, check=False)
+            version = re.search(r"\d+(\.\d+)+", done.stdout + done.stderr)
+            if version and tuple(map(int, version[0].split("."))) < oldest:
+                needed = ".".join(map(str, oldest))
+                found[name] = f"{name} {version[0]} is too old: {needed} or later is needed"
+    return found
+
+
+def has_newer(release: Mapping[str, str]) -> bool:
+    """Whether what is too old on this distribution is to be had there all the same."""
+    return release.get("VERSION_CODENAME") == "bookworm"
+
+
 def command_for(programs: Sequence[str], release: Mapping[str, str]) -> str | None:
     """What root runs to have these; None: no package of this distribution is known.
 
     `release`: what os-release(5) says.
     """
     family = {release.get("ID", ""), *release.get("ID_LIKE", "").split()}
-    known = PACKAGES | PACKAGES_OF_USERS
+    known = PACKAGES | PACKAGES_OF_IMAGES | PACKAGES_OF_USERS
     names = [known[each] for each in programs]
     if family & {"debian", "ubuntu"}:
         wanted = sorted({debian for debian, _ in names})
         # With what these recommend, a whole desktop would come.
         install = f"apt-get install -y --no-install-recommends {shlex.join(wanted)}"
-        if release.get("VERSION_CODENAME") == "bookworm" and _TOO_OLD & {*wanted}:
+        if has_newer(release) and _TOO_OLD & {*wanted}:
             return f"sh {shlex.quote(str(_BACKPORTS))} add && apt-get update && {install}"
         return f"apt-get update && {install}"
-    if family & {"fedora", "rhel"}:
-        return f"dnf install -y {shlex.join(sorted({each for _, each in names if each}))}"
+    if family & {"fedora", "rhel"} and (wanted := sorted({each for _, each in names if each})):
+        return f"dnf install -y {shlex.join(wanted)}"
     return None
 
 
