@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from debian_mirror import mirror
 from ratoon.cli import outbound
-from ratoon.cli.outbound import Reach, judge, reach_of_host
+from ratoon.cli.outbound import (
+    Reach,
+    Server,
+    check_outbound,
+    judge,
+    known_servers,
+    reach_of_host,
+)
+from ratoon.machine.guest.mirrors import named_indexes
 
 FINE = Reach(address="192.0.2.80", connected=True, received=150_000)
 
@@ -16,7 +26,7 @@ FINE = Reach(address="192.0.2.80", connected=True, received=150_000)
 @pytest.mark.parametrize(
     ("guest", "host", "state", "found", "todo"),
     [
-        (FINE, FINE, "ok", "a guest reaches deb.debian.org: 146 KiB came", ""),
+        (FINE, FINE, "ok", "a guest reaches mirror.example: 146 KiB came", ""),
         (FINE, Reach(unresolved="no"), "ok", "a guest reaches", ""),
         (
             Reach(unresolved="timed out", connected=True, received=150_000),
@@ -29,7 +39,7 @@ FINE = Reach(address="192.0.2.80", connected=True, received=150_000)
             Reach(address="192.0.2.80", broken="timed out"),
             FINE,
             "warn",
-            "a guest does not reach deb.debian.org, though its host does (timed out)",
+            "a guest does not reach mirror.example, though its host does (timed out)",
             "firewall",
         ),
         (
@@ -43,32 +53,45 @@ FINE = Reach(address="192.0.2.80", connected=True, received=150_000)
             Reach(unresolved="no answer"),
             Reach(unresolved="Name or service not known"),
             "warn",
-            "the host itself does not reach deb.debian.org (Name or service not known)",
+            "the host itself does not reach mirror.example (Name or service not known)",
             "nothing, if",
         ),
         (
             Reach(broken="refused"),
             Reach(address="192.0.2.80", connected=True, received=120),
             "warn",
-            "the host itself does not reach deb.debian.org (120 bytes came back)",
+            "the host itself does not reach mirror.example (120 bytes came back)",
             "nothing, if",
         ),
     ],
 )
 def test_the_way_out(guest: Reach, host: Reach, state: str, found: str, todo: str) -> None:
-    check = judge(host, guest)
+    check = judge("mirror.example", host, guest)
     assert (check.name, check.state) == ("outbound", state)
     assert found in check.found
     assert todo in check.todo
 
 
-async def test_the_probe_says_what_it_met(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_probe_says_what_it_met() -> None:
     """The name is reserved for ever (RFC 6761), so it is resolved nowhere."""
-    monkeypatch.setattr(outbound, "SERVER", "nowhere.invalid")
-    reach = await reach_of_host()
+    nowhere = Server("nowhere.invalid", 80, "/")
+    server, reach = await reach_of_host([nowhere])
+    assert server == nowhere
     assert reach.unresolved
     assert not reach.connected
     assert not reach.whole
+
+
+async def test_the_first_server_that_this_host_reaches() -> None:
+    with mirror() as small, mirror() as large:
+        for each, size in ((small, 1000), (large, 100_000)):
+            each.files["dists/bookworm/InRelease"] = bytes(size)
+        closed = Server("127.0.0.1", 1, "/")
+        servers = [Server.of(f"{each.address}/dists/bookworm/InRelease") for each in (small, large)]
+        server, reach = await reach_of_host([closed, *servers, closed])
+        assert (server, reach.whole) == (servers[1], True)
+        server, reach = await reach_of_host([closed, servers[0]])
+        assert (server, reach.whole, reach.connected) == (closed, False, False)
 
 
 async def test_a_probe_that_does_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -76,4 +99,30 @@ async def test_a_probe_that_does_not_run(monkeypatch: pytest.MonkeyPatch, tmp_pa
     program.write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    assert await reach_of_host() == Reach(broken="broken")
+    assert (await reach_of_host([Server("localhost", 80, "/")]))[1] == Reach(broken="broken")
+
+
+def test_only_who_is_named_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nobody is built in; whole suites come first, and what is encrypted is not tried."""
+    monkeypatch.delenv("RATOON_MIRROR", raising=False)
+    monkeypatch.setattr(outbound, "named_indexes", partial(named_indexes, tmp_path))
+    assert known_servers() == []
+    (tmp_path / "sources.list").write_text(
+        "deb https://safe.example/debian trixie main\n"
+        "deb http://one.example/ubuntu noble-updates main\n"
+        "deb http://one.example:8080/ubuntu/ noble main\n"
+    )
+    of_apt = [
+        Server("one.example", 8080, "/ubuntu/dists/noble/InRelease"),
+        Server("one.example", 80, "/ubuntu/dists/noble-updates/InRelease"),
+    ]
+    assert known_servers() == of_apt
+    monkeypatch.setenv("RATOON_MIRROR", "http://own.example/debian")
+    own = Server("own.example", 80, "/debian/dists/bookworm/InRelease")
+    assert known_servers() == [own, *of_apt]
+
+
+async def test_where_nobody_is_named() -> None:
+    check = await check_outbound(None, [])  # type: ignore[arg-type]
+    assert (check.state, check.found[:9]) == ("warn", "not tried")
+    assert "RATOON_MIRROR" in check.todo

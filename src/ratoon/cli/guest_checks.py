@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ratoon import paths
 from ratoon.artifacts import Progress
-from ratoon.cli.outbound import judge, reach_of, reach_of_host
+from ratoon.cli.outbound import check_outbound, known_servers
 from ratoon.engine.sandbox.accelerator import Probe, choose_accelerator, without_kvm
 from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.options import SandboxOptions
@@ -112,8 +112,7 @@ async def _check_forks(engine: Engine, boot_ms: float, progress: Progress) -> As
         yield Check("outbound", "warn", str(error), "sandboxes have no network here")
         return
     async with sandbox:
-        host = await reach_of_host()
-        yield judge(host, await reach_of(sandbox, host.address))
+        yield await check_outbound(sandbox, known_servers())
 
 
 async def skew_of(sandbox: Sandbox) -> float:

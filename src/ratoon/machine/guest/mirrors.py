@@ -34,6 +34,8 @@ ARCHIVE, SECURITY = "debian", "debian-security"
 DEBIAN = "http://deb.debian.org"
 SNAPSHOT = "https://snapshot.debian.org/archive"
 APT = Path("/etc/apt")
+#: What guests are built of.
+RELEASE = "bookworm"
 #: Debian's releases have these names. A mirror has one pool of packages for all of them.
 _SUITE = re.compile(
     r"(bookworm|trixie|forky|duke|sid|(old)*stable|testing|unstable)"
@@ -63,6 +65,16 @@ def host_mirrors(archive: str, apt: Path = APT) -> list[str]:
         if known and (SECURITY if known["security"] else ARCHIVE) == archive:
             found.append(uri.rstrip("/"))
     return [*dict.fromkeys(each for each in found if urlsplit(each).scheme in ("http", "https"))]
+
+
+def named_indexes(apt: Path = APT) -> list[str]:
+    """The signed indexes of all that the environment and this host's apt name, whole suites first.
+
+    Also of other distributions than Debian, and of whoever else has packages for this host.
+    """
+    found = [(address, RELEASE) for address in _named(ARCHIVE)]
+    found += sorted(_sources(apt), key=lambda source: "-" in source[1])
+    return [f"{address.rstrip('/')}/dists/{suite}/InRelease" for address, suite in found]
 
 
 def fetch(
