@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ratoon
+from ratoon.version import __version__
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(ratoon.__file__).parent
@@ -54,3 +55,23 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_modules_that_are_named_are_there(page: Path) -> None:
     gone = sorted({name for name in CODE.findall(text_of(page)) if not exists(name)})
     assert gone == []
+
+
+def test_the_changelog_is_of_this_version() -> None:
+    """What is new is below its number; until it has one, all numbers are of older versions."""
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    numbers = [heading.split()[0] for heading in headings if heading != "Unreleased"]
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", number) for number in numbers)
+    if headings[0] == "Unreleased":
+        assert __version__ not in numbers
+        released = numbers
+    else:
+        assert __version__ == numbers[0]
+        released = numbers[1:]
+    ours = _parts(__version__)
+    assert all(_parts(number) < ours for number in released)
+    assert "Unreleased" not in headings[1:]
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
