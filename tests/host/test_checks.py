@@ -41,9 +41,20 @@ def ask_qemu(option: str) -> str:
 def test_the_user() -> None:
     assert checks.check_user(None, 0).state == "ok"
     assert checks.check_user("me", 55_000).state == "ok"
-    check = checks.check_user("me", 0)
-    assert (check.state, check.todo[-2:]) == ("warn", "me")
-    assert "subuids" in check.todo
+    check = checks.check_user("me", 0, ["install it", "lend some"])
+    assert check.state == "warn"
+    assert check.todo.startswith("as root: install it && lend some; then end the daemon")
+    check = checks.check_user("me", 0, barred="this host gives users none: as root: do that")
+    assert check.state == "bad"
+    assert check.found == "me, and this host gives users none: as root: do that"
+
+
+def test_what_lends_more_ids() -> None:
+    assert checks.lacking_for_ids(None, lambda name: name) == []
+    assert checks.lacking_for_ids("lend some", lambda name: name) == ["lend some"]
+    install, lend = checks.lacking_for_ids("lend some", lambda name: None)
+    assert install.endswith(" install -y --no-install-recommends uidmap")
+    assert lend == "lend some"
 
 
 def test_programs() -> None:
@@ -183,19 +194,42 @@ def test_dirty_pages() -> None:
 def test_limits(tmp_path: Path) -> None:
     def create(directory: Path, limits: Limits) -> Cgroup:
         assert directory == tmp_path
-        groups = (Group(tmp_path, 1, ("memory",)), Group(tmp_path, 2, ("cpu", "pids")))
-        return Cgroup(groups, limits)
+        return Cgroup((Group(tmp_path, 2 if limits.cpus is None else 1, ("any",)),), limits)
 
-    check = checks.check_limits(create, tmp_path)
+    check = checks.check_limits(create, tmp_path, "more")
     assert check.state == "ok"
-    assert check.found.endswith("of version 1 and 2")
+    assert check.found == "memory, cpu, pids, by control groups of version 1 and 2"
 
     def refuse(directory: Path, limits: Limits) -> Cgroup:
         raise HostError("no memory limit can be set: somewhere: read-only")
 
-    check = checks.check_limits(refuse, tmp_path)
+    check = checks.check_limits(refuse, tmp_path, "do that")
     assert (check.state, check.found[:29]) == ("warn", "no memory limit can be set: s")
-    assert check.todo == "or run sandboxes without limits"
+    assert check.todo == "do that"
+
+    def partly(directory: Path, limits: Limits) -> Cgroup:
+        if limits.cpus is not None:
+            raise HostError("no cpu limit can be set: not given")
+        groups = (Group(tmp_path, 2, ("memory",)),) if limits.memory_bytes else ()
+        return Cgroup(groups, limits, limits.pids)
+
+    check = checks.check_limits(partly, tmp_path, "do that")
+    assert (check.state, check.todo) == ("warn", "do that")
+    assert check.found == (
+        "memory, by control groups of version 2; pids, by the users that machines are; no cpu "
+        "limit can be set: not given"
+    )
+
+
+def test_what_gives_more_limits() -> None:
+    assert checks.way_to_limits(None, unified=True, systemd=True) == (
+        "or run sandboxes without limits"
+    )
+    way = checks.way_to_limits("me", unified=True, systemd=True)
+    assert "systemd-run --user -p Delegate=yes ratoon serve;" in way
+    assert "as root: mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDel" in way
+    assert "unified_cgroup_hierarchy" in checks.way_to_limits("me", unified=False, systemd=True)
+    assert "have root start" in checks.way_to_limits("me", unified=True, systemd=False)
 
 
 def test_network() -> None:
@@ -240,10 +274,17 @@ def test_images() -> None:
 
 def test_the_jail() -> None:
     held = {"user": True, "root": True}
-    check = checks.check_jail(held, [])
+    check = checks.check_jail(held, [], one_id=False)
     assert (check.state, check.found) == ("ok", "2 layers hold: user, root")
-    check = checks.check_jail(held, ["this kernel has version 4 of Landlock, and it takes 6"])
+    check = checks.check_jail(
+        held, ["this kernel has version 4 of Landlock, and it takes 6"], one_id=False
+    )
     assert (check.state, check.todo) == ("warn", "use a later kernel")
     assert check.found.endswith("root; but this kernel has version 4 of Landlock, and it takes 6")
-    check = checks.check_jail({**held, "filters": False}, [])
+    check = checks.check_jail({**held, "filters": False}, [], one_id=False)
     assert (check.state, check.found.rpartition(" ")[2]) == ("bad", "filters")
+    alone = {**held, "user": False}
+    assert checks.check_jail(alone, [], one_id=False).state == "bad"
+    check = checks.check_jail(alone, [], one_id=True)
+    assert (check.state, check.found[:19]) == ("warn", "1 layers hold: root")
+    assert checks.check_jail({**alone, "root": False}, [], one_id=True).state == "bad"

@@ -19,23 +19,48 @@ from ratoon.engine.sandbox.sandbox import Sandbox
 #: What the control groups need; it is the standard library's alone.
 MODULES = (
     "errors.py",
+    "paths.py",
+    "syscalls.py",
     "units.py",
+    "jail/__init__.py",
+    "jail/user_namespace.py",
     "machine/__init__.py",
     "machine/host/__init__.py",
     "machine/host/cgroups.py",
     "machine/host/hierarchies.py",
 )
 
-#: Runs in the guest. `beside`: another process is in the group that it starts in.
+#: Runs in the guest. `beside`: another process is in the group that it starts in. `user`: it is an
+#: ordinary user's, in his user namespace, and so are those that it limits.
 SCRIPT = """
 import json, os, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 sys.path.insert(0, "/tmp/library")
+from ratoon import syscalls
 from ratoon.machine.host.cgroups import Cgroups, remove
 from ratoon.units import MIB
 from ratoon.machine.host.hierarchies import hierarchies
 
+def be_a_user():
+    ready, told = os.pipe()
+    go, tell = os.pipe()
+    if pid := os.fork():  # root, who stays outside, as newuidmap does
+        Path("/sys/fs/cgroup/cgroup.procs").write_text(str(os.getpid()))
+        os.read(ready, 1)
+        for name in "uid_map", "gid_map":
+            Path(f"/proc/{pid}/{name}").write_text("0 1000 1\\n1 100000 65535")
+        os.write(tell, b"x")
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    syscalls.become(1000, 1000)
+    syscalls.unshare(syscalls.CLONE_NEWUSER)
+    os.write(told, b"x")
+    os.read(go, 1)
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+
+user = sys.argv[1] == "user"
+if user:
+    be_a_user()
 beside = sys.argv[1] == "beside"
 if beside:  # of process 1, not of this one
     subprocess.run("sleep 1000 & ", shell=True)
@@ -49,7 +74,7 @@ cgroup = Cgroups("store", hierarchies()).create(sandbox, limits)
 def inside(script):
     process = subprocess.Popen(
         [sys.executable, "-c", "import sys, threading, time; sys.stdin.readline()\\n" + script],
-        stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, **({"user": 20000} if user else {}),
     )
     cgroup.add(process.pid)
     return process
@@ -94,6 +119,7 @@ async def guest(engine: Engine) -> AsyncIterator[Sandbox]:
         mount -t cgroup2 cgroup2 /sys/fs/cgroup
         echo +memory +cpu +pids >/sys/fs/cgroup/cgroup.subtree_control
         mkdir /tmp/library; tar x -C /tmp/library; : >/tmp/library/ratoon/__init__.py
+        echo "blake3 = None" >/tmp/library/blake3.py  # is imported there, and not used
         """
         await sh(sandbox, script, stdin=archive.getvalue())
         yield sandbox
@@ -108,7 +134,8 @@ async def limited(guest: Sandbox, how: str, *, own: str = "") -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(result.stdout)
     assert answer["no cause"] is None
     assert answer["threads"]
-    assert answer["pids cause"] == "it could not start a thread: 40 are its limit"
+    if how != "user":
+        assert answer["pids cause"] == "it could not start a thread: 40 are its limit"
     assert answer["greedy"] == -9
     assert answer["memory cause"] == (
         "the kernel killed it at its memory limit of 64.0 MiB; give it a higher one"
@@ -130,3 +157,16 @@ async def test_below_the_top_where_others_are_in_its_group(guest: Sandbox) -> No
     answer = await limited(guest, "beside")
     assert answer["after"] == answer["before"]
     assert answer["group"].startswith("/sys/fs/cgroup/ratoon/store/sb-")
+
+
+async def test_of_an_ordinary_user(guest: Sandbox) -> None:
+    """What systemd gives a user: a group of his, here without `pids`, below one that is not."""
+    give = """
+    cd /sys/fs/cgroup; mkdir -p user/own
+    echo +memory +cpu >user/cgroup.subtree_control
+    chown 1000:1000 user/own user/own/cgroup.procs user/own/cgroup.subtree_control
+    """
+    await sh(guest, give)
+    answer = await limited(guest, "user", own="/user/own")
+    assert answer["after"] == "0::/user/own/ratoon-engine"
+    assert answer["group"].startswith("/sys/fs/cgroup/user/own/ratoon/store/sb-")

@@ -19,6 +19,7 @@ from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.errors import HostError, RatoonError
 from ratoon.jail.layers import layers_of
 from ratoon.jail.steps import STEPS
+from ratoon.jail.user_namespace import free_ids
 from ratoon.machine.guest.build import build_guest
 from ratoon.machine.host.checks import Check, check_clock, check_jail
 from ratoon.machine.network.policy import OUTBOUND
@@ -80,7 +81,8 @@ async def jail_check() -> Check:
                 await machine.kill()
     except RatoonError as error:
         return Check("jail", "bad", str(error), "nothing runs here until that is mended")
-    return check_jail(layers, [why for step in STEPS if (why := step.missing())])
+    missing = [why for step in STEPS if (why := step.missing())]
+    return check_jail(layers, missing, one_id=not free_ids())
 
 
 async def guest_checks(progress: Progress) -> AsyncIterator[Check]:

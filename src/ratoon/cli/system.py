@@ -23,7 +23,8 @@ from ratoon.cli.guest_checks import accelerator_at_a_glance, guest_checks, jail_
 from ratoon.cli.jail import try_jail
 from ratoon.cli.screen import answers
 from ratoon.engine.sources.disk import make_empty_disk
-from ratoon.jail.user_namespace import free_ids
+from ratoon.errors import HostError
+from ratoon.jail.user_namespace import free_ids, way_to_lend
 from ratoon.machine.host import checks
 from ratoon.machine.host.admission import Cost, Reserve
 from ratoon.machine.host.cgroups import Cgroups
@@ -40,6 +41,8 @@ from ratoon.store.memory.reflink import can_reflink
 COLOURS = {"ok": "green", "warn": "yellow", "bad": "red"}
 #: Columns of the state and the name.
 INDENT = 18
+#: They are there if control groups are of version 2 alone, and where systemd runs.
+_UNIFIED, _SYSTEMD = Path("/sys/fs/cgroup/cgroup.controllers"), Path("/run/systemd/system")
 PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 Quick = Annotated[bool, typer.Option("--quick", help="Without booting a guest: takes a second.")]
@@ -56,29 +59,41 @@ def doctor(as_json: Json = False, quick: Quick = False, attack: Attack = False) 
     Exit code 1 if sandboxes cannot run here. With `--attack`, a program takes QEMU's place in its
     jail and tries some four hundred things; exit code 1 if it gets what it should not.
     """
-    user = getpass.getuser() if os.geteuid() else None
-    enter_user_namespace()
     if attack:
+        enter_user_namespace()
         try_jail(as_json)
-    found = run(_examine(user, quick, show=not as_json))
+    user = getpass.getuser() if os.geteuid() else None
+    found = run(_examine(user, _user_check(user), quick, show=not as_json))
     if as_json:
         print_json([asdict(check) for check in found])
     raise typer.Exit(1 if any(check.state == "bad" for check in found) else 0)
 
 
-async def _examine(user: str | None, quick: bool, *, show: bool) -> list[Check]:
+def _user_check(user: str | None) -> Check:
+    """Who is not `user` but root, or becomes it in a namespace, for whatever else is checked."""
+    if user is None:
+        return checks.check_user(None, 0)
+    lacking = checks.lacking_for_ids(way_to_lend(os.getuid()))
+    try:
+        enter_user_namespace()
+    except HostError as error:
+        return checks.check_user(user, 0, lacking, str(error))
+    return checks.check_user(user, len(free_ids()), lacking)
+
+
+async def _examine(user: str | None, who: Check, quick: bool, *, show: bool) -> list[Check]:
     """All checks, each shown as soon as it is known."""
     found = []
-    async for check in _checks(user, quick):
+    async for check in _checks(user, who, quick):
         found.append(check)
         if show:
             answers.print(drawn(check, answers.width), soft_wrap=True)
     return found
 
 
-async def _checks(user: str | None, quick: bool) -> AsyncIterator[Check]:
+async def _checks(user: str | None, who: Check, quick: bool) -> AsyncIterator[Check]:
     bad = False
-    for check in await asyncio.to_thread(lambda: list(_host_checks(user))):
+    for check in await asyncio.to_thread(lambda: [who, *_host_checks(user)]):
         bad = bad or check.state == "bad"
         yield check
     if not bad:
@@ -99,7 +114,6 @@ def _host_checks(user: str | None) -> Iterator[Check]:
     existing = next(each for each in (home, *home.parents) if each.exists())
     figures = read_figures(existing, groups)
     cost = Cost.from_environment()
-    yield checks.check_user(user, len(free_ids()))
     yield checks.check_programs()
     yield checks.check_qemu(_qemu_help, qemu_version)
     yield checks.check_directory("home", home, can_reflink)
@@ -109,7 +123,8 @@ def _host_checks(user: str | None) -> Iterator[Check]:
     yield checks.check_counts(figures, cost)
     yield checks.check_dirty_pages(scan_supported, _ptrace_scope())
     with tempfile.TemporaryDirectory(prefix="ratoon-doctor-") as name:
-        yield checks.check_limits(Cgroups("doctor", groups).create, Path(name))
+        way = checks.way_to_limits(user, unified=_UNIFIED.exists(), systemd=_SYSTEMD.exists())
+        yield checks.check_limits(Cgroups("doctor", groups).create, Path(name), way)
     firewall = "policies but `none` take root" if user else fitness.firewall_trouble()
     resolver = fitness.resolver_trouble()
     yield checks.check_network(firewall, resolver, str(_nameserver()))

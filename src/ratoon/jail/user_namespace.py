@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import shutil
 import subprocess
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ratoon import paths, syscalls
@@ -25,15 +27,20 @@ _OF_ROOT, _OF_USERS = range(0x70000000, 0x7FFF0000), range(10_000, 65_000)
 #: As many ids as images and users in guests commonly take, root's not counted.
 _WANTED = 65535
 _SELF = Path("/proc/self")
-#: Who bars them: sysctl(8) of Debian's kernels, of all kernels, and of Ubuntu's AppArmor.
-_WAYS_OUT = (
-    "have root set kernel.unprivileged_userns_clone to 1, user.max_user_namespaces to more than 0, "
-    "or kernel.apparmor_restrict_unprivileged_userns to 0, whichever it is here; or be root"
-)
-#: How an ordinary user comes by more ids than his own; for root to run.
-HOW_TO_LEND = (
-    "apt install uidmap && usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
-)
+_ETC = Path("/etc")
+#: The first id that is lent to anybody (SUB_UID_MIN of login.defs(5)).
+_FIRST_LENT = 100_000
+#: Who may bar namespaces, by which setting, and what lets them: Debian's kernels, and all.
+_BARS = {"kernel.unprivileged_userns_clone": 1, "user.max_user_namespaces": 15_000}
+#: Ubuntu's way: programs that have a profile which says so may have them.
+_APPARMOR = "kernel.apparmor_restrict_unprivileged_userns"
+_PROFILE = """\
+abi <abi/4.0>,
+include <tunables/global>
+profile ratoon "{program}" flags=(unconfined) {{
+  userns,
+}}
+"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,11 @@ class IdRange:
 def is_root_of_all() -> bool:
     """Whether this process is root, and not in a user namespace only."""
     return os.geteuid() == 0 and _ranges("uid_map") == [IdRange(0, 0, (1 << 32) - 1)]
+
+
+def lends_ids() -> bool:
+    """Whether programs in cells have users of their own, and this is a user namespace."""
+    return not is_root_of_all() and bool(free_ids())
 
 
 def free_ids() -> range:
@@ -75,9 +87,54 @@ def enter(residents: Iterable[int] = ()) -> None:
     home = paths.home()
     chosen = {"HOME": home, "CACHE": paths.cache(), "RUNTIME": paths.runtime(home)}
     os.environ.update({f"RATOON_{name}": str(path) for name, path in chosen.items()})
-    if not any(_join(pid) for pid in residents):
-        _make()
-    syscalls.unshare(CLONE_NEWNS)
+    try:
+        if not any(_join(pid) for pid in residents):
+            _make()
+        syscalls.unshare(CLONE_NEWNS)
+    except OSError as error:
+        raise HostError(
+            f"this host gives users no namespaces of their own ({error.strerror}): {way_out()}"
+        ) from None
+
+
+def way_out(settings: Path = Path("/proc/sys")) -> str:
+    """What lets users have namespaces here, if anything is known that bars them."""
+
+    def value(name: str) -> str:
+        with suppress(OSError):
+            return (settings / name.replace(".", "/")).read_text().strip()
+        return ""
+
+    for name, wanted in _BARS.items():
+        if value(name) == "0":
+            line = shlex.quote(f"{name} = {wanted}")
+            return f"as root: echo {line} >/etc/sysctl.d/60-ratoon.conf && sysctl --system"
+    if value(_APPARMOR) == "1":
+        file, text = "/etc/apparmor.d/ratoon", _PROFILE.format(program=_own_program())
+        lines = shlex.join(text.splitlines())
+        return f"as root: printf '%s\\n' {lines} >{file} && apparmor_parser -r {file}"
+    return "in a container it takes one that may make them; or be root"
+
+
+def _own_program() -> Path:
+    """The program that users start, as the kernel names it."""
+    called = Path(sys.argv[0])
+    return (
+        called if called.name == "ratoon" else Path(sys.executable).with_name("ratoon")
+    ).resolve()
+
+
+def way_to_lend(uid: int) -> str | None:
+    """The command by which root lends this user ids that nobody has; None: he has such."""
+    files = {kind: _ETC / kind for kind in ("subuid", "subgid")}
+    lacking = [kind for kind, file in files.items() if _subordinate(file, uid) is None]
+    if not lacking:
+        return None
+    lent = [each for file in files.values() for _, each in _lines(file)]
+    first = max([_FIRST_LENT, *(each.first + each.count for each in lent)])
+    ids = f"{first}-{first + _WANTED}"
+    changes = (f"--add-{kind}s={ids}" for kind in lacking)
+    return shlex.join(["usermod", *changes, _names(uid)[0]])
 
 
 def _join(pid: int) -> bool:
@@ -106,10 +163,6 @@ def _make() -> None:
             (_SELF / "gid_map").write_text(f"0 {gid} 1")
         else:
             outside.communicate(b"go\n")
-    except OSError as error:
-        raise HostError(
-            f"this host gives users no namespaces of their own ({error.strerror}): {_WAYS_OUT}"
-        ) from None
     finally:
         if outside is not None:
             outside.communicate()  # without a word it ends
@@ -121,7 +174,7 @@ def _lent_ids(uid: int, gid: int) -> list[str]:
     """How to map the user's own ids and his subordinate ones; nothing if he has not both kinds."""
     words = []
     for program, own, file in (("newuidmap", uid, "subuid"), ("newgidmap", gid, "subgid")):
-        lent = _subordinate(Path("/etc") / file, uid)
+        lent = _subordinate(_ETC / file, uid)
         if lent is None or shutil.which(program) is None:
             return []
         words.append(f"{program} {os.getpid()} 0 {own} 1 {lent.within} {lent.first} {lent.count}")
@@ -129,20 +182,31 @@ def _lent_ids(uid: int, gid: int) -> list[str]:
 
 
 def _subordinate(path: Path, uid: int) -> IdRange | None:
-    """subuid(5); the first line of the user's."""
+    """The first range of the user's, and of that as many as are wanted."""
+    for name, lent in _lines(path):
+        if name in _names(uid):
+            return replace(lent, count=min(lent.count, _WANTED))
+    return None
+
+
+def _names(uid: int) -> list[str]:
+    """What the user is called in files, the best first."""
+    with suppress(KeyError):
+        return [pwd.getpwuid(uid).pw_name, str(uid)]
+    return [str(uid)]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, IdRange]]:
+    """Who is lent which ids: subuid(5)."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
-        return None
-    names = {str(uid)}
-    with suppress(KeyError):
-        names.add(pwd.getpwuid(uid).pw_name)
+        return
     for line in lines:
         name, _, rest = line.partition(":")
         first, _, count = rest.partition(":")
-        if name in names and first.isdecimal() and count.isdecimal() and int(count):
-            return IdRange(1, int(first), min(int(count), _WANTED))
-    return None
+        if first.isdecimal() and count.isdecimal() and int(count):
+            yield name, IdRange(1, int(first), int(count))
 
 
 def _ranges(name: str) -> list[IdRange]:

@@ -20,7 +20,7 @@ from ratoon.engine.sources.disk import FILE_SYSTEM
 from ratoon.engine.sources.image import Image
 from ratoon.engine.sources.remembered import recall, remember
 from ratoon.errors import HostError, InvalidInput, NotFound
-from ratoon.jail.user_namespace import HOW_TO_LEND, free_ids
+from ratoon.jail.user_namespace import free_ids
 from ratoon.store.disk.flatten import from_raw
 from ratoon.store.snapshot.image_config import ImageConfig
 
@@ -106,8 +106,8 @@ class Debian:
             if not free_ids():
                 raise HostError(
                     f"the image {self.name} is made of files of several users, and there is one "
-                    f"here; as root: {HOW_TO_LEND.format(user='USER')}. Images of registries, "
-                    "archives and directories do without"
+                    "here: `ratoon doctor` says how to have more. Images of registries, archives "
+                    "and directories do without"
                 )
             root, raw = directory / "root", directory / "disk.raw"
             progress(f"building the root image {self.name} with mmdebstrap (half a minute)")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import signal
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ratoon.errors import HostError
+from ratoon.jail.user_namespace import lends_ids
 from ratoon.machine.host.hierarchies import Hierarchy, make_room, pass_on, with_controller
 from ratoon.units import format_mib
 
@@ -62,16 +64,23 @@ class Group:
 
 @dataclass(frozen=True)
 class Cgroup:
-    """The groups of one sandbox, one a hierarchy. Implements `driver.Cgroup`."""
+    """The groups of one sandbox, one a hierarchy. Implements `driver.Cgroup`.
+
+    `tasks`: how many its process may have as a user of its own; None: a group bounds that.
+    """
 
     groups: tuple[Group, ...]
     limits: Limits
+    tasks: int | None = None
 
     def add(self, pid: int) -> None:
         """Move a process in, with what it will start; blocks for some milliseconds. HostError.
 
         What it has allocated before stays with the group that it came from.
         """
+        if self.tasks is not None:
+            with suppress(ProcessLookupError):
+                _limit_tasks(pid, self.tasks)
         for group in self.groups:
             try:
                 (group.directory / "cgroup.procs").write_text(str(pid))
@@ -126,11 +135,13 @@ class Cgroups:
         limit what shall be limited.
         """
         remove(sandbox)
+        tasks = _tasks(limits)
         places: dict[Hierarchy, list[str]] = {}
         for controller in _settings(limits, version=1):
-            places.setdefault(self._hierarchy(controller), []).append(controller)
+            if controller != "pids" or tasks is None:
+                places.setdefault(self._hierarchy(controller), []).append(controller)
         if not places:
-            return None
+            return None if tasks is None else Cgroup((), limits, tasks)
         groups = []
         for hierarchy, controllers in places.items():
             try:
@@ -148,7 +159,7 @@ class Cgroups:
             except OSError as error:
                 remove(sandbox)
                 raise _refusal(group.controllers, group.directory, error) from error
-        return Cgroup(tuple(groups), limits)
+        return Cgroup(tuple(groups), limits, tasks)
 
     def _hierarchy(self, controller: str) -> Hierarchy:
         found = with_controller(self._hierarchies, controller)
@@ -163,7 +174,7 @@ class Cgroups:
 def find(sandbox: Path, limits: Limits) -> Cgroup | None:
     """The groups that were made for a sandbox, by another process perhaps; None if it has none."""
     groups = _recorded(sandbox)
-    return Cgroup(groups, limits) if groups else None
+    return Cgroup(groups, limits, _tasks(limits)) if groups else None
 
 
 def remove(sandbox: Path) -> None:
@@ -183,6 +194,14 @@ def _recorded(sandbox: Path) -> tuple[Group, ...]:
         return ()
     groups = map(Group.parse, lines)
     return tuple(group for group in groups if group.directory.name == sandbox.name)
+
+
+def _tasks(limits: Limits) -> int | None:
+    """Where each machine is a user of its own, threads can be counted by that.
+
+    Root of a user namespace may do so, whatever its host gives it.
+    """
+    return limits.pids if lends_ids() else None
 
 
 def _settings(limits: Limits, version: int) -> dict[str, dict[str, str]]:
@@ -231,6 +250,13 @@ def _make(group: Group, limits: Limits) -> None:
             path.write_text(value)
 
 
+def _limit_tasks(pid: int, most: int) -> None:
+    """Those of the process's user in this user namespace: RLIMIT_NPROC of setrlimit(2)."""
+    _, hard = resource.prlimit(pid, resource.RLIMIT_NPROC)
+    least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.prlimit(pid, resource.RLIMIT_NPROC, (least, least))
+
+
 def _remove(directory: Path) -> None:
     deadline = time.monotonic() + EMPTY_TIMEOUT
     while True:
@@ -257,5 +283,6 @@ def _refusal(controllers: Sequence[str], place: Path, error: OSError) -> HostErr
     what = " or ".join(controllers)
     return HostError(
         f"no {what} limit can be set: {place}: {error.strerror}; leave the limit out, or run the "
-        "engine in a control group that is its own (systemd-run -p Delegate=yes …)"
+        "engine in a control group that is its own (systemd-run -p Delegate=yes …, with --user if "
+        "it is not root's)"
     )

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 from ratoon.errors import RatoonError
-from ratoon.jail.user_namespace import HOW_TO_LEND
 from ratoon.machine.host import programs
 from ratoon.machine.host.admission import Cost, Reserve
 from ratoon.machine.host.cgroups import Cgroup, remove
@@ -43,20 +42,39 @@ class Check:
     details: str = ""
 
 
-def check_user(name: str | None, lent: int) -> Check:
-    """`name`: of who is not root; `lent`: how many ids he has besides his own, in the namespace."""
+def check_user(
+    name: str | None, lent: int, lacking: Sequence[str] = (), barred: str | None = None
+) -> Check:
+    """`name`: of who is not root; `lent`: how many ids he has besides his own, in the namespace.
+
+    `lacking`: what root is to run for him to have such. `barred`: why he has no namespace.
+    """
     if name is None:
         return Check("user", "ok", "root")
+    if barred is not None:
+        return Check(
+            "user", "bad", f"{name}, and {barred}", "nothing runs here without root so far"
+        )
     without = "networks but `none` take root"
     if lent:
         return Check("user", "ok", f"{name}, in a user namespace with {lent} more ids; {without}")
     return Check(
         "user",
         "warn",
-        f"{name}, in a user namespace with no other id: QEMU is {name} himself there, and `debian` "
-        f"images cannot be built; {without}",
-        f"as root: {HOW_TO_LEND.format(user=name)}",
+        f"{name}, in a user namespace with no other id: QEMU is {name} himself there, `debian` "
+        f"images cannot be built, and only root of a guest can use its volumes; {without}",
+        f"as root: {' && '.join(lacking) or 'lend more ids, see subuid(5)'}; then end the daemon, "
+        "and all sandboxes",
     )
+
+
+def lacking_for_ids(
+    lend: str | None, which: Callable[[str], str | None] = programs.find
+) -> list[str]:
+    """What root runs for an ordinary user to have more ids; `lend` has him be lent some."""
+    packages = programs.missing(which, programs.PACKAGES_OF_USERS)
+    install = programs.command_for(packages, programs.release()) or "install newuidmap"
+    return [*([install] if packages else []), *([lend] if lend else [])]
 
 
 def check_programs(which: Callable[[str], str | None] = programs.find) -> Check:
@@ -151,18 +169,60 @@ def check_dirty_pages(look: Callable[[], bool], ptrace_scope: int) -> Check:
     return Check("dirty pages", "ok", how)
 
 
-def check_limits(create: Callable[[Path, Limits], Cgroup | None], directory: Path) -> Check:
-    """Whether sandboxes can be limited, by doing it, for a sandbox in the empty `directory`."""
-    limits = Limits(memory_bytes=LEAST_MEMORY, cpus=1, pids=LEAST_PIDS)
-    try:
-        cgroup = create(directory, limits)
-    except RatoonError as error:
-        return Check("limits", "warn", str(error), "or run sandboxes without limits")
-    finally:
-        remove(directory)
-    assert cgroup is not None
-    versions = " and ".join(sorted({str(group.version) for group in cgroup.groups}))
-    return Check("limits", "ok", f"memory, cpu, pids, by control groups of version {versions}")
+_LIMITS = {
+    "memory": Limits(memory_bytes=LEAST_MEMORY),
+    "cpu": Limits(cpus=1),
+    "pids": Limits(pids=LEAST_PIDS),
+}
+
+
+def check_limits(
+    create: Callable[[Path, Limits], Cgroup | None], directory: Path, todo: str
+) -> Check:
+    """Which limits sandboxes can have, by doing it, for a sandbox in the empty `directory`.
+
+    `todo`: what gives more. Disks can be limited everywhere.
+    """
+    by_groups, by_users, versions, refused = list[str](), list[str](), set[str](), list[str]()
+    for name, limits in _LIMITS.items():
+        try:
+            cgroup = create(directory, limits)
+        except RatoonError as error:
+            refused.append(str(error))
+            continue
+        finally:
+            remove(directory)
+        assert cgroup is not None
+        (by_groups if cgroup.groups else by_users).append(name)
+        versions |= {str(group.version) for group in cgroup.groups}
+    held = []
+    if by_groups:
+        how = f"by control groups of version {' and '.join(sorted(versions))}"
+        held.append(f"{', '.join(by_groups)}, {how}")
+    if by_users:
+        held.append(f"{', '.join(by_users)}, by the users that machines are")
+    if not refused:
+        return Check("limits", "ok", "; ".join(held))
+    return Check("limits", "warn", "; ".join([*held, *refused[:1]]), todo)
+
+
+def way_to_limits(user: str | None, *, unified: bool, systemd: bool) -> str:
+    """What gives sandboxes limits. `unified`: this host's control groups are of version 2."""
+    if user is None:
+        return "or run sandboxes without limits"
+    if not unified:
+        return (
+            "users have no control groups of version 1: have root boot with "
+            "systemd.unified_cgroup_hierarchy=1"
+        )
+    if not systemd:
+        return "have root start your daemon in a control group that is yours"
+    place = "/etc/systemd/system/user@.service.d"
+    return (
+        "have the daemon in a group of yours: systemd-run --user -p Delegate=yes ratoon serve; for "
+        f"all limits, as root: mkdir -p {place} && printf '[Service]\\nDelegate=cpu memory pids\\n'"
+        f" >{place}/ratoon.conf && systemctl daemon-reload, and log in anew"
+    )
 
 
 def check_network(firewall: str | None, resolver: str | None, nameserver: str) -> Check:
@@ -175,12 +235,20 @@ def check_network(firewall: str | None, resolver: str | None, nameserver: str) -
     return Check("network", "ok", f"policies can be enforced; nameserver {nameserver}")
 
 
-def check_jail(layers: Mapping[str, bool], missing: Sequence[str]) -> Check:
-    """`layers`: which hold for a machine's process; `missing`: why steps were not taken here."""
-    if open_ones := [name for name, holds in layers.items() if not holds]:
+def check_jail(layers: Mapping[str, bool], missing: Sequence[str], *, one_id: bool) -> Check:
+    """`layers`: which hold for a machine's process; `missing`: why steps were not taken here.
+
+    `one_id`: there is no other user that it could be.
+    """
+    held = [name for name, holds in layers.items() if holds]
+    open_ones = [name for name, holds in layers.items() if not holds]
+    found = f"{len(held)} layers hold: {', '.join(held)}"
+    if one_id and open_ones == ["user"]:
+        found = f"{found}; but a machine is the user himself"
+        return Check("jail", "warn", found, "have more ids, see `user`")
+    if open_ones:
         found = f"of a machine's process these do not hold: {', '.join(open_ones)}"
         return Check("jail", "bad", found, "run nothing here that you do not trust")
-    found = f"{len(layers)} layers hold: {', '.join(layers)}"
     if missing:
         return Check("jail", "warn", f"{found}; but {'; '.join(missing)}", "use a later kernel")
     return Check("jail", "ok", found)

@@ -104,7 +104,7 @@ def make_room(hierarchy: Hierarchy, controllers: Sequence[str]) -> Path:
     raise HostError(
         f"no {' or '.join(controllers)} limit can be set: the control group {own} is not given "
         "that controller, or has processes that are not the engine's; run the engine in one of its "
-        "own (systemd-run -p Delegate=yes …), or leave the limit out"
+        "own (systemd-run -p Delegate=yes …, with --user if it is not root's), or leave it out"
     )
 
 
