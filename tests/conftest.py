@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -37,6 +38,15 @@ def tmp_path() -> Iterator[Path]:
     """As pytest's own, but short, for there are sockets in it; and gone after the test."""
     with tempfile.TemporaryDirectory(prefix="rt-") as name:
         yield Path(name).resolve()
+
+
+@pytest.fixture(scope="module")
+def swept() -> Iterator[None]:
+    """For tests that look for garbage: not among all that other tests have left, each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ from ratoon.machine.guest.commands import ExecResult
 from ratoon.machine.guest.shared import wire
 from ratoon.machine.guest.shared.wire import MARKER, NONCE_BYTES
 
+pytestmark = pytest.mark.usefixtures("swept")
+
 
 @pytest.fixture(autouse=True)
 async def nothing_unhandled() -> AsyncIterator[None]:

@@ -19,6 +19,8 @@ from ratoon.machine.guest.channel import Channel, GuestStream
 from ratoon.machine.guest.shared import wire
 from ratoon.units import MIB
 
+pytestmark = pytest.mark.usefixtures("swept")
+
 #: Of the stream that is to hear exactly this, and nothing else: as a header it would be none.
 HONEST = b"\xbb" * 10_000
 
