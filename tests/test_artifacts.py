@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ratoon.artifacts import build_once, run
+from ratoon.artifacts import build_once, require_exec, run
 from ratoon.errors import HostError
 
 INPUTS = {"format": 1, "packages": ["a_1.deb", "b_2.deb"]}
@@ -178,3 +179,39 @@ def test_of_a_long_complaint_the_end_is_told() -> None:
 def test_a_program_that_is_missing() -> None:
     with pytest.raises(HostError, match="no-such-program is not installed; `ratoon setup` says"):
         run(["/nowhere/no-such-program", "--version"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_cache_where_no_program_can_be_run(tmp_path: Path) -> None:
+    """What is built elsewhere is well; here it says what to do, before anything is fetched."""
+    require_exec(tmp_path)
+    script = """
+import sys
+from pathlib import Path
+from ratoon import syscalls
+from ratoon.syscalls import CLONE_NEWNS, MS_PRIVATE, MS_REC
+syscalls.unshare(CLONE_NEWNS)
+syscalls.mount("none", "/", None, MS_REC | MS_PRIVATE)
+MS_NOEXEC = 8
+syscalls.mount("tmpfs", sys.argv[1], "tmpfs", MS_NOEXEC)
+from ratoon.jail.tree import tree
+from ratoon.machine.guest.build import build_guest
+for make in (build_guest, lambda: tree([Path("/bin/sh")], {})):
+    try:
+        make()
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+    (tmp_path / "cache").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "cache"],
+        env={**os.environ, "RATOON_CACHE": str(tmp_path / "cache")},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    said = done.stdout.splitlines()
+    assert len(said) == 2
+    for line in said:
+        assert line.startswith(f"HostError no program can be run in {tmp_path / 'cache'}/")
+        assert "`noexec`: set RATOON_CACHE" in line

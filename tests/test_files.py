@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NoReturn
 import pytest
 
 from ratoon import files, paths
-from ratoon.errors import InvalidInput
+from ratoon.errors import HostError, InvalidInput
 
 
 def test_concurrent_durable_writes_leave_one_whole_content(tmp_path: Path) -> None:
@@ -161,6 +162,7 @@ def test_a_copy_replaces_nothing(source: Path, monkeypatch: pytest.MonkeyPatch) 
     [
         (OSError(errno.ENOSPC, "No space left", "/a"), "/a: No space left; free some space there"),
         (OSError(errno.EIO, "I/O error", "/a"), "/a: I/O error; the disk below may be failing"),
+        (OSError(errno.ENOLCK, "No locks", "/a"), "/a: No locks; this file system has no locks"),
         (OSError(errno.EXDEV, "Crosses", "/a", None, "/b"), "/a and /b: Crosses"),
         (OSError(errno.EBUSY, "Busy"), "Busy"),
         (OSError("just words"), "just words"),
@@ -168,6 +170,14 @@ def test_a_copy_replaces_nothing(source: Path, monkeypatch: pytest.MonkeyPatch) 
 )
 def test_an_error_is_told_with_its_file_and_the_way_out(error: OSError, told: str) -> None:
     assert files.describe(error).startswith(told)
+
+
+def test_a_store_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.require_own(tmp_path)
+    name = pwd.getpwuid(os.geteuid()).pw_name
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(HostError, match=rf"another user, {name}: run this as {name}, or set"):
+        files.require_own(tmp_path)
 
 
 def test_an_unexpected_link_error_is_an_error(tmp_path: Path) -> None:

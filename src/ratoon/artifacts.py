@@ -8,6 +8,7 @@ leaves the old one alone.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -58,6 +59,15 @@ def build_once(
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+def require_exec(directory: Path) -> None:
+    """HostError: programs in `directory`, which is of the cache, cannot be run."""
+    if os.statvfs(directory).f_flag & os.ST_NOEXEC:
+        raise HostError(
+            f"no program can be run in {directory}, as its file system is mounted with `noexec`: "
+            "set RATOON_CACHE to a directory elsewhere"
+        )
 
 
 def run(command: Sequence[str | Path], *, cwd: Path | None = None, stdin: bytes = b"") -> bytes:

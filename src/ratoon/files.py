@@ -11,6 +11,7 @@ import errno
 import fcntl
 import logging
 import os
+import pwd
 import shutil
 import stat
 import struct
@@ -19,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from ratoon.errors import HostError
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ _WAYS_OUT = {
     errno.EIO: "the disk below may be failing, see `dmesg`",
     errno.EROFS: "the file system is read-only, see `dmesg` for why",
     errno.EACCES: "run this as the user who owns the store",
+    errno.ENOLCK: "this file system has no locks: set RATOON_HOME to a directory of a local one",
     errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
 }
 
@@ -47,6 +51,23 @@ def describe(error: OSError) -> str:
     reason = error.strerror or str(error)
     way_out = _WAYS_OUT.get(error.errno or 0)
     return (f"{names}: " if names else "") + reason + (f"; {way_out}" if way_out else "")
+
+
+def require_own(home: Path) -> None:
+    """HostError: the store `home`, which is there, belongs to somebody else.
+
+    Root could use it, and would leave files in it that its owner could not.
+    """
+    owner = home.stat().st_uid
+    if owner != os.geteuid():
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = str(owner)
+        raise HostError(
+            f"the store {home} belongs to another user, {name}: run this as {name}, or set "
+            "RATOON_HOME to another directory"
+        )
 
 
 @contextmanager

@@ -41,6 +41,16 @@ def stop(pid: int) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_none_is_started_in_a_store_of_somebody_else(home: Path) -> None:
+    """Root's own files in it would be in that user's way."""
+    home.mkdir()
+    os.chown(home, 54321, 54321)
+    with pytest.raises(HostError, match=r"home belongs to another user, 54321: run this as 54321"):
+        LocalDaemon(None).find()
+    assert [*home.iterdir()] == []
+
+
 @pytest.mark.parametrize("kind", ["asyncio", "threads"])
 async def test_one_is_started_for_all_who_need_it_at_once(home: Path, kind: str) -> None:
     async def ask() -> str:

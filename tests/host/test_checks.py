@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,33 @@ def test_a_directory_without_permission(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("os.access", lambda path, mode: False)
     check = checks.check_directory("home", tmp_path)
     assert (check.state, check.found) == ("bad", f"{tmp_path} cannot be written")
+
+
+def test_a_store_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: tmp_path.stat().st_uid + 1)
+    check = checks.check_directory("home", tmp_path, lambda path: True)
+    assert (check.state, check.found) == ("bad", f"{tmp_path} belongs to another user")
+
+
+@pytest.mark.parametrize("system", ["nfs4", "cifs"])
+def test_a_directory_of_another_host(tmp_path: Path, system: str) -> None:
+    check = checks.check_directory("home", tmp_path, lambda path: True, kind=lambda path: system)
+    assert check.state == "warn"
+    assert check.found.endswith(f"on {system}, where forks are slow")
+    assert "RATOON_HOME" in check.todo
+
+
+def test_a_directory_without_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store has none, so nothing is wrong with it there."""
+    real = os.statvfs(tmp_path)
+    flags = os.statvfs_result((*real[:8], real.f_flag | os.ST_NOEXEC, real.f_namemax))
+    monkeypatch.setattr("os.statvfs", lambda path: flags)
+    check = checks.check_directory("cache", tmp_path, with_programs=True)
+    assert (check.state, "`noexec`" in check.found, check.todo) == (
+        *("bad", True),
+        "set RATOON_CACHE to a directory elsewhere",
+    )
+    assert checks.check_directory("home", tmp_path, lambda path: True).state != "bad"
 
 
 # Figures --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from ratoon.errors import HostError, Overloaded
 from ratoon.machine.host.admission import Admission
 from ratoon.machine.host.cgroups import Cgroups, remove
-from ratoon.machine.host.figures import Figures, meminfo, read_figures
+from ratoon.machine.host.figures import Figures, file_system, meminfo, read_figures
 from ratoon.machine.host.hierarchies import Hierarchy, hierarchies
 from ratoon.machine.host.limits import Limits
 from ratoon.units import MIB
@@ -92,6 +92,18 @@ def test_a_group_that_is_not_below_its_top_is_an_error(tmp_path: Path) -> None:
     lost = Hierarchy(1, frozenset({"memory"}), tmp_path / "top", tmp_path / "other")
     with pytest.raises(HostError, match="is not below"):
         read_figures(tmp_path, [lost])
+
+
+def test_the_kind_of_a_file_system(tmp_path: Path) -> None:
+    """That of a path's device; of btrfs, subvolumes have numbers that are nowhere else."""
+    assert file_system(Path("/proc")) == "proc"
+    device = tmp_path.stat().st_dev
+    (tmp_path / "mounts").write_text(
+        "22 1 0:9999 / / rw,relatime shared:1 - ext4 /dev/vda rw\n"
+        f"23 22 {os.major(device)}:{os.minor(device)} / /home rw - nfs4 server:/home rw,vers=4.2\n"
+    )
+    assert file_system(tmp_path, tmp_path / "mounts") == "nfs4"
+    assert file_system(Path("/proc"), tmp_path / "mounts") == ""
 
 
 def test_meminfo_is_in_bytes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -21,6 +22,7 @@ import pytest
 from processes import descriptors, until
 from ratoon import syscalls
 from ratoon.errors import HostError
+from ratoon.jail import user_namespace
 from ratoon.jail.cell import Cell, Inmate, limit_process
 from ratoon.jail.inmates import inmates
 from ratoon.jail.layers import layers_of
@@ -236,6 +238,7 @@ def test_a_host_that_makes_no_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 OWNER = """
 import os, sys, time
 from pathlib import Path
+from ratoon.jail import user_namespace
 from ratoon.jail.cell import Cell, Inmate
 from ratoon.jail.tree import tree
 cell = Cell(tree([Path("/usr/bin/busybox")], {{}}, []))
@@ -294,6 +297,31 @@ def test_a_tree_is_made_once_and_anew_for_another_program(
     assert tree([program], {}, ["place"]) != first
     with pytest.raises(HostError, match="nowhere: No such file"):
         tree([tmp_path / "nowhere"], {}, [])
+
+
+def test_users_that_are_all_in_use(
+    cell: Cell, output: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an error, and no search that never ends; as soon as one is free, it is taken."""
+    own, nobody = os.getuid(), free_ids()[0]
+    monkeypatch.setattr(user_namespace, "free_ids", lambda: range(own, own + 1))
+    with pytest.raises(HostError, match=r"all 1 user ids .* in use: end some sandboxes"):
+        said(cell, output, "true")
+    monkeypatch.setattr(user_namespace, "free_ids", lambda: [*[own] * 1000, nobody])
+    assert said(cell, output, "busybox id -u").split() == [str(nobody)]
+
+
+def test_files_that_cannot_be_lent(
+    cell: Cell, output: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a file system whose server does not know such a user."""
+
+    def refuse(fd: int, uid: int, gid: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    with pytest.raises(HostError, match=r"given cannot be lent .*not permitted.* local file"):
+        said(cell, output, "true", lent={"given": output})
 
 
 def test_what_is_left_in_the_owner(cell: Cell, output: int) -> None:

@@ -117,7 +117,7 @@ def _host_checks(user: str | None) -> Iterator[Check]:
     yield checks.check_programs()
     yield checks.check_qemu(_qemu_help, qemu_version)
     yield checks.check_directory("home", home, can_reflink)
-    yield checks.check_directory("cache", paths.cache())
+    yield checks.check_directory("cache", paths.cache(), with_programs=True)
     yield checks.check_memory(figures, cost, Reserve.of(figures))
     yield checks.check_swap(meminfo())
     yield checks.check_counts(figures, cost)

@@ -62,6 +62,7 @@ def _start(home: Path, path: Path, on_start: Callable[[str], object]) -> None:
     """Start a daemon for the store `home`, and wait until it listens; one, whoever else does so."""
     try:
         home.mkdir(parents=True, exist_ok=True)
+        files.require_own(home)
         log = home / LOG
         with files.locked(log):
             if listens(path):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,6 +59,8 @@ LIMITS = {
 }
 #: The system's: who runs in this process may have seeded Python's, and count on it.
 _random = random.SystemRandom()
+#: How often, before all are gone through.
+_DRAWS = 64
 _NOSUID_NODEV = MS_NOSUID | MS_NODEV
 _PR_SET_DUMPABLE = 4
 
@@ -116,7 +119,8 @@ class Cell:
     def start(self, inmate: Inmate) -> subprocess.Popen[bytes]:
         """Start a program; blocks for some milliseconds.
 
-        LostName: a file that is to be mounted was removed meanwhile. OSError.
+        LostName: a file that is to be mounted was removed meanwhile. HostError: all users are
+        taken, or files cannot be lent. OSError.
         """
         with ExitStack() as held:
             mounts, uid = {}, _unused_uid()
@@ -125,8 +129,8 @@ class Cell:
                     mounts[place] = syscalls.detached_mount(fd, attributes)
                     held.callback(os.close, mounts[place])
             if uid is not None:
-                for fd in inmate.lent.values():
-                    os.fchown(fd, uid, uid)
+                for place, fd in inmate.lent.items():
+                    _lend(place, fd, uid)
             going = Going(self._namespace, mounts, inmate.network, uid, inmate.name)
             started: Future[subprocess.Popen[bytes]] = Future()
             thread = threading.Thread(
@@ -230,16 +234,31 @@ def _limit(pid: int, limit: int, most: int) -> None:
     resource.prlimit(pid, limit, (least, least))
 
 
+def _lend(place: str, fd: int, uid: int) -> None:
+    try:
+        os.fchown(fd, uid, uid)
+    except OSError as error:  # such as NFS, whose server has never heard of that user
+        raise HostError(
+            f"{place} cannot be lent to a program with a user of its own ({error.strerror}): set "
+            "RATOON_HOME to a directory of a local file system"
+        ) from error
+
+
 def _unused_uid() -> int | None:
-    """None: there is nobody but root, in a user namespace of one id."""
+    """None: there is nobody but root, in a user namespace of one id. HostError: all are in use."""
     free = user_namespace.free_ids()
-    while free:
-        uid = _random.choice(free)
+    if not free:
+        return None
+    # At random, so that two who look at the same time do not take the same; in order at last.
+    for uid in chain((_random.choice(free) for _ in range(_DRAWS)), free):
         try:
             os.getpriority(os.PRIO_USER, uid)
         except ProcessLookupError:
             return uid
-    return None
+    raise HostError(
+        f"all {len(free)} user ids that programs can have here are in use: end some sandboxes, or "
+        "have root give this user more subordinate ids (`usermod --add-subuids`)"
+    )
 
 
 def _namespace_of(tree: Path) -> int:

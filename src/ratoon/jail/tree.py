@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ratoon.artifacts import build_once, run
+from ratoon.artifacts import build_once, require_exec, run
 from ratoon.errors import HostError
 
 #: Rewritten whenever a library is installed, and so it stands for all of those (ldconfig(8)).
@@ -32,7 +32,7 @@ def tree(programs: Iterable[Path], data: Mapping[str, Path], places: Iterable[st
 
     `data` are other files, by their names within; `places` are empty files, or directories if a
     slash ends them, to be mounted on.
-    HostError: one of them is not there.
+    HostError: one of them is not there, or the cache is where no program can be run.
     """
     programs, places = sorted({Path(DYING_WITH_PARENT[0]), *programs}), sorted({NULL, *places})
     copied = {**{str(path)[1:]: path for path in programs}, **data}
@@ -54,7 +54,9 @@ def tree(programs: Iterable[Path], data: Mapping[str, Path], places: Iterable[st
             path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir() if place.endswith("/") else path.touch()
 
-    return build_once("cell", inputs, build) / _ROOT
+    root = build_once("cell", inputs, build) / _ROOT
+    require_exec(root)
+    return root
 
 
 def _libraries(program: Path) -> list[tuple[str, str]]:

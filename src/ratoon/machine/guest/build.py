@@ -13,7 +13,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from ratoon.artifacts import Progress, build_once, run, silent
+from ratoon.artifacts import Progress, build_once, require_exec, run, silent
 from ratoon.machine.guest import cpio, modules, packages
 
 SOURCE = Path(__file__).parent
@@ -64,6 +64,7 @@ def build_guest(progress: Progress = silent, directory: Path | None = None) -> G
     }
 
     def build(target: Path) -> None:
+        require_exec(target)  # the guest's Python compiles what it gets
         tree = packages.unpacked(lock, progress, directory)
         (kernel,) = (tree / "boot").glob("vmlinuz-*")
         shutil.copyfile(kernel, target / "vmlinuz")

@@ -16,7 +16,7 @@ from ratoon.errors import RatoonError
 from ratoon.machine.host import programs
 from ratoon.machine.host.admission import Cost, Reserve
 from ratoon.machine.host.cgroups import Cgroup, remove
-from ratoon.machine.host.figures import Figures
+from ratoon.machine.host.figures import Figures, file_system
 from ratoon.machine.host.limits import LEAST_MEMORY, LEAST_PIDS, Limits
 from ratoon.units import GIB, format_size
 
@@ -24,6 +24,8 @@ State = Literal["ok", "warn", "bad"]
 
 #: A base takes some hundred MiB, its image and downloads as much again.
 COMFORTABLE_DISK = 5 * GIB
+#: File systems of other hosts: their locks and owners are not to be relied on.
+NETWORKED = {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "lustre", "fuse.sshfs", "fuse.glusterfs"}
 #: Fewer than this is too few to be what anybody wants.
 COMFORTABLE_FORKS = 16
 
@@ -104,16 +106,37 @@ def check_qemu(ask: Callable[[str], str], version: Callable[[], str]) -> Check:
     return Check("QEMU", "ok", number)
 
 
-def check_directory(name: str, path: Path, reflinks: Callable[[Path], bool] | None = None) -> Check:
-    """A place of ours, or where it would be made. `reflinks`: whether files there share data."""
+def check_directory(
+    name: str,
+    path: Path,
+    reflinks: Callable[[Path], bool] | None = None,
+    *,
+    with_programs: bool = False,
+    kind: Callable[[Path], str] = file_system,
+) -> Check:
+    """A place of ours, or where it would be made; `kind`: which file system it is on.
+
+    `reflinks`: whether files there share data; that is asked of the store. `with_programs`: whether
+    some are run there.
+    """
     existing = next(each for each in (path, *path.parents) if each.exists())
+    if reflinks is not None and existing == path and path.stat().st_uid != os.geteuid():
+        return Check(
+            name, "bad", f"{path} belongs to another user", "choose another: see the README"
+        )
     if not os.access(existing, os.W_OK):
         return Check(name, "bad", f"{path} cannot be written", "choose another: see the README")
     status = os.statvfs(existing)
+    if with_programs and status.f_flag & os.ST_NOEXEC:
+        found = f"{path} is mounted with `noexec`, and programs are run there"
+        return Check(name, "bad", found, f"set RATOON_{name.upper()} to a directory elsewhere")
     free = status.f_bavail * status.f_frsize
     found = f"{path}, {format_size(free)} free"
     if reflinks is not None:
         found += ", reflinks" if reflinks(existing) else ", no reflinks: images are copies"
+    if (system := kind(existing)) in NETWORKED:
+        todo = f"set RATOON_{name.upper()} to a local directory, and have one host use this one"
+        return Check(name, "warn", f"{found}; on {system}, where forks are slow", todo)
     if free < COMFORTABLE_DISK:
         return Check(name, "warn", found, "make room: bases, images and forks grow here")
     return Check(name, "ok", found)

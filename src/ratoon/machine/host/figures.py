@@ -46,6 +46,16 @@ def read_figures(directory: Path, hierarchies: Sequence[Hierarchy]) -> Figures:
     )
 
 
+def file_system(directory: Path, mounts: Path = _PROC / "self/mountinfo") -> str:
+    """The kind that a directory is on, as `ext4`; "", where its device is none that is mounted."""
+    number = directory.stat().st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    for line in mounts.read_text().splitlines():
+        if line.split()[2] == device:  # proc_pid_mountinfo(5)
+            return line.partition(" - ")[2].split()[0]
+    return ""
+
+
 def meminfo() -> dict[str, int]:
     """/proc/meminfo in bytes."""
     lines = (line.split() for line in (_PROC / "meminfo").read_text().splitlines())

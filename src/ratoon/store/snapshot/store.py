@@ -67,10 +67,12 @@ class Store:
         """Open the store in `home`, making it if need be, and remove what crashes left in staging.
 
         What another process works on is not touched. Incompatible: a store of another format, or
-        of one that nothing tells. Corrupt: its `store.json` is not what Ratoon wrote.
+        of one that nothing tells. Corrupt: its `store.json` is not what Ratoon wrote. HostError:
+        it belongs to another user.
         """
         store = cls(home.absolute())
         store.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.require_own(store.home)
         with files.locked(store.lock):
             content = (store.snapshots, store.staging, store.images, store.sandboxes)
             claim_format(store.home, content)
