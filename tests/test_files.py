@@ -56,6 +56,18 @@ def test_a_lock_is_held_until_its_descriptor_closes(tmp_path: Path, kind: str) -
     os.close(again)
 
 
+def test_a_lock_is_looked_at_and_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not files.is_locked(path)
+    assert not path.exists()
+    with files.locked(path):
+        assert files.is_locked(path)
+    assert not files.is_locked(path)
+    held = files.try_lock(path)
+    assert held is not None
+    os.close(held)
+
+
 def test_locking_a_directory_makes_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         files.try_lock_directory(tmp_path / "gone")

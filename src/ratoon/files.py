@@ -261,6 +261,21 @@ def try_lock(path: Path) -> int | None:
     return _lock_or_close(_open_lockable(path))
 
 
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds the exclusive `flock` of `path`, a file that need not be there."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def try_lock_directory(path: Path) -> int | None:
     """As `try_lock`, for a directory that may vanish: makes nothing, raises FileNotFoundError."""
     return _lock_or_close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))

@@ -56,6 +56,11 @@ def daemon_socket(home: Path) -> Path:
     return runtime(home) / "daemon.sock"
 
 
+def daemon_lock(home: Path) -> Path:
+    """What that daemon holds from before it listens until after it does; its number is in it."""
+    return home / "daemon.lock"
+
+
 def _directory(variable: str, for_root: str, xdg_variable: str, below_user: str) -> Path:
     if named := os.environ.get(variable):
         return Path(named).absolute()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from daemon_process import daemon
-from ratoon.daemon.serve import LOCK
+from ratoon import paths
 from ratoon.store.snapshot.store import Store
 from small_snapshots import publish
 
@@ -29,7 +29,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
     store = Store.open(tmp_path / "home")
     publish(store, "L1", parent=publish(store, "base"))
     yield store.home
-    if (lock := store.home / LOCK).exists() and lock.read_text():
+    if (lock := paths.daemon_lock(store.home)).exists() and lock.read_text():
         stop(int(lock.read_text()))
 
 
@@ -69,7 +69,7 @@ def ratoon(home: Path) -> Ratoon:
 def test_a_daemon_is_started_and_that_is_said_once(home: Path, ratoon: Ratoon) -> None:
     first = ratoon("ls", "--json")
     assert (first.returncode, json.loads(first.stdout)) == (0, [])
-    pid = int((home / LOCK).read_text())
+    pid = int(paths.daemon_lock(home).read_text())
     assert f"process {pid}" in first.stderr
     second = ratoon("ls", "--json")
     assert (second.returncode, second.stdout, second.stderr) == (0, first.stdout, "")
@@ -91,7 +91,7 @@ def test_a_daemon_is_started_and_that_is_said_once(home: Path, ratoon: Ratoon) -
     deleted = ratoon("rmi", "base")
     assert deleted.returncode == 4
     assert deleted.stderr.rstrip().endswith("(HTTP 409)")
-    assert int((home / LOCK).read_text()) == pid
+    assert int(paths.daemon_lock(home).read_text()) == pid
 
 
 def test_all_volumes_are_removed_that_can_be(ratoon: Ratoon) -> None:
@@ -122,7 +122,7 @@ def test_what_needs_no_daemon_starts_none(home: Path, ratoon: Ratoon) -> None:
     assert "HTTP" not in refused.stderr
     for arguments in (("rmi", "L1"), ("images",), ("tree",), ("kill",)):
         assert "daemon" not in ratoon(*arguments).stderr
-    assert not (home / LOCK).exists()
+    assert not paths.daemon_lock(home).exists()
     assert [entry["tag"] for entry in json.loads(ratoon("images", "--json").stdout)] == ["base"]
 
 
@@ -150,7 +150,7 @@ def test_a_daemon_that_was_named_is_the_one_that_is_asked(
     gone = ratoon("ls", "--daemon-url", named.url)
     assert (gone.returncode, gone.stdout) == (1, "")
     assert "no daemon answers" in gone.stderr
-    assert not (home / LOCK).exists()
+    assert not paths.daemon_lock(home).exists()
 
 
 def test_events_are_shown_until_the_daemon_ends(ratoon: Ratoon, home: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 from both_libraries import Libraries
 from ratoon import Client, paths
 from ratoon.client.local import LOG, LocalDaemon
-from ratoon.daemon.serve import LOCK
 from ratoon.errors import HostError
+from ratoon.store.snapshot.store import Store
 
 FOR_EVER = 120
 
@@ -28,7 +28,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("RATOON_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("RATOON_RUNTIME", str(tmp_path / "run"))
     yield tmp_path / "home"
-    if (lock := tmp_path / "home" / LOCK).exists():
+    if (lock := paths.daemon_lock(tmp_path / "home")).exists():
         stop(int(lock.read_text()))
 
 
@@ -39,6 +39,23 @@ def stop(pid: int) -> None:
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < deadline, "the daemon does not end"
         time.sleep(0.05)
+
+
+def test_the_daemon_of_another_store_is_not_asked(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It listens where this store's would, as RATOON_RUNTIME names one place for both."""
+    LocalDaemon(None).find()
+    other = home.with_name("other")
+    monkeypatch.setenv("RATOON_HOME", str(other))
+    for _ in range(2):  # also once there is a store
+        with pytest.raises(
+            HostError, match=rf"another store .* another RATOON_RUNTIME for {other}"
+        ):
+            LocalDaemon(None).find()
+        Store.open(other)
+    monkeypatch.setenv("RATOON_HOME", str(home))
+    LocalDaemon(None).find()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
@@ -59,12 +76,12 @@ async def test_one_is_started_for_all_who_need_it_at_once(home: Path, kind: str)
 
     versions = await asyncio.gather(*(ask() for _ in range(5)))
     assert len({*versions}) == 1
-    pid = int((home / LOCK).read_text())
+    pid = int(paths.daemon_lock(home).read_text())
     assert Path(f"/proc/{pid}").exists()
     assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
     assert os.getsid(pid) != os.getsid(0)
     assert await ask() in versions
-    assert int((home / LOCK).read_text()) == pid
+    assert int(paths.daemon_lock(home).read_text()) == pid
     assert (home / LOG).read_text().count("serving on") == 1
 
 
@@ -76,7 +93,7 @@ def test_it_is_said_once(home: Path) -> None:
     (message,) = told
     assert str(home) in message
     assert LOG in message
-    assert f"process {(home / LOCK).read_text().strip()}," in message
+    assert f"process {paths.daemon_lock(home).read_text().strip()}," in message
 
 
 def test_why_it_does_not_start_is_said(home: Path) -> None:

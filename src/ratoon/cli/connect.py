@@ -122,13 +122,13 @@ async def _client(url: str | None, token: str | None, *, start: bool) -> AsyncIt
     from ratoon import paths
     from ratoon.client.address import token_of_environment, url_of_environment
     from ratoon.client.aio.client import AsyncClient
-    from ratoon.client.local import LocalDaemon, listens
+    from ratoon.client.local import LocalDaemon, serves
 
     url, token = url or url_of_environment(), token or token_of_environment()
     if url:
         async with AsyncClient(url, token=token) as client:
             yield client
-    elif start or listens(paths.daemon_socket(paths.home())):
+    elif start or serves(paths.home(), paths.daemon_socket(paths.home())):
         async with AsyncClient.of(LocalDaemon(token, say)) as client:
             yield client
     else:

@@ -23,6 +23,8 @@ LOG = "daemon.log"
 START_TIMEOUT = 300.0
 #: Seconds between two looks at a daemon that is starting.
 _POLL = 0.02
+#: So many before a daemon that listens, and is not this store's, is taken for another's.
+_LOOKS = 50
 #: Bytes of the log that an error shows at most.
 _TAIL = 4096
 
@@ -40,7 +42,7 @@ class LocalDaemon:
         """Its address; it is started if it is not there. HostError: it does not start."""
         home = paths.home()
         path = paths.daemon_socket(home)
-        if not listens(path):
+        if not serves(home, path):
             _start(home, path, self._on_start)
         return address.local(str(path), self._token)
 
@@ -58,6 +60,19 @@ def listens(path: Path) -> bool:
     return True
 
 
+def serves(home: Path, path: Path) -> bool:
+    """Whether the daemon of the store `home` listens on `path`. HostError: another store's does."""
+    for _ in range(_LOOKS):
+        if not listens(path):
+            return False
+        if files.is_locked(paths.daemon_lock(home)):
+            return True
+        time.sleep(_POLL)  # one that is killed lets go of the one a little before the other
+    raise HostError(
+        f"on {path} the daemon of another store listens: set another RATOON_RUNTIME for {home}"
+    )
+
+
 def _start(home: Path, path: Path, on_start: Callable[[str], object]) -> None:
     """Start a daemon for the store `home`, and wait until it listens; one, whoever else does so."""
     try:
@@ -65,7 +80,7 @@ def _start(home: Path, path: Path, on_start: Callable[[str], object]) -> None:
         files.require_own(home)
         log = home / LOG
         with files.locked(log):
-            if listens(path):
+            if serves(home, path):
                 return
             began = log.stat().st_size
             if not _spawn(home, path, log):

@@ -33,7 +33,6 @@ from ratoon.syscalls import peer_credentials
 log = logging.getLogger(__name__)
 
 #: Held by the daemon of a store, with its process's number in it.
-LOCK = "daemon.lock"
 #: Who asked for what.
 AUDIT_LOG = "audit.log"
 #: Seconds for requests that are under way when the daemon is to end.
@@ -195,7 +194,7 @@ def _stopping(servers: Sequence[Server], engine: Engine) -> Iterator[None]:
 
 @contextmanager
 def _only_daemon(store: Store) -> Iterator[None]:
-    path = store.home / LOCK
+    path = paths.daemon_lock(store.home)
     lock = files.try_lock(path)
     if lock is None:
         raise Conflict(
