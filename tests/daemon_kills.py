@@ -1,19 +1,25 @@
-"""A daemon is killed at any moment under load; the next one has what the first has told of."""
+"""A daemon is killed at any moment under load; the next one has what the first has told of.
+
+Machines, too: their sandboxes are listed as dead then.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 
 import httpx2
 
 from daemon_process import DaemonProcess
 from processes import is_running
+from ratoon.machine.vmm.process import started_at
 
 WORKERS = 3
 #: Sandboxes that go into the next round, which checks each.
@@ -21,11 +27,15 @@ SURVIVORS = 8
 
 
 class Told:
-    """What a daemon has acknowledged: snapshots that are there, and sandboxes that are gone."""
+    """What a daemon has acknowledged: snapshots that are there, and sandboxes that are gone.
+
+    `felled`: those whose machines were killed, by their ids.
+    """
 
     def __init__(self) -> None:
         self.snapshots: set[str] = set()
         self.killed: set[str] = set()
+        self.felled: set[str] = set()
 
 
 class Worker(threading.Thread):
@@ -88,6 +98,9 @@ def look_after(running: DaemonProcess, told: Told) -> None:
     for sandbox in api.get("/v1/sandboxes").json():
         path = f"/v1/sandboxes/{sandbox['id']}"
         assert sandbox["id"] not in told.killed
+        if sandbox["state"] == "dead" and sandbox["id"] in told.felled:
+            assert running.api.delete(path).status_code == 204
+            continue
         assert sandbox["state"] in ("running", "standby"), sandbox
         if sandbox["state"] == "standby":
             assert api.post(f"{path}/resume").status_code == 200
@@ -107,10 +120,27 @@ def thin_out(running: DaemonProcess, told: Told) -> None:
         assert sandbox["pid"] is None or not is_running(sandbox["pid"])
 
 
+def fell(store: Path, told: Told, share: float, chance: random.Random) -> None:
+    """Kill some machines of a store that has no daemon, each as likely as `share` says."""
+    for path in sorted(store.glob("sandboxes/*/state.json")):
+        run = json.loads(path.read_bytes())["run"]
+        if run is None or chance.random() >= share:
+            continue
+        with suppress(ProcessLookupError):
+            if started_at(run["pid"]) == run["started"]:
+                os.kill(run["pid"], signal.SIGKILL)
+                told.felled.add(path.parent.name)
+
+
 def kill_under_load(
-    daemon: Callable[[], AbstractContextManager[DaemonProcess]], rounds: int
+    daemon: Callable[[], AbstractContextManager[DaemonProcess]],
+    rounds: int,
+    store: Path | None = None,
 ) -> None:
-    """`daemon` is one of a store with a snapshot `base`; in the end all else is gone from it."""
+    """`daemon` is one of a store with a snapshot `base`; in the end all else is gone from it.
+
+    With `store`, which is that, machines are killed as well: none of them, some, or all.
+    """
     chance, told = random.Random(20261121), Told()
     for number in range(rounds):
         with daemon() as running:
@@ -130,6 +160,8 @@ def kill_under_load(
             os.kill(running.process.pid, signal.SIGKILL)
             for worker in workers:
                 worker.join()
+        if store is not None:
+            fell(store, told, chance.choice([0, 0.3, 1]), chance)
     with daemon() as running:
         look_after(running, told)
         for sandbox in running.api.get("/v1/sandboxes").json():

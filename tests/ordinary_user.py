@@ -21,18 +21,27 @@ NAME = "ordinary"
 
 def main() -> None:
     uid, (home, lent, _, *argv) = int(sys.argv[1]), sys.argv[2:]
+    appear(uid, home, int(lent))
+    become(uid)
+    os.chdir("/")
+    os.execvp(argv[0], argv)
+
+
+def appear(uid: int, home: str, lent: int) -> None:
+    """Have this process, and what it starts, find the user on the host."""
     syscalls.unshare(CLONE_NEWNS)
     syscalls.mount("none", "/", None, MS_REC | MS_PRIVATE)
     reveal([Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[1], paths.cache()])
     passwd = Path("/etc/passwd").read_text()
     replace("passwd", f"{passwd}{NAME}:x:{uid}:{uid}::{home}:/bin/sh\n")
     for file in ("subuid", "subgid"):
-        replace(file, f"{NAME}:{uid + 1}:{lent}\n" if int(lent) else "")
+        replace(file, f"{NAME}:{uid + 1}:{lent}\n" if lent else "")
+
+
+def become(uid: int) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-    os.chdir("/")
-    os.execvp(argv[0], argv)
 
 
 def reveal(paths: list[Path]) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -116,10 +116,7 @@ def user(request: pytest.FixtureRequest) -> Iterator[User]:
         finally:
             for pid in processes():
                 os.kill(pid, signal.SIGKILL)
-            end = time.monotonic() + FOR_EVER
-            while (left := processes()) and time.monotonic() < end:
-                time.sleep(0.05)
-            assert left == []
+            until(lambda: processes() == [])
 
 
 def test_whole_life(user: User) -> None:
@@ -203,10 +200,15 @@ def test_volumes(user: User) -> None:
 
 
 def grows(file: Path) -> None:
-    end, before = time.monotonic() + FOR_EVER, file.stat().st_size if file.exists() else 0
-    while not file.exists() or file.stat().st_size <= before:
+    before = file.stat().st_size if file.exists() else 0
+    until(lambda: file.exists() and file.stat().st_size > before)
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + FOR_EVER
+    while not true():
         assert time.monotonic() < end
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 def test_the_jail_holds(user: User) -> None:
@@ -224,10 +226,12 @@ def test_an_engine_in_a_process_of_ones_own(user: User) -> None:
 
 
 def test_a_daemon_that_is_killed_under_load(user: User, soak: bool) -> None:
+    """With it the machines, which are what holds the user namespace."""
     user.ratoon("ls")  # it has a daemon
     os.kill(user.daemon, signal.SIGKILL)
     (runtime,) = user.home.glob("run/ratoon/*")
     store = user.home / ".local/share/ratoon"
     starts = partial(daemon, store, runtime, by=user.launcher, more={"HOME": str(user.home)})
-    kill_under_load(starts, 50 if soak else 1)
+    kill_under_load(starts, 50 if soak else 1, store)
     assert [*(store / "sandboxes").iterdir(), *(store / "staging").iterdir()] == []
+    until(lambda: processes() == [])
