@@ -172,12 +172,20 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
+def _find_programs_of_root() -> None:
+    """Debian's users have them, and do not find them."""
+    if os.geteuid():
+        there = os.environ.get("PATH", os.defpath)
+        os.environ["PATH"] = f"{there}:/usr/local/sbin:/usr/sbin:/sbin"
+
+
 def program() -> None:
     """`main`, and the end of the process, which does not wait for the interpreter's own.
 
     All that a verb holds is let go of when it ends. To take apart what was imported besides would
     be a tenth of a short one's time.
     """
+    _find_programs_of_root()
     code = 0
     try:
         main()
