@@ -11,15 +11,17 @@ import asyncio
 import os
 import socket
 import subprocess
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ratoon.machine.network import uplink
-from ratoon.machine.network.netns import entered, new_namespace
+from ratoon.machine.network.netns import new_namespace
+from ratoon.syscalls import CLONE_NEWNET, setns
 
 #: Addresses of the host, and of the world.
 HOST, HOST6 = "192.0.2.2", "fd00::2"
@@ -53,6 +55,21 @@ address add fd00::1/64 dev world nodad
 address add {WORLD6}/128 dev lo nodad
 link set world up
 """
+
+
+@contextmanager
+def entered(namespace: int) -> Iterator[None]:
+    """Have the calling thread in `namespace`, and what it starts; root alone comes back from there.
+
+    There must be no `await` in the block: other tasks would find themselves in there.
+    """
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(namespace, CLONE_NEWNET)
+        yield
+    finally:
+        setns(own, CLONE_NEWNET)
+        os.close(own)
 
 
 class Service(NamedTuple):
@@ -188,6 +205,15 @@ def uplinks() -> set[str]:
     return {name for name in uplink.interfaces() if name.startswith("rtn")}
 
 
+def _until_local(address: str) -> None:
+    """Wait for the kernel, which adds the routes of IPv6 addresses in the background."""
+    end = time.monotonic() + FOR_EVER
+    ask = ["ip", "-6", "route", "get", address]
+    while b"local" not in subprocess.run(ask, capture_output=True, check=False).stdout:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 @asynccontextmanager
 async def opened_lab() -> AsyncIterator[Lab]:
     """Be on a host of our own until the block is left; so are threads that are started in it.
@@ -201,6 +227,8 @@ async def opened_lab() -> AsyncIterator[Lab]:
             ip(HOST_SETUP.format(world=f"/proc/{os.getpid()}/fd/{world}"))
             with entered(world):
                 ip(WORLD_SETUP)
+                _until_local(WORLD6)
+            _until_local(HOST6)
             Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
             loop.set_default_executor(threads)
             yield Lab(host, world)

@@ -2,13 +2,14 @@
 
 A program of its own, run by root: `ordinary_user.py UID HOME LENT -- PROGRAM ARGUMENT…`, with the
 environment of who runs it. In a mount namespace that ends with the program the user exists, has
-LENT subordinate ids after his own, and comes to this Python, the tests, what is tested and the
-cache, wherever they lie.
+LENT subordinate ids after his own, comes to this Python, the tests, what is tested and the cache,
+wherever they lie, and may open /dev/net/tun, as udev has it.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -36,6 +37,7 @@ def appear(uid: int, home: str, lent: int) -> None:
     replace("passwd", f"{passwd}{NAME}:x:{uid}:{uid}::{home}:/bin/sh\n")
     for file in ("subuid", "subgid"):
         replace(file, f"{NAME}:{uid + 1}:{lent}\n" if lent else "")
+    lend_tun()
 
 
 def become(uid: int) -> None:
@@ -68,6 +70,17 @@ def replace(name: str, text: str) -> None:
         if not target.exists():
             target.touch()
         syscalls.mount(file.name, str(target), None, MS_BIND)
+
+
+def lend_tun() -> None:
+    target = Path("/dev/net/tun")
+    device = Path(f"/dev/tun-{os.getpid()}")
+    os.mknod(device, stat.S_IFCHR, target.stat().st_rdev)
+    try:
+        device.chmod(0o666)
+        syscalls.mount(str(device), str(target), None, MS_BIND)
+    finally:
+        device.unlink()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,22 @@ def require_exec(directory: Path) -> None:
         )
 
 
-def run(command: Sequence[str | Path], *, cwd: Path | None = None, stdin: bytes = b"") -> bytes:
-    """Run a host program and return its stdout. ProgramFailed; HostError: it is not there."""
+def run(
+    command: Sequence[str | Path],
+    *,
+    cwd: Path | None = None,
+    stdin: bytes = b"",
+    inherited: Collection[int] = (),
+) -> bytes:
+    """Run a host program and return its stdout. ProgramFailed; HostError: it is not there.
+
+    `inherited`: descriptors that it has besides.
+    """
     name = Path(command[0]).name
     try:
-        done = subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, check=False)
+        done = subprocess.run(
+            command, cwd=cwd, input=stdin, capture_output=True, check=False, pass_fds=inherited
+        )
     except FileNotFoundError:
         raise HostError(f"{name} is not installed; `ratoon setup` says how to have it") from None
     if done.returncode:

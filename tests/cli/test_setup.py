@@ -19,7 +19,12 @@ from ratoon import paths
 from ratoon.cli import setup
 from ratoon.errors import HostError
 from ratoon.machine.host import programs
-from ratoon.machine.host.programs import PACKAGES, PACKAGES_OF_IMAGES, PACKAGES_OF_USERS
+from ratoon.machine.host.programs import (
+    PACKAGES,
+    PACKAGES_OF_IMAGES,
+    PACKAGES_OF_NETWORKS,
+    PACKAGES_OF_USERS,
+)
 
 APT = "apt-get update && apt-get install -y --no-install-recommends"
 #: What is run is `ratoon`, but as this user, and with this lock file.
@@ -53,7 +58,8 @@ class Setup:
     def has(self, *names: str) -> None:
         """These are in the PATH, and nothing else is but what packages bring."""
         self.programs.mkdir()
-        for name in {*PACKAGES, *PACKAGES_OF_IMAGES, *PACKAGES_OF_USERS, "env", *names}:
+        known = PACKAGES | PACKAGES_OF_IMAGES | PACKAGES_OF_NETWORKS | PACKAGES_OF_USERS
+        for name in {*known, "env", *names}:
             if found := shutil.which(name):
                 (self.programs / name).symlink_to(found)
         self.environment["PATH"] = str(self.programs)
@@ -134,10 +140,10 @@ def test_what_only_some_images_take(run: Setup) -> None:
 def test_without_sudo(run: Setup) -> None:
     """Who is not root then reads what root is to run."""
     run.has()
-    run.lacks("setpriv", "newuidmap")
+    run.lacks("setpriv", "newuidmap", "pasta")
     done = run("--yes", uid=1000)
     assert done.returncode == 1
-    assert f"there is no sudo here; have root run: {APT} uidmap util-linux\n" in done.stderr
+    assert f"there is no sudo here; have root run: {APT} passt uidmap util-linux\n" in done.stderr
 
 
 def test_what_is_useful_alone_fails_nothing(run: Setup) -> None:

@@ -261,12 +261,13 @@ def test_what_gives_more_limits() -> None:
 
 
 def test_network() -> None:
-    check = checks.check_network(None, None, "192.0.2.53")
+    check = checks.check_network(None, None, "192.0.2.53", None)
     assert (check.state, check.found[-10:]) == ("ok", "192.0.2.53")
-    check = checks.check_network("nft is not installed", "no nameserver", "None")
-    assert (check.state, check.found) == ("warn", "nft is not installed")
-    assert "`none`" in check.todo
-    check = checks.check_network(None, "no nameserver", "None")
+    check = checks.check_network("nft is not there", "no nameserver", "None", "get nft")
+    found = "nft is not there; until then sandboxes have no network but `none`"
+    assert (check.state, check.found, check.todo) == ("warn", found, "as root: get nft")
+    assert checks.check_network("no veth", None, "None", None).todo == ""
+    check = checks.check_network(None, "no nameserver", "None", None)
     assert (check.state, check.found) == ("warn", "no nameserver")
 
 

@@ -18,7 +18,7 @@ APT = "apt-get update && apt-get install -y --no-install-recommends"
 def test_what_is_missing() -> None:
     assert programs.missing(lambda name: name) == []
     assert programs.missing(lambda name: None) == [*programs.PACKAGES]
-    assert programs.missing(lambda name: None, programs.PACKAGES_OF_USERS) == ["newuidmap"]
+    assert programs.missing(lambda name: None, programs.PACKAGES_OF_NETWORKS) == ["ip", "nft"]
 
 
 def test_what_is_too_old(tmp_path: Path) -> None:
@@ -53,6 +53,7 @@ def test_programs_and_libraries_are_found() -> None:
         (["skopeo"], BOOKWORM, f"{APT} skopeo"),
         (["mke2fs", "e2fsck", "skopeo"], TRIXIE, f"{APT} e2fsprogs skopeo"),
         (["libarchive.so.13", "newuidmap"], TRIXIE, f"{APT} libarchive13 uidmap"),
+        (["nft", "pasta"], FEDORA, "dnf install -y nftables passt"),
         (["qemu-img"], MINT, f"{APT} qemu-utils"),
         (["qemu-img", "mmdebstrap"], FEDORA, "dnf install -y qemu-img"),
         (["mmdebstrap"], FEDORA, None),

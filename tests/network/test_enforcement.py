@@ -27,6 +27,7 @@ from network_lab import (
     Lab,
     Service,
     address_in,
+    entered,
     ip,
     is_heard,
     nft,
@@ -37,7 +38,6 @@ from network_lab import (
     uplinks,
 )
 from ratoon.machine.network.namespaces import Namespaces
-from ratoon.machine.network.netns import entered
 from ratoon.machine.network.policy import NONE, OUTBOUND, NetworkPolicy
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces")

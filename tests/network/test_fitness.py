@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratoon.machine.network import fitness
-from ratoon.machine.network.fitness import firewall_trouble, first_resolver, resolver_trouble
+from ratoon.machine.network import fitness, pasta
+from ratoon.machine.network.fitness import firewall_trouble, resolver_trouble
+from ratoon.machine.network.resolver import first_resolver
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,27 @@ def test_this_host_can_enforce_policies(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (tmp_path / "ip").symlink_to(shutil.which("ip") or "ip")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert firewall_trouble() == "nft is not installed; `ratoon setup` says how to have it"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces")
+def test_where_the_network_is_not_ours_a_world_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitness, "is_ours", lambda: False)
+    monkeypatch.setattr(pasta, "TUN", Path("/dev/net/none"))
+    assert firewall_trouble() == "pasta cannot open /dev/net/none; as root: modprobe tun"
+    monkeypatch.setattr(pasta, "TUN", Path("/dev/null"))
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, how: path != pasta.TUN and access(path, how))
+    assert firewall_trouble() == "pasta cannot open /dev/null; as root: chmod 0666 /dev/null"
+    monkeypatch.setenv("PATH", str(Path(shutil.which("ip") or "ip").parent / "none"))
+    assert pasta.trouble() == "pasta is not installed; `ratoon setup` says how to have it"
+
+
+def test_a_resolver_that_has_a_stand_in_is_fine(
+    resolv_conf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolv_conf.write_text("nameserver 127.0.0.53\n")
+    monkeypatch.setattr(fitness, "is_ours", lambda: False)
+    assert resolver_trouble() is None
 
 
 def test_without_root_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,22 @@ from pathlib import Path
 
 import pytest
 
-from network_lab import FOR_EVER, WORLD, Lab, Service, ip, opened_lab, reaches, tables, uplinks
+from network_lab import (
+    FOR_EVER,
+    WORLD,
+    Lab,
+    Service,
+    entered,
+    ip,
+    opened_lab,
+    reaches,
+    tables,
+    uplinks,
+)
 from ratoon.errors import HostError
 from ratoon.machine.network import namespaces as module
 from ratoon.machine.network import resolver, uplink
 from ratoon.machine.network.namespaces import Namespace, Namespaces
-from ratoon.machine.network.netns import entered
 from ratoon.machine.network.policy import NONE, OUTBOUND, NetworkPolicy
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces")
@@ -147,7 +157,6 @@ OWNER = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from ratoon.machine.network.namespaces import Namespace, Namespaces
-from ratoon.machine.network.netns import entered
 from ratoon.machine.network.policy import NONE, NetworkPolicy
 from ratoon.machine.network import uplink
 
@@ -294,7 +303,7 @@ async def test_without_root_there_is_none_alone(
     monkeypatch.setattr(module, "new_namespace", refused)
     async with Namespaces(tmp_path) as namespaces:
         assert (await namespaces.acquire(NONE)).restrict
-        with pytest.raises(HostError, match="network policy outbound takes root"):
+        with pytest.raises(HostError, match="policy outbound cannot be had here: it takes root"):
             await namespaces.acquire(OUTBOUND)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import pytest
 import small_images
 from daemon_kills import kill_under_load
 from daemon_process import daemon
+from network_lab import HOST, LOOPBACK, METADATA, OTHER, WORLD, Service, ip, opened_lab, reaches
 from oci_images import Layout, file, layer
 from ratoon import paths
 from ratoon.machine.guest.build import build_guest
@@ -34,6 +37,9 @@ RATOON = Path(sys.executable).with_name("ratoon")
 LENT = 65535
 #: Of this run alone: another one has others.
 UID = 0x60000000 + os.getpid() % 4096 * (LENT + 1)
+#: In a guest, with whoever is at the other end.
+TALK = "echo hello; read -r line; echo heard $line >&2"
+LOCK = ".local/share/ratoon/daemon.lock"
 COUNTS = {0: [1], LENT: [1, LENT]}
 
 
@@ -42,14 +48,21 @@ class User:
 
     def __init__(self, home: Path, lent: int) -> None:
         self.home, self.lent = home, lent
+        #: A resolv.conf of his own.
+        self.nameservers: Path | None = None
 
     @property
     def launcher(self) -> list[str | Path]:
         """What runs a program as this user."""
-        return [sys.executable, LAUNCHER, str(UID), self.home, str(self.lent), "--"]
+        launcher = (sys.executable, LAUNCHER, str(UID), self.home, str(self.lent), "--")
+        if self.nameservers:
+            script = 'mount --bind "$0" /etc/resolv.conf; exec "$@"'
+            return ["unshare", "--mount", "sh", "-c", script, self.nameservers, *launcher]
+        return [*launcher]
 
     def run(self, *argv: str | Path) -> subprocess.CompletedProcess[str]:
-        clean = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8"}
+        # The PATH that Debian gives one: without root's programs.
+        clean = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(self.home), "LANG": "C.UTF-8"}
         clean["XDG_RUNTIME_DIR"] = str(self.home / "run")
         return subprocess.run(
             [*self.launcher, *argv],
@@ -74,7 +87,7 @@ class User:
 
     @property
     def daemon(self) -> int:
-        (lock,) = self.home.glob(".local/share/ratoon/daemon.lock")
+        (lock,) = self.home.glob(LOCK)
         return int(lock.read_text())
 
 
@@ -144,8 +157,76 @@ def test_whole_life(user: User) -> None:
     user.ratoon("kill", sandbox)
 
 
-def test_what_takes_root_is_said(user: User) -> None:
-    assert "takes root" in user.fails("run", "--network", "outbound", "base", "--", "true")
+async def test_networks(user: User) -> None:
+    """Also of a daemon that is killed; published ports are the host's. Then nothing is left."""
+    out, over_there = Service(WORLD, 80), Service(OTHER, 80)
+    asked, second = Service("127.0.0.53", 53, "udp"), Service("192.0.2.77", 80)
+    home = [Service(HOST, 80), second, Service(METADATA, 80)]
+    user.nameservers = user.home / "resolv.conf"
+    user.nameservers.write_text("nameserver 127.0.0.53\n")
+    await end_daemon(user)
+    try:
+        async with opened_lab() as lab, AsyncExitStack() as offers:
+            ip("address add 192.0.2.77/24 dev eth0")
+            for namespace, services in (
+                (lab.host, [asked, *home[:2]]),
+                (lab.world, [out, over_there, home[2]]),
+            ):
+                await offers.enter_async_context(lab.offering(namespace, *services))
+
+            async def ratoon(*words: str) -> str:
+                return await asyncio.to_thread(user.ratoon, *words)
+
+            async def answers(sandbox: str, service: Service, patience: int = FOR_EVER) -> bool:
+                talk = f"nc {service.address} {service.port} -e sh -c '{TALK}'"
+                limited = f"busybox timeout {patience} busybox {talk} 2>&1 || true"
+                return "heard hello" in await ratoon("exec", sandbox, "sh", "-c", limited)
+
+            async def ask_for_a_name(sandbox: str) -> None:
+                words = "busybox timeout 5 busybox nslookup example.org 10.0.2.3 || true"
+                await ratoon("exec", sandbox, "sh", "-c", words)
+
+            free = await ratoon(
+                *("run", "-d", "--network", "outbound", "-p", "8080:80", "base", "--"),
+                *("busybox", "nc", "-ll", "-p", "80", "-e", "cat"),
+            )
+            bound = await ratoon(
+                *("run", "-d", "--network", f"allow:{OTHER}:80", "base", "--", "sleep", "1000")
+            )
+            for _ in range(2):
+                assert await answers(free, out)
+                while not lab.heard[asked]:  # UDP may get lost
+                    await ask_for_a_name(free)
+                assert await answers(bound, over_there)
+                lab.heard.clear()
+                for service in home:
+                    assert not await answers(free, service, 3)
+                for service in (*home, out):
+                    assert not await answers(bound, service, 3)
+                await ask_for_a_name(bound)
+                assert not lab.heard
+                assert await reaches(lab.host, Service(LOOPBACK, 8080))
+                os.kill(user.daemon, signal.SIGKILL)
+            await ratoon("kill", free, bound)
+            checks = json.loads(await ratoon("doctor", "--quick", "--json"))
+            assert [each["state"] for each in checks if each["name"] == "network"] == ["ok"]
+            await end_daemon(user)
+            assert processes() == []
+            assert not [*user.home.glob("run/ratoon/*/world")]
+    finally:
+        user.nameservers = None
+
+
+async def end_daemon(user: User) -> None:
+    """Until it is gone, if there is one."""
+    if [*user.home.glob(LOCK)] and user.daemon in processes():
+        os.kill(user.daemon, signal.SIGTERM)
+    async with asyncio.timeout(FOR_EVER):
+        while processes():
+            await asyncio.sleep(0.05)
+
+
+def test_doctor_tells_what_there_is(user: User) -> None:
     done = user.run(RATOON, "doctor", "--quick", "--json")
     assert done.returncode == 0  # sandboxes can run
     found = {each["name"]: each for each in json.loads(done.stdout)}

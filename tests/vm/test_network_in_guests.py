@@ -27,6 +27,7 @@ from network_lab import (
     Lab,
     Service,
     address_in,
+    entered,
     ip,
     nft,
     opened_lab,
@@ -37,7 +38,6 @@ from ratoon.engine.sandbox.engine import Engine
 from ratoon.engine.sandbox.options import SandboxOptions
 from ratoon.engine.sandbox.sandbox import Sandbox
 from ratoon.machine.network import resolver
-from ratoon.machine.network.netns import entered
 from ratoon.machine.network.policy import NetworkPolicy
 
 AT_HOME = [Service(address, 80) for address in (HOST, HOST6, LOOPBACK)] + [

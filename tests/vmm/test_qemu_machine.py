@@ -23,7 +23,7 @@ from qemu.qmp import QMPClient, Runstate
 
 from ratoon.errors import HostError, MachineDied, MachineError
 from ratoon.jail.inmates import inmates, name_for
-from ratoon.machine.network.netns import entered, new_namespace
+from ratoon.machine.network.netns import inside, new_namespace
 from ratoon.machine.vmm import command, logs, process, qemu
 from ratoon.machine.vmm.command import BINARY
 from ratoon.machine.vmm.cpu import EMULATED
@@ -377,10 +377,9 @@ async def test_it_runs_in_the_namespace_that_it_is_given(launch: Launch) -> None
     own = OWN_NAMESPACE.stat().st_ino
     async with started(launch) as machine:
         theirs = os.open(f"/proc/{machine.pid}/ns/net", os.O_RDONLY)
-        with entered(theirs):
-            assert socket.if_nameindex() == [(1, "lo")]
-            with pytest.raises(OSError, match="unreachable"):  # the loopback is down
-                socket.create_connection(("127.0.0.1", 1))
+        assert inside(theirs, socket.if_nameindex) == [(1, "lo")]
+        with pytest.raises(OSError, match="unreachable"):  # the loopback is down
+            inside(theirs, lambda: socket.create_connection(("127.0.0.1", 1)))
         os.close(theirs)
     namespace = new_namespace()
     try:

@@ -82,7 +82,7 @@ def _lacking() -> tuple[list[str], list[str]]:
     from ratoon.machine.host import programs
 
     needed = programs.missing()
-    useful = programs.missing(packages=programs.PACKAGES_OF_IMAGES)
+    useful = programs.missing(packages=programs.PACKAGES_OF_IMAGES | programs.PACKAGES_OF_NETWORKS)
     if not is_root_of_all():
         useful += programs.missing(packages=programs.PACKAGES_OF_USERS)
     newer = programs.has_newer(programs.release())

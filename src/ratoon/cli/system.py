@@ -25,14 +25,14 @@ from ratoon.cli.screen import answers
 from ratoon.engine.sources.disk import make_empty_disk
 from ratoon.errors import HostError
 from ratoon.jail.user_namespace import free_ids, way_to_lend
-from ratoon.machine.host import checks
+from ratoon.machine.host import checks, programs
 from ratoon.machine.host.admission import Cost, Reserve
 from ratoon.machine.host.cgroups import Cgroups
 from ratoon.machine.host.checks import Check
 from ratoon.machine.host.figures import meminfo, read_figures
 from ratoon.machine.host.hierarchies import hierarchies
-from ratoon.machine.network import fitness
-from ratoon.machine.network.resolver import RESOLV_CONF
+from ratoon.machine.network import fitness, pasta
+from ratoon.machine.network.resolver import RESOLV_CONF, first_resolver
 from ratoon.machine.vmm import command
 from ratoon.machine.vmm.qemu import qemu_version
 from ratoon.store.memory.dirty import scan_supported
@@ -125,9 +125,9 @@ def _host_checks(user: str | None) -> Iterator[Check]:
     with tempfile.TemporaryDirectory(prefix="ratoon-doctor-") as name:
         way = checks.way_to_limits(user, unified=_UNIFIED.exists(), systemd=_SYSTEMD.exists())
         yield checks.check_limits(Cgroups("doctor", groups).create, Path(name), way)
-    firewall = "policies but `none` take root" if user else fitness.firewall_trouble()
-    resolver = fitness.resolver_trouble()
-    yield checks.check_network(firewall, resolver, str(_nameserver()))
+    firewall, resolver = fitness.firewall_trouble(), fitness.resolver_trouble()
+    command = _command_for_networks(user) if firewall else None
+    yield checks.check_network(firewall, resolver, str(_nameserver()), command)
 
 
 def drawn(check: Check, width: int) -> Text:
@@ -156,8 +156,16 @@ def _ptrace_scope() -> int:
         return 0
 
 
+def _command_for_networks(user: str | None) -> str | None:
+    """What root runs so that they are to be had; None: that is not known."""
+    of_users = ["pasta"] if user else []
+    missing = programs.missing(packages=[*programs.PACKAGES_OF_NETWORKS, *of_users])
+    install = programs.command_for(missing, programs.release()) if missing else None
+    return " && ".join(filter(None, [install, pasta.remedy() if user else None])) or None
+
+
 def _nameserver() -> object:
     try:
-        return fitness.first_resolver(RESOLV_CONF.read_text())
+        return first_resolver(RESOLV_CONF.read_text())
     except OSError:
         return None

@@ -57,14 +57,13 @@ def check_user(
         return Check(
             "user", "bad", f"{name}, and {barred}", "nothing runs here without root so far"
         )
-    without = "networks but `none` take root"
     if lent:
-        return Check("user", "ok", f"{name}, in a user namespace with {lent} more ids; {without}")
+        return Check("user", "ok", f"{name}, in a user namespace with {lent} more ids")
     return Check(
         "user",
         "warn",
         f"{name}, in a user namespace with no other id: QEMU is {name} himself there, `debian` "
-        f"images cannot be built, and only root of a guest can use its volumes; {without}",
+        "images cannot be built, and only root of a guest can use its volumes",
         f"as root: {' && '.join(lacking) or 'lend more ids, see subuid(5)'}; then end the daemon, "
         "and all sandboxes",
     )
@@ -74,7 +73,7 @@ def lacking_for_ids(
     lend: str | None, which: Callable[[str], str | None] = programs.find
 ) -> list[str]:
     """What root runs for an ordinary user to have more ids; `lend` has him be lent some."""
-    packages = programs.missing(which, programs.PACKAGES_OF_USERS)
+    packages = programs.missing(which, ["newuidmap"])
     install = programs.command_for(packages, programs.release()) or "install newuidmap"
     return [*([install] if packages else []), *([lend] if lend else [])]
 
@@ -248,11 +247,16 @@ def way_to_limits(user: str | None, *, unified: bool, systemd: bool) -> str:
     )
 
 
-def check_network(firewall: str | None, resolver: str | None, nameserver: str) -> Check:
-    """`firewall`, `resolver`: what is wrong with either; see `network.fitness`."""
+def check_network(
+    firewall: str | None, resolver: str | None, nameserver: str, command: str | None
+) -> Check:
+    """`firewall`, `resolver`: what is wrong with either; see `network.fitness`.
+
+    `command`: what root is to run for the former, if that is known.
+    """
     if firewall is not None:
-        todo = "until then sandboxes have no network: the policy `none`"
-        return Check("network", "warn", firewall, todo)
+        found = f"{firewall}; until then sandboxes have no network but `none`"
+        return Check("network", "warn", found, f"as root: {command}" if command else "")
     if resolver is not None:
         return Check("network", "warn", resolver)
     return Check("network", "ok", f"policies can be enforced; nameserver {nameserver}")

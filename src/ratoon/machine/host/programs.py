@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ratoon.store.snapshot.manifest import OLDEST_QEMU
@@ -27,9 +27,15 @@ PACKAGES_OF_IMAGES: dict[str, tuple[str, str | None]] = {
     "mmdebstrap": ("mmdebstrap", None),
     "skopeo": ("skopeo", "skopeo"),
 }
+#: What network policies other than `none` take; without root, pasta as well.
+PACKAGES_OF_NETWORKS: dict[str, tuple[str, str | None]] = {
+    "ip": ("iproute2", "iproute"),
+    "nft": ("nftables", "nftables"),
+}
 #: What an ordinary user is the poorer without, as `PACKAGES`.
 PACKAGES_OF_USERS: dict[str, tuple[str, str | None]] = {
     "newuidmap": ("uidmap", "shadow-utils"),  # for ids besides his own
+    "pasta": ("passt", "passt"),
 }
 #: How to ask a program for its version, and the oldest that will do: an older mke2fs reads no tars.
 OLDEST: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -53,7 +59,7 @@ def find(name: str) -> str | None:
         return None
 
 
-def missing(which: Which = find, packages: Mapping[str, object] = PACKAGES) -> list[str]:
+def missing(which: Which = find, packages: Iterable[str] = PACKAGES) -> list[str]:
     """Those of `packages` that are not there."""
     return [name for name in packages if which(name) is None]
 
@@ -82,7 +88,7 @@ def command_for(programs: Sequence[str], release: Mapping[str, str]) -> str | No
     `release`: what os-release(5) says.
     """
     family = {release.get("ID", ""), *release.get("ID_LIKE", "").split()}
-    known = PACKAGES | PACKAGES_OF_IMAGES | PACKAGES_OF_USERS
+    known = PACKAGES | PACKAGES_OF_IMAGES | PACKAGES_OF_NETWORKS | PACKAGES_OF_USERS
     names = [known[each] for each in programs]
     if family & {"debian", "ubuntu"}:
         wanted = sorted({debian for debian, _ in names})

@@ -8,11 +8,43 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+from contextlib import closing
+from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
+
+from ratoon.machine.network.policy import NEVER
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 #: Seconds between looks at the host's.
 INTERVAL = 2.0
+
+
+def first_resolver(resolv_conf: str) -> IPv4Address | None:
+    """The nameserver that QEMU asks: the first with an IPv4 address (resolv.conf(5))."""
+    for line in resolv_conf.splitlines():
+        match line.split():
+            case ["nameserver", address, *_]:
+                try:
+                    return IPv4Address(address)
+                except AddressValueError:
+                    continue
+    return None
+
+
+def is_out_of_reach(nameserver: IPv4Address) -> bool:
+    """Whether no policy lets anybody get to it."""
+    return _is_own(nameserver) or any(nameserver in block for block in NEVER)
+
+
+def _is_own(address: IPv4Address) -> bool:
+    """Whether it is one of this host's: only to those can a socket be bound."""
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
+        try:
+            probe.bind((str(address), 0))
+        except OSError:
+            return False
+        return True
 
 
 class Resolver:
@@ -20,10 +52,15 @@ class Resolver:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._stand_in: IPv4Address | None = None
         self._following: asyncio.Task[None] | None = None
 
-    def follow(self) -> None:
-        """Be like the host's from now on, until `close`. OSError: the file cannot be written."""
+    def follow(self, stand_in: IPv4Address | None) -> None:
+        """Be like the host's from now on, until `close`. OSError: the file cannot be written.
+
+        `stand_in`: who is asked in place of a nameserver that is out of reach.
+        """
+        self._stand_in = stand_in
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._update()
         if self._following is None:
@@ -48,6 +85,10 @@ class Resolver:
             wanted = RESOLV_CONF.read_bytes()
         except OSError:  # it is being replaced, or there is none
             wanted = b""
+        if self._stand_in:
+            first = first_resolver(wanted.decode(errors="replace"))
+            if first and is_out_of_reach(first):
+                wanted = f"nameserver {self._stand_in}\n".encode() + wanted
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             if os.pread(fd, len(wanted) + 1, 0) != wanted:

@@ -24,6 +24,8 @@ def inside() -> str:
     Many sandboxes share it. What they send to its own addresses comes in by its loopback.
     """
     return f"""
+table inet ratoon
+delete table inet ratoon
 table inet ratoon {{
     chain input {{
         type filter hook input priority filter; policy drop;

@@ -1,4 +1,6 @@
-"""The way out of a namespace: a veth pair, its addresses, and the firewall on the host's side.
+"""The way out of a namespace: a veth pair, its addresses, and the firewall at the other end.
+
+That end is in the network of the thread that calls for it: the host's, or another world (`world`).
 
 Engines do not know of each other, and may be killed. So the interface's name is the claim to all
 that goes with its number, the addresses and the nft table: the kernel gives a name once, and takes
@@ -12,16 +14,15 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network
-from pathlib import Path
 from typing import Self
 
 from ratoon.artifacts import run
 from ratoon.errors import HostError
-from ratoon.machine.network import rules
-from ratoon.machine.network.netns import entered, new_namespace
+from ratoon.machine.network import netns, rules
+from ratoon.machine.network.netns import FORWARDING, new_namespace
 from ratoon.machine.network.policy import NetworkPolicy
 
 log = logging.getLogger(__name__)
@@ -35,23 +36,22 @@ POOLS = tuple(
     )
 )
 UPLINKS = POOLS[0].num_addresses // 4
-FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 @dataclass(frozen=True)
 class Uplink:
-    """An uplink on this host, by the name of its interface here. Its methods run programs."""
+    """An uplink, by the name of its interface here. Its methods run programs."""
 
     name: str
 
     @classmethod
-    def lay(cls, namespace: int, policy: NetworkPolicy) -> Self:
-        """Connect `namespace` (a descriptor) to the world as `policy` allows.
+    def lay(cls, namespace: int, policy: NetworkPolicy, pool: IPv4Network) -> Self:
+        """Connect `namespace` (a descriptor) to here, as `policy` allows, by addresses of `pool`.
 
         It is closed until its rules are there. HostError: the host lacks a program, something in
         its kernel, or room for it.
         """
-        pool = choose_pool(routes())
+        netns.inside(namespace, _disconnect)
         number = next((n for n in range(UPLINKS) if _claim(n, namespace)), None)
         if number is None:
             raise HostError(f"all {UPLINKS} uplinks that sandboxes may have are in use")
@@ -64,15 +64,18 @@ class Uplink:
         return uplink
 
     def _open(self, namespace: int, policy: NetworkPolicy, pool: IPv4Network, number: int) -> None:
-        here, inside = pool[4 * number + 1], pool[4 * number + 2]
-        run(["nft", "-f", "-"], stdin=rules.outside(self.name, inside, policy).encode())
-        with entered(namespace):
+        here, there = pool[4 * number + 1], pool[4 * number + 2]
+
+        def open_inside() -> None:
             run(["nft", "-f", "-"], stdin=rules.inside().encode())
             _ip(
-                f"address add {inside}/30 dev {rules.INSIDE}",
+                f"address add {there}/30 dev {rules.INSIDE}",
                 f"link set {rules.INSIDE} up",
                 f"route add default via {here}",
             )
+
+        run(["nft", "-f", "-"], stdin=rules.outside(self.name, there, policy).encode())
+        netns.inside(namespace, open_inside)
         _forward()
         _ip(f"address add {here}/30 dev {self.name}", f"link set {self.name} up")
 
@@ -105,6 +108,17 @@ def _sweep(number: int) -> None:
             log.info("removed the rules of uplink %s, whose owner died", _name(number))
     finally:
         os.close(scratch)
+
+
+def is_connected(namespace: int) -> bool:
+    """Whether it has an uplink, to whatever world."""
+    return rules.INSIDE in netns.inside(namespace, interfaces)
+
+
+def _disconnect() -> None:
+    """Of this thread's namespace: the world that it led to is gone, or about to go."""
+    if rules.INSIDE in interfaces():
+        _ip(f"link delete {rules.INSIDE}")
 
 
 def interfaces() -> set[str]:
@@ -146,9 +160,9 @@ def _claim(number: int, namespace: int) -> bool:
     name = _name(number)
     if name in interfaces():
         return False
-    there = f"netns /proc/{os.getpid()}/fd/{namespace}"
+    there = f"netns /proc/self/fd/{namespace}"
     try:
-        _ip(f"link add {name} type veth peer name {rules.INSIDE} {there}")
+        _ip(f"link add {name} type veth peer name {rules.INSIDE} {there}", inherited=[namespace])
     except HostError:
         if name in interfaces():  # somebody was quicker
             return False
@@ -175,5 +189,5 @@ def _without_table(name: str) -> bytes:
     return f"table inet {name}\ndelete table inet {name}\n".encode()
 
 
-def _ip(*lines: str) -> None:
-    run(["ip", "-batch", "-"], stdin="\n".join(lines).encode())
+def _ip(*lines: str, inherited: Collection[int] = ()) -> None:
+    run(["ip", "-batch", "-"], stdin="\n".join(lines).encode(), inherited=inherited)
