@@ -27,7 +27,8 @@ async def pool(
 ) -> None:
     """Show or set how many machines wait for forks of a snapshot.
 
-    A fork that finds one is quicker by the start of a machine. Each holds memory while it waits.
+    A fork that finds one is quicker by the start of a machine, and so is its first command: what
+    it takes was done before. Each holds memory while it waits.
     """
     if (tag is None) != (size is None):
         raise InvalidInput("give TAG and SIZE to set it, or none of them to see it")

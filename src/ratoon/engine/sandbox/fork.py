@@ -75,12 +75,28 @@ class Forker:
                 return await self._wake(reserved, options, stages)
 
     async def reserve(self, source: Snapshot) -> PooledMachine:
-        """The first half of a fork: a machine that waits. Errors: as `fork`."""
+        """A machine that waits, started and, if it can, rehearsed. Errors: as `fork`.
+
+        What a guest has yet to write to volumes would be lost by a rehearsal, so it is not to run.
+        """
         options = SandboxOptions(network=NetworkPolicy.parse(source.manifest.network))
         await self.expect_many(source)
         async with self._starts:
             with oserror_as_hosterror(f"snapshot {source.manifest.tag} was not forked"):
+                reserved = await self._reserve(source, options, Stages())
+                if reserved.prepared.warned or await self._rehearsed(reserved):
+                    return reserved
                 return await self._reserve(source, options, Stages())
+
+    async def _rehearsed(self, reserved: PooledMachine) -> bool:
+        """Whether it has rehearsed; else it is gone."""
+        rehearsed = False
+        try:
+            rehearsed = await self._starter.rehearse(reserved.directory.id, reserved.prepared)
+        finally:
+            if not rehearsed:
+                await reserved.discard()
+        return rehearsed
 
     async def _limit(self, reserved: PooledMachine, options: SandboxOptions) -> None:
         try:

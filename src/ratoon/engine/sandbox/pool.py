@@ -1,7 +1,7 @@
-"""Machines started ahead, so that a fork is no more than the load of a device state and a rebirth.
+"""Machines started ahead, which have rehearsed: a fork is no more than another rebirth.
 
-For each tag that is pooled, so many wait. One costs the memory of a QEMU whose guest has not run,
-and holds an id; `Pool.status` says how much.
+For each tag that is pooled, so many wait. One costs the memory of a QEMU whose guest has run for a
+moment, and holds an id; `Pool.status` says how much.
 """
 
 from __future__ import annotations

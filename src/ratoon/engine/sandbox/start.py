@@ -2,7 +2,8 @@
 
 `MachineStarter.prepare` does all that need not know why: files are verified, QEMU is started on the
 head's memory and waits for its device state. `MachineStarter.wake` loads the state, lets the guest
-run and makes it the individual it shall be. A pool keeps machines between the two.
+run and makes it the individual it shall be. A pool keeps machines between the two, and has them
+load and rehearse: QEMU translates what a guest runs for the first time, and keeps that.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ from ratoon.engine.sandbox.memory_images import (
 )
 from ratoon.engine.sandbox.mounts import Mounts
 from ratoon.engine.sandbox.options import SandboxOptions
+from ratoon.engine.sandbox.record import new_machine_id
 from ratoon.engine.sandbox.stages import Stages
 from ratoon.errors import HostError
 from ratoon.jail.steps import LostName
 from ratoon.machine.guest.channel import Channel
 from ratoon.machine.guest.defaults import change_defaults
+from ratoon.machine.guest.practice import rehearse
 from ratoon.machine.guest.shared import wire
 from ratoon.machine.host.limits import Limits
 from ratoon.machine.network.namespaces import Namespace
@@ -65,6 +68,8 @@ class PreparedMachine:
     namespace: Namespace
     #: What it has to itself; the process ends before the rest is let go of.
     own: AsyncExitStack
+    #: To its agent, once its device state is loaded.
+    channel: Channel | None = None
 
     async def discard(self) -> None:
         """End the machine, and remove what it had to itself."""
@@ -251,12 +256,10 @@ class MachineStarter:
         MachineDied, MachineError, GuestError; InvalidInput: its commands cannot be run as its
         options say. The process is gone then.
         """
-        machine, channel, volumes = prepared.machine, None, None
+        machine, volumes = prepared.machine, None
         try:
             with stages("load"):
-                async with sandbox_death_as_error(name, machine):
-                    channel = await Channel.connect(machine.agent_socket, name)
-                await machine.load_state(prepared.state)
+                channel = prepared.channel or await self._load(name, prepared)
             await hand_over()
             # What the snapshot's guest had yet to write must not come after what was written since.
             doubtful = prepared.warned and not resume
@@ -282,8 +285,6 @@ class MachineStarter:
                     async with sandbox_death_as_error(name, machine):
                         await change_defaults(channel, options.env, options.user, options.workdir)
         except BaseException:
-            if channel:
-                channel.close()
             await prepared.discard()
             if volumes:
                 await asyncio.to_thread(volumes.close)
@@ -297,6 +298,29 @@ class MachineStarter:
             prepared.namespace,
             volumes,
         )
+
+    async def _load(self, name: str, prepared: PreparedMachine) -> Channel:
+        machine = prepared.machine
+        async with sandbox_death_as_error(name, machine):
+            prepared.channel = channel = await Channel.connect(machine.agent_socket, name)
+        prepared.own.callback(channel.close)
+        await machine.load_state(prepared.state)
+        prepared.state = b""  # QEMU has it
+        return channel
+
+    async def rehearse(self, name: str, prepared: PreparedMachine) -> bool:
+        """Have a prepared machine do what a fork does first, and stand still again until it wakes.
+
+        False: its guest has volumes, and cannot without them; it is lost then. Errors: as `wake`.
+        """
+        machine = prepared.machine
+        channel = await self._load(name, prepared)
+        await machine.resume()
+        kind = under(prepared.namespace.policy, wire.REHEARSAL)
+        async with sandbox_death_as_error(name, machine):
+            done = await rehearse(channel, name, new_machine_id(), kind)
+        await machine.pause()
+        return done
 
     async def _start(
         self,

@@ -7,6 +7,7 @@ pages that all forks share. What has happened before the snapshot happens in no 
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 
 from ratoon.errors import NoPython
@@ -21,6 +22,8 @@ ROUNDS = 12
 TIMEOUT = 120.0
 #: Seconds for the guest's processes to stand still; it does not matter whether they do.
 STILL_WITHIN = 2.0
+#: What most first commands are: a program, and a shell that starts one. An image may have neither.
+REHEARSED = (["true"], ["sh", "-c", "true; /bin/true; :"])
 
 
 async def practise(channel: Channel, name: str, machine_id: str, kind: int = wire.PRACTICE) -> None:
@@ -37,3 +40,20 @@ async def practise(channel: Channel, name: str, machine_id: str, kind: int = wir
         await commands.exec(channel, ["true"], timeout=TIMEOUT)
         with suppress(NoPython):
             await evaluate(channel, "0", timeout=TIMEOUT)
+
+
+async def rehearse(channel: Channel, name: str, machine_id: str, kind: int) -> bool:
+    """Have a machine that waits be reborn and run programs, so that QEMU has translated all that.
+
+    The sandbox's own processes stand still meanwhile, and so they do afterwards. `kind` is
+    REHEARSAL, or that and ONLINE. Whether it went well: not where volumes are mounted from before,
+    as nobody answers for them yet. GuestError, GuestTimeout.
+    """
+    channel.begin()
+    if await channel.rebirth(name, machine_id, kind, timeout=TIMEOUT):
+        return False
+    for argv in REHEARSED:
+        fields = {"argv": argv, "rehearsed": True}
+        async with channel.open("exec", **fields) as stream, asyncio.timeout(TIMEOUT):
+            await stream.result()
+    return True

@@ -54,7 +54,7 @@ class Identity:
     def rebirth(self, message: bytes) -> None:
         """Do as `message` says (see wire.REBIRTH_FIELDS), then let processes run.
 
-        They stay frozen if it fails: Refusal names the hook, or what else it was.
+        They stay frozen for a rehearsal, and if it fails: Refusal names the hook, or what it was.
         """
         what, unix_ns, machine_id, entropy = wire.REBIRTH_FIELDS.unpack_from(message)
         kind, online = what & ~wire.ONLINE, bool(what & wire.ONLINE)
@@ -68,7 +68,8 @@ class Identity:
             destroy(self._chores.lost)
         if kind != wire.RESUME:
             self._become(message[wire.REBIRTH_FIELDS.size :], machine_id, kind)
-        self.thaw()
+        if kind != wire.REHEARSAL:
+            self.thaw()
 
     def set_clock(self, unix_ns: int) -> None:
         """It stood still while the machine was paused, or was a snapshot."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 import struct
 
 #: The protocol's version: a host and an agent of different ones do not talk.
-VERSION = 4
+VERSION = 5
 
 MARKER = bytes.fromhex("f1e2d3c4b5a697889f8e9dacbbcad9e8")
 NONCE_BYTES = 16
@@ -58,8 +58,9 @@ HEADER = struct.Struct(">IIB")
 #: fork, and under emulation each line of code that runs for the first time is paid for.
 REBIRTH_FIELDS = struct.Struct(">Bq32s64s")
 #: A new individual; the one that it was, which keeps its names; or as a new one, but without the
-#: image's hooks and keys, only so that it has been done before.
-FORK, RESUME, PRACTICE = 1, 2, 3
+#: image's hooks and keys, only so that it has been done before. A rehearsal is a practice during
+#: which the sandbox's processes go on standing still: another rebirth is to follow.
+FORK, RESUME, PRACTICE, REHEARSAL = 1, 2, 3, 4
 #: Together with one of them: its network policy leads out of the guest, to wherever that may be.
 ONLINE = 0x80
 
