@@ -261,10 +261,16 @@ def test_volumes(user: User) -> None:
     said = sh("busybox chown 1000:1000 /shared/new")
     assert said == ("" if user.lent else "chown: /shared/new: Operation not permitted")
     assert (shared / "new").stat().st_uid == UID + (1000 if user.lent else 0)
-    sh("echo mine >/shared/open/mine", "-u", "nobody")
-    assert [each.stat().st_uid for each in (shared / "open").iterdir()] == (
-        [UID + 65534] if user.lent else []
-    )
+    sh("umask 333; echo mine >/shared/open/mine", "-u", "nobody")  # with a mode that denies it
+    made = [(each.stat().st_uid, each.read_text()) for each in (shared / "open").iterdir()]
+    assert made == ([(UID + 65534, "mine\n")] if user.lent else [])
+    # What is another's of the host seems to be nobody's in the guest, and is not.
+    (shared / "theirs").write_text("not for nobody\n")
+    os.chown(shared / "theirs", 0, UID)
+    (shared / "theirs").chmod(0o640)
+    assert sh("busybox stat -c %u /shared/theirs") == "65534"
+    assert sh("read x </shared/theirs; echo $x") == "not for nobody"
+    assert "Permission denied" in sh("read x </shared/theirs", "-u", "nobody")
     # Whoever has a file open goes on with it, whatever becomes of its name and of the daemon.
     writes = "exec 3>>/shared/open/log; while echo x >&3; do busybox sleep 0.1; done"
     user.ratoon("exec", "-d", sandbox, "sh", "-c", writes)

@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 from ratoon.jail.user_namespace import is_root_of_all
 
@@ -50,19 +48,6 @@ NOBODY = Caller(65534, 65534)
 def acting() -> int:
     """The user by whom this thread uses files."""
     return int(_libc.setfsuid(_NONE))
-
-
-def owns(found: os.stat_result) -> bool:
-    """Whether that user has the file for certain."""
-    return found.st_uid == acting() != _of_others()
-
-
-@cache
-def _of_others() -> int | None:
-    """The user who is said to have what somebody without an id in this user namespace has."""
-    if is_root_of_all():
-        return None
-    return int(Path("/proc/sys/kernel/overflowuid").read_text())
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from pathlib import Path
 from ratoon import syscalls
 from ratoon.errors import InvalidInput, NotFound
 from ratoon.machine.volumes import callers
-from ratoon.machine.volumes.callers import Caller, as_root, owns
+from ratoon.machine.volumes.callers import Caller, acting, as_root
 from ratoon.machine.volumes.handles import Handles, volume_id
 from ratoon.syscalls import NOW, is_allowed
 
@@ -285,7 +285,8 @@ def _opened(fd: int, flags: int) -> Iterator[int]:
     except PermissionError as error:
         found = os.fstat(fd)
         runs = stat.S_ISREG(found.st_mode) and not flags & os.O_WRONLY and is_allowed(fd, os.X_OK)
-        if error.errno != errno.EACCES or not (runs or owns(found)):
+        # Who has no id in this user namespace seems to be 65534: root has no more of his either.
+        if error.errno != errno.EACCES or not (runs or found.st_uid == acting()):
             raise
         with as_root():
             opened = os.open(name, flags)
