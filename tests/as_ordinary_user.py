@@ -1,7 +1,8 @@
 """Runs tests as an ordinary user of this host: `as_ordinary_user.py LENT -- ARGUMENT…`, by root.
 
 The arguments are pytest's. The tests are run by root of his user namespace, as his daemon would be,
-with LENT subordinate ids; with none he is alone there. His cache begins as what this host's is.
+with LENT subordinate ids; with none he is alone there. Of what takes long to make his cache has
+what this host's has. What cannot be so is left out: TAKES_ROOT.
 """
 
 from __future__ import annotations
@@ -16,8 +17,18 @@ from ordinary_user import appear, become
 from ratoon import paths, syscalls
 from ratoon.jail import user_namespace
 
-#: What of the cache is his own; the rest he may add to, and read.
-HIS_OWN = ("accelerators", "apt", "guest", "references", "root-images")
+_CGROUP, _LAB = "a control group for memory or processors", "a way back to the host's network"
+#: Tests that pass for root alone, and what they take.
+TAKES_ROOT = {
+    "vm/test_limits_on_machines.py::test_one_that_takes_too_much_memory_dies_and_says_so": _CGROUP,
+    "vm/test_limits_on_machines.py::test_one_with_little_processor_time_waits_for_it": _CGROUP,
+    "vm/test_benches.py::test_what_libvirt_saved_comes_back": "mounts over files of /etc",
+    "vm/test_doctor_on_guests.py::test_a_guest_is_booted_forked_and_asked": "the host's resolver",
+    "vm/test_network_in_guests.py": _LAB,
+    "vm/test_offline.py": _LAB,
+}
+#: What takes long to make.
+LENT_OF_CACHE = ("accelerators", "apt", "guest", "references", "root-images")
 #: How many users can be told apart by this program's number.
 USERS, LENT = 4096, 65535
 
@@ -44,20 +55,21 @@ def run(uid: int, home: str, lent: int, arguments: list[str]) -> NoReturn:
     os.environ |= {"HYPOTHESIS_STORAGE_DIRECTORY": home, "PYTEST_DEBUG_TEMPROOT": home}
     user_namespace.enter()
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
-    os.execv(sys.executable, [*pytest, *arguments])
+    left_out = [f"--deselect=tests/{name}" for name in TAKES_ROOT]
+    os.execv(sys.executable, [*pytest, *left_out, *arguments])
 
 
 def lend_cache(cache: Path, home: Path, uid: int) -> None:
     """Have the user find in his cache what is in this one; what he changes there ends with him."""
     mine = home / ".cache/ratoon"
-    places = {name: home / f".{name}" for name in ("changes", "work")}
-    for place in (mine, *places.values()):
-        place.mkdir(parents=True)
-    layers = f"lowerdir={cache},upperdir={places['changes']},workdir={places['work']}"
-    # An owner is changed without a copy of the file.
-    syscalls.mount("cache", str(mine), "overlay", 0, f"{layers},metacopy=on")
-    owned = [each for name in HIS_OWN for each in (mine / name).rglob("*")]
-    for place in (mine.parent, mine, *mine.iterdir(), *owned):
+    for name in LENT_OF_CACHE:
+        place, changes, work = mine / name, home / f".changes/{name}", home / f".work/{name}"
+        for directory in (place, changes, work):
+            directory.mkdir(parents=True)
+        layers = f"lowerdir={cache / name},upperdir={changes},workdir={work}"
+        # An owner is changed without a copy of the file.
+        syscalls.mount("cache", str(place), "overlay", 0, f"{layers},metacopy=on")
+    for place in (mine.parent, mine, *mine.rglob("*")):
         os.chown(place, uid, uid, follow_symlinks=False)
 
 
