@@ -51,7 +51,7 @@ def run(uid: int, home: str, lent: int, arguments: list[str]) -> NoReturn:
     appear(uid, home, lent)
     lend_cache(cache, Path(home), uid)
     become(uid)
-    os.environ |= {"HOME": home, "PYTHONDONTWRITEBYTECODE": "1"}
+    os.environ |= {"HOME": home, "XDG_RUNTIME_DIR": f"{home}/run", "PYTHONDONTWRITEBYTECODE": "1"}
     os.environ |= {"HYPOTHESIS_STORAGE_DIRECTORY": home, "PYTEST_DEBUG_TEMPROOT": home}
     user_namespace.enter()
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
