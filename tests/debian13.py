@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from pathlib import Path
 from processes import children
 from ratoon.artifacts import build_once, run
 
+CHECKOUT = Path(__file__).parents[1]
 #: As much as `pip install` takes.
 PYTHON = ("ca-certificates", "python3", "python3-venv")
 #: Process 1: waits for orphans until somebody ends it.
@@ -28,6 +31,7 @@ set -eu
 mount --make-rprivate /
 mount -t overlay overlay -o "lowerdir=$2,upperdir=$1/upper,workdir=$1/work" "$1/root"
 cd "$1/root"
+mount --bind "$1/tmp" tmp
 mount --rbind /dev dev
 mount --rbind /sys sys
 mount -t proc proc proc
@@ -55,17 +59,17 @@ class Space:
     def try_to_run(
         self, *words: str | Path, uid: int = 0, **variables: str
     ) -> subprocess.CompletedProcess[str]:
+        """As `run`, whether it succeeds or not."""
+        command = self.command(*words, uid=uid, **variables)
+        return subprocess.run(command, check=False, capture_output=True, text=True)
+
+    def command(self, *words: str | Path, uid: int = 0, **variables: str) -> list[str | Path]:
+        """What runs that there, in its root directory and with these variables alone."""
         paths = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         clean = {"PATH": paths, "LANG": "C.UTF-8", "HOME": "/root", **variables}
         enter = ["nsenter", f"--target={self.init}", "--mount", "--pid", f"--setuid={uid}"]
-        return subprocess.run(
-            [*enter, f"--setgid={uid}", "--wdns=/", "env", "-i"]
-            + [f"{name}={value}" for name, value in clean.items()]
-            + [*words],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
+        assigned = [f"{name}={value}" for name, value in clean.items()]
+        return [*enter, f"--setgid={uid}", "--wdns=/", "env", "-i", *assigned, *words]
 
     def add_user(self, name: str, uid: int, lent: int) -> None:
         """Who has a home, and as many subordinate ids after his own."""
@@ -94,8 +98,9 @@ def space(tree: Path, *shown: Path) -> Iterator[Space]:
     """
     with tempfile.TemporaryDirectory(prefix="rt-") as name:
         scratch = Path(name)
-        for part in ("upper", "work", "root"):
+        for part in ("upper", "work", "root", "tmp"):
             (scratch / part).mkdir(mode=0o755)
+        (scratch / "tmp").chmod(0o1777)
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "sh"]
         with subprocess.Popen([*unshare, scratch, tree, *shown], stdout=subprocess.PIPE) as process:
             try:
@@ -105,3 +110,30 @@ def space(tree: Path, *shown: Path) -> Iterator[Space]:
                 yield Space(init)
             finally:
                 process.kill()
+
+
+def wheels(*extras: str) -> Path:
+    """Those of what Ratoon depends on, with some of its extras, for Debian 13's Python."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    optional = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(each for extra in extras for each in optional[extra])]
+
+    def build(directory: Path) -> None:
+        python = ["--python-version=3.13", "--only-binary=:all:"]
+        pip("download", *python, "--dest", directory, *wanted)
+
+    return build_once("wheels", {"python": "3.13", "packages": wanted}, build)
+
+
+def install(space: Space, home: Path, *extras: str) -> None:
+    """Have `home`, which is shown there as the cache's wheels are, hold a venv with this Ratoon."""
+    pip("wheel", "--no-deps", "--wheel-dir", home, CHECKOUT)
+    (wheel,) = home.glob("*.whl")
+    space.run("python3", "-m", "venv", home / "venv")
+    offline = ["--quiet", "--no-index", f"--find-links={wheels(*extras)}"]
+    named = f"ratoon[{','.join(extras)}] @ {wheel.as_uri()}"
+    space.run(home / "venv/bin/pip", "install", *offline, named)
+
+
+def pip(*words: str | Path) -> None:
+    run([sys.executable, "-m", "pip", "--quiet", *words])

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +15,6 @@ import small_images
 from debian13 import Space
 from oci_images import Layout, layer
 from ratoon import paths
-from ratoon.artifacts import build_once
 from ratoon.machine.guest.build import build_guest
 
 pytestmark = [
@@ -26,29 +22,12 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root makes another user space"),
 ]
 
-CHECKOUT = Path(__file__).parents[2]
 LENT = 65535
 #: Of this run alone: another one has others.
 UID = 0x60000000 + os.getpid() % 4096 * (LENT + 1)
 HOMES = {0: "/root", UID: "/home/anna"}
 #: What guests boot from, and what it is made of.
 CACHED = [paths.cache() / kind for kind in ("guest", "packages")]
-
-
-def pip(*words: str | Path) -> None:
-    subprocess.run([sys.executable, "-m", "pip", "--quiet", *words], check=True)
-
-
-def dependencies() -> Path:
-    """Wheels of what Ratoon depends on, for Python 3.13."""
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"]
-
-    def build(directory: Path) -> None:
-        python = ["--python-version=3.13", "--only-binary=:all:"]
-        pip("download", *python, "--dest", directory, *wanted)
-
-    return build_once("wheels", {"python": "3.13", "packages": wanted}, build)
 
 
 @dataclass(frozen=True)
@@ -69,13 +48,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     home = tmp_path_factory.mktemp("wheel")
     for place in (home, *home.parents[:2]):  # pytest's own are for who runs it
         place.chmod(0o755)
-    pip("wheel", "--no-deps", "--wheel-dir", home, CHECKOUT)
-    (wheel,) = home.glob("*.whl")
-    wheels = dependencies()
-    with debian13.space(debian13.root(), home, wheels) as empty:
-        empty.run("python3", "-m", "venv", home / "venv")
-        offline = ["--quiet", "--no-index", f"--find-links={wheels}"]
-        empty.run(home / "venv/bin/pip", "install", *offline, wheel)
+    with debian13.space(debian13.root(), home, debian13.wheels()) as empty:
+        debian13.install(empty, home)
         empty.add_user("anna", UID, LENT)
         done = empty.try_to_run(home / "venv/bin/ratoon", "setup", uid=UID, HOME=HOMES[UID])
         assert done.returncode == 1, done
