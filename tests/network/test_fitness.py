@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ratoon.machine.network import fitness, pasta
 from ratoon.machine.network.fitness import firewall_trouble, resolver_trouble
-from ratoon.machine.network.resolver import first_resolver
+from ratoon.machine.network.nameserver import first_resolver
 
 
 @pytest.mark.parametrize(

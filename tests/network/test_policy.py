@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from ratoon.errors import InvalidInput
-from ratoon.machine.network.policy import GUESTS_OWN, NEVER, NONE, OUTBOUND, NetworkPolicy, Rule
+from ratoon.machine.network.blocks import GUESTS_OWN, NEVER
+from ratoon.machine.network.policy import NONE, OUTBOUND, NetworkPolicy, Rule
 
 PLACES = st.builds(
     lambda address, length: IPv4Network((address, length), strict=False),

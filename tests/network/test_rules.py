@@ -5,7 +5,8 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 
 from ratoon.machine.network import rules
-from ratoon.machine.network.policy import NEVER, NONE, OUTBOUND, NetworkPolicy
+from ratoon.machine.network.blocks import NEVER
+from ratoon.machine.network.policy import NONE, OUTBOUND, NetworkPolicy
 
 ADDRESS = IPv4Address("10.213.0.6")
 

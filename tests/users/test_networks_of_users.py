@@ -30,6 +30,7 @@ from network_lab import (
     LOOPBACK6,
     METADATA,
     OTHER,
+    PATIENCE,
     RESOLVER,
     WORLD,
     WORLD6,
@@ -289,6 +290,23 @@ async def test_a_nameserver_on_the_host_is_reached_as_another(lab: Lab, place: P
         assert await reached(lab, listed, [stand_in]) == set()
         listed_too = await user.acquire("allow:192.0.0.53:53")
         assert await reaches(listed_too, stand_in)
+
+
+async def test_a_nameserver_elsewhere_is_reached_as_itself(lab: Lab, place: Path) -> None:
+    """And what it answers comes from there; then the host has another one."""
+    elsewhere, local = Service(WORLD, 53, "udp"), Service("127.0.0.53", 53, "udp")
+    stand_in = Service("192.0.0.53", 53, "udp")
+    resolv_conf = place / "resolv.conf"
+    resolv_conf.write_text(f"nameserver {WORLD}\n")
+    async with lab.offering(lab.host, local), somebody(place) as user:
+        outbound = await user.acquire("outbound")
+        assert await user.ask("resolver", "outbound") == f"nameserver {WORLD}\n"
+        assert await reaches(outbound, elsewhere)
+        assert await reached(lab, outbound, [stand_in]) == set()
+        resolv_conf.write_text("nameserver 127.0.0.53\n")
+        async with asyncio.timeout(FOR_EVER):
+            while not await reaches(outbound, stand_in, patience=PATIENCE):
+                await asyncio.sleep(0.1)
 
 
 # How it comes and goes ------------------------------------------------------------------------

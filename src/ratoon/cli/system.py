@@ -32,7 +32,7 @@ from ratoon.machine.host.checks import Check
 from ratoon.machine.host.figures import meminfo, read_figures
 from ratoon.machine.host.hierarchies import hierarchies
 from ratoon.machine.network import fitness, pasta
-from ratoon.machine.network.resolver import RESOLV_CONF, first_resolver
+from ratoon.machine.network.nameserver import RESOLV_CONF, first_resolver
 from ratoon.machine.vmm import command
 from ratoon.machine.vmm.qemu import qemu_version
 from ratoon.store.memory.dirty import scan_supported

@@ -13,9 +13,9 @@ from pathlib import Path
 from ratoon.artifacts import run
 from ratoon.errors import HostError
 from ratoon.machine.network import rules, world
+from ratoon.machine.network.nameserver import RESOLV_CONF, first_resolver, is_out_of_reach
 from ratoon.machine.network.netns import inside, is_ours, new_namespace
 from ratoon.machine.network.policy import OUTBOUND
-from ratoon.machine.network.resolver import RESOLV_CONF, first_resolver, is_out_of_reach
 
 
 def firewall_trouble() -> str | None:

@@ -16,17 +16,18 @@ from ratoon.jail.tree import DYING_WITH_PARENT
 
 #: Its interface in the namespace.
 EDGE = "out0"
-#: It passes on to the host's nameserver what is asked of this, and so also to one that nothing else
-#: gets to, as it is on the host. Of a block from which nobody is given addresses (RFC 6890).
+#: It passes on to the host's nameserver what is asked of this, where nothing else gets to that, as
+#: it is on the host. Of a block from which nobody is given addresses (RFC 6890).
 RESOLVER = IPv4Address("192.0.0.53")
 #: It copies the address and the routes of the host's default interface, lets nobody in, and takes
 #: no address for that of the host.
 _WORDS = (
     *("--foreground", "--quiet", "--ipv4-only", "--config-net", "--ns-ifname", EDGE),
     *("-t", "none", "-u", "none", "-T", "none", "-U", "none"),
-    *("--no-map-gw", "--dns-forward", str(RESOLVER)),
-    *("--no-dhcp", "--no-dhcpv6", "--no-ndp", "--no-ra", "--netns-only", "--netns"),
+    *("--no-map-gw", "--no-dhcp", "--no-dhcpv6", "--no-ndp", "--no-ra", "--netns-only", "--netns"),
 )
+#: With this, what the nameserver answers comes from RESOLVER, whomever one has asked.
+_FORWARD = ("--dns-forward", str(RESOLVER))
 #: What it makes its interface by.
 TUN = Path("/dev/net/tun")
 #: Its first version says this of each line of its own, where there is no syslog.
@@ -57,11 +58,12 @@ class Pasta:
     It is killed when the thread ends that has started it. It opens no namespace by /proc.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, forward: bool) -> None:
+        """`forward`: whether RESOLVER is the host's nameserver."""
         # Nobody need read what it says: what there is no room for it does not say.
         self._said, words = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._process = subprocess.Popen(
-            [*DYING_WITH_PARENT, "pasta", *_WORDS, path],
+            [*DYING_WITH_PARENT, "pasta", *(_FORWARD if forward else ()), *_WORDS, path],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=words,

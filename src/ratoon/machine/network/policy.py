@@ -18,17 +18,7 @@ from pydantic import model_serializer, model_validator
 
 from ratoon.documents import Document
 from ratoon.errors import InvalidInput
-
-#: Not for guests under any policy. On a cloud's machines, link-local is where credentials are.
-NEVER = {
-    IPv4Network("0.0.0.0/8"): "this network",
-    IPv4Network("127.0.0.0/8"): "the host's loopback",
-    IPv4Network("169.254.0.0/16"): "link-local",
-    IPv4Network("224.0.0.0/4"): "multicast",
-    IPv4Network("240.0.0.0/4"): "reserved and broadcast",
-}
-#: QEMU's user network: a guest's packets for it end in QEMU.
-GUESTS_OWN = IPv4Network("10.0.2.0/24")
+from ratoon.machine.network.blocks import GUESTS_OWN, NEVER
 
 _ALLOW = "allow:"
 _HOW = "use none, outbound, or allow:CIDR:PORT,… such as allow:198.51.100.7:443,203.0.113.0/24:*"

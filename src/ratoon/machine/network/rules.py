@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
-from ratoon.machine.network.policy import NEVER, OUTBOUND, NetworkPolicy, Rule
+from ratoon.machine.network.blocks import NEVER
+from ratoon.machine.network.policy import OUTBOUND, NetworkPolicy, Rule
 
 #: What every uplink's name on the host begins with, whoever made it.
 PREFIX = "rtn"

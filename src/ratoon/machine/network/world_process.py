@@ -22,12 +22,18 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from ratoon import syscalls
 from ratoon.artifacts import run
 from ratoon.errors import HostError
+from ratoon.machine.network.nameserver import (
+    INTERVAL,
+    RESOLV_CONF,
+    first_resolver,
+    is_out_of_reach,
+)
 from ratoon.machine.network.netns import FORWARDING, inside, new_namespace
 from ratoon.machine.network.pasta import EDGE, Pasta
 from ratoon.syscalls import CLONE_NEWNS, MS_BIND, MS_PRIVATE, MS_REC
@@ -105,6 +111,8 @@ class WorldProcess:
         self._refuse_host()
         self._name = _named(self._namespace)
         self._pasta: Pasta | None = None
+        #: For whom it has a stand-in.
+        self._nameserver: IPv4Address | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -122,7 +130,7 @@ class WorldProcess:
         while self._is_of_use():
             while self._parting:
                 self._parting.pop().close()
-            for key, _ in self._selector.select(None if self._tend() else PAUSE):
+            for key, _ in self._selector.select(INTERVAL if self._tend() else PAUSE):
                 key.data()
         with suppress(FileNotFoundError):
             if self._path.stat().st_ino == self._bound:
@@ -136,6 +144,8 @@ class WorldProcess:
     def _tend(self) -> bool:
         """Whether all is as it should be, made so by now if need be."""
         try:
+            if self._pasta and _out_of_reach() != self._nameserver:
+                self._pasta_ended()  # it has read resolv.conf when it began
             if self._pasta is None:
                 time.sleep(PAUSE)
                 self._start_pasta()
@@ -150,7 +160,8 @@ class WorldProcess:
         self._selector.register(file, selectors.EVENT_READ, heard)
 
     def _start_pasta(self) -> Pasta:
-        self._pasta = Pasta(self._name)
+        self._nameserver = _out_of_reach()
+        self._pasta = Pasta(self._name, forward=self._nameserver is not None)
         self._watch(self._pasta, self._pasta_ended)
         return self._pasta
 
@@ -199,6 +210,15 @@ def _named(namespace: int) -> Path:
     path.touch()
     syscalls.mount(f"/proc/self/fd/{namespace}", str(path), None, MS_BIND)
     return path
+
+
+def _out_of_reach() -> IPv4Address | None:
+    """The host's nameserver, if it is reached as another alone."""
+    try:
+        first = first_resolver(RESOLV_CONF.read_text(errors="replace"))
+    except OSError:  # it is being replaced, or there is none
+        return None
+    return first if first and is_out_of_reach(first) else None
 
 
 def _has_default_route() -> bool:
