@@ -1,7 +1,7 @@
 # The front door: `make demo` shows what Ratoon does, `make test` tests all of it.
 # Both set up what they need, and are quick the second time.
 
-.PHONY: help setup setup-dev demo test test-fast soak lint bench clean clean-sources
+.PHONY: help setup setup-dev demo test test-fast test-debian13 soak lint bench clean clean-sources
 .DEFAULT_GOAL := help
 
 PYTHON_IN_VENV := .venv/bin/python
@@ -9,7 +9,7 @@ PYTHON_IN_VENV := .venv/bin/python
 AT_ONCE := -n auto --maxprocesses 4 --dist loadfile
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## */  make \1\t/' | expand -t 20
 
 setup:  ## make .venv with Ratoon in it, and run `ratoon setup`
 	@scripts/setup.sh
@@ -31,7 +31,11 @@ soak: setup-dev  ## the long runs, of which `make test` takes a seeded slice
 		tests/vm/test_random_resets.py tests/vm/test_streams_across_branches.py tests/vm/test_taken_over.py \
 		tests/vm/test_daemon_fuzz.py tests/vm/test_daemon_load.py tests/vm/test_daemon_kills.py \
 		tests/vm/test_images_in_guests.py tests/vm/test_programs.py \
-		tests/vm/test_projects_in_guests.py tests/vm/test_rebirth_recipes.py
+		tests/vm/test_projects_in_guests.py tests/vm/test_rebirth_recipes.py tests/users
+
+test-debian13: setup-dev  ## the tests on machines on Debian 13, as root and as an ordinary user
+	@$(PYTHON_IN_VENV) tests/on_debian13.py root -- $(AT_ONCE) tests/vm
+	@$(PYTHON_IN_VENV) tests/on_debian13.py 65535 -- $(AT_ONCE) tests/vm
 
 lint: setup-dev  ## formatter, linter and type checker
 	@.venv/bin/ruff format --check --quiet .
