@@ -7,7 +7,7 @@ kind=${1-}
 
 # What tests and benches use, besides what Ratoon itself does.
 for_tests="uidmap busybox-static xfsprogs btrfs-progs gcc zstd ca-certificates git strace \
-openssh-client iproute2 nftables passt libvirt-clients libvirt-daemon"
+openssh-client iproute2 nftables passt libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu"
 
 say() { printf 'setup: %s\n' "$*"; }
 

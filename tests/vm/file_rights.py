@@ -463,14 +463,17 @@ def planned(directory: str) -> Iterator[tuple[str, str, str, list[str], list[str
                 yield f"{directory}/{subject}-{number}-{user}", name, user, setup, acts
 
 
-def make(directory: str) -> None:
-    """Make what there is before, in a directory of its own; all times but one are OLD."""
+def make(directory: str, program: str = "/bin/true") -> None:
+    """Make what there is before, in a directory of its own; all times but one are OLD.
+
+    `program`: what is run there.
+    """
     os.umask(0)
     os.mkdir(directory, 0o755)
     for place, _, _, setup, _ in planned(directory):
         os.mkdir(place, 0o755)
         for each in setup:
-            _make(place, *each.split())
+            _make(program, place, *each.split())
         for name in _names(place):
             os.utime(name, (OLD, OLD), follow_symlinks=False)
 
@@ -491,7 +494,7 @@ def run(directory: str) -> dict[str, dict[str, list[object]]]:
     return found
 
 
-def _make(place: str, kind: str, name: str, *rest: str) -> None:
+def _make(program: str, place: str, kind: str, name: str, *rest: str) -> None:
     path = f"{place}/{name}"
     if kind == "h":
         os.link(f"{place}/{rest[0]}", path)
@@ -503,7 +506,7 @@ def _make(place: str, kind: str, name: str, *rest: str) -> None:
     if kind == "d":
         os.mkdir(path)
     elif kind == "p":
-        shutil.copyfile("/bin/true", path)
+        shutil.copyfile(program, path)
     else:
         with open(path, "w") as file:
             file.write("abc")

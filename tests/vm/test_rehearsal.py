@@ -81,6 +81,7 @@ async def test_what_the_snapshot_runs_stands_still_meanwhile(engine: Engine) -> 
     async with await engine.fork_one("base") as maker:
         await sh(maker, HOOK)
         pid = (await sh(maker, NOTES)).strip()
+        await sh(maker, NOTED)
         while (await engine.branch(maker, "notes")).snapshot.manifest.warning:
             await engine.delete("notes")  # it did not stand still in time, on a busy host
         ids = {(await sh(maker, "cat /etc/machine-id")).strip()}
