@@ -16,18 +16,27 @@ from typing import NoReturn
 from ordinary_user import appear, become
 from ratoon import paths, syscalls
 from ratoon.jail import user_namespace
+from ratoon.syscalls import MS_BIND
 
 _CGROUP, _LAB = "a control group for memory or processors", "a way back to the host's network"
+_LOOP = "a loop device"
 #: Tests that pass for root alone, and what they take.
 TAKES_ROOT = {
     "vm/test_limits_on_machines.py::test_one_that_takes_too_much_memory_dies_and_says_so": _CGROUP,
     "vm/test_limits_on_machines.py::test_one_with_little_processor_time_waits_for_it": _CGROUP,
+    "vm/test_client_sandboxes.py::test_options_are_told_and_changed": _CGROUP,
+    "vm/test_daemon_forkd.py::test_sandboxes_from_spawn_to_kill": _CGROUP,
+    "vm/test_daemon_sandboxes.py::test_options_are_kept_shown_and_changed": _CGROUP,
+    "vm/test_random_lives.py": _CGROUP,
+    "vm/test_isolated_lives.py": _LOOP,
     "vm/test_benches.py::test_what_libvirt_saved_comes_back": "mounts over files of /etc",
     "vm/test_network_in_guests.py": _LAB,
     "vm/test_offline.py": _LAB,
 }
 #: What takes long to make.
-LENT_OF_CACHE = ("accelerators", "guest", "references", "root-images")
+LENT_OF_CACHE = ("accelerators", "guest", "packages", "references", "root-images", "wheels")
+#: Where sockets are of who is root; his are in his home.
+RUNTIME = Path("/run/ratoon")
 #: How many users can be told apart by this program's number.
 USERS, LENT = 4096, 65535
 
@@ -49,10 +58,14 @@ def run(uid: int, home: str, lent: int, arguments: list[str]) -> NoReturn:
     cache = paths.cache()
     appear(uid, home, lent)
     lend_cache(cache, Path(home), uid)
+    RUNTIME.mkdir(exist_ok=True)
+    syscalls.mount(home, str(RUNTIME), None, MS_BIND)
     become(uid)
-    os.environ |= {"HOME": home, "XDG_RUNTIME_DIR": f"{home}/run", "PYTHONDONTWRITEBYTECODE": "1"}
+    os.environ |= {"HOME": home, "PYTHONDONTWRITEBYTECODE": "1"}
     os.environ |= {"HYPOTHESIS_STORAGE_DIRECTORY": home, "PYTEST_DEBUG_TEMPROOT": home}
     user_namespace.enter()
+    for name in ("RATOON_HOME", "RATOON_RUNTIME"):  # each store of the tests has its own
+        del os.environ[name]
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     left_out = [f"--deselect=tests/{name}" for name in TAKES_ROOT]
     os.execv(sys.executable, [*pytest, *left_out, *arguments])
