@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,13 @@ from ratoon.errors import MachineDied, MachineError
 from ratoon.store.memory import dirty
 from ratoon.store.memory.dirty import dirty_pages, is_dirty
 from ratoon.store.memory.page import PAGE_SIZE
-from ratoon.store.memory.process import PageBuffer, find_mapping, read_into, write_pages
+from ratoon.store.memory.process import (
+    PageBuffer,
+    explained,
+    find_mapping,
+    read_into,
+    write_pages,
+)
 
 RAM = 4096
 LENGTH = RAM * PAGE_SIZE
@@ -202,6 +209,9 @@ def test_a_dead_process(image: Path, reap: bool) -> None:
     st = image.stat()
     with guest_on(image) as guest:
         start = start_of(guest, image)
+        barred = PermissionError(errno.EACCES, "as to root of a user namespace")
+        with pytest.raises(MachineError, match="cannot look"), explained(guest.pid, "look"):
+            raise barred
         guest.kill(reap=reap)
         if not reap:
             os.waitid(os.P_PID, guest.pid, os.WEXITED | os.WNOWAIT)
@@ -216,6 +226,8 @@ def test_a_dead_process(image: Path, reap: bool) -> None:
             read_into(guest.pid, start, u64([0]), out)
         with pytest.raises(MachineDied, match=gone):
             write_pages(guest.pid, start, u64([0]), out)
+        with pytest.raises(MachineDied, match=gone), explained(guest.pid, "look"):
+            raise barred
 
 
 @pytest.mark.parametrize("method", METHODS)

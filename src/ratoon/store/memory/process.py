@@ -132,9 +132,17 @@ def explained(pid: int, action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ESRCH, errno.ENOENT):
+        if error.errno in (errno.ESRCH, errno.ENOENT) or _has_ended(pid):
             raise MachineDied(f"process {pid} is gone") from error
         raise MachineError(f"cannot {action} of process {pid}: {error.strerror}") from error
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether it waits to be waited for: in a user namespace it may not be looked into then."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def _private_areas(maps: str, device: int, inode: int) -> list[_Area]:
