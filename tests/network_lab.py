@@ -90,6 +90,15 @@ class Service(NamedTuple):
         return made
 
 
+def services(*addresses: str) -> list[Service]:
+    """What is offered at each of them: one by TCP, one by UDP."""
+    return [
+        service
+        for address in addresses
+        for service in (Service(address, 80), Service(address, 53, "udp"))
+    ]
+
+
 class Lab:
     """The host that we are in, and its world."""
 

@@ -34,6 +34,7 @@ from network_lab import (
     opened_lab,
     reached,
     reaches,
+    services,
     tables,
     uplinks,
 )
@@ -43,16 +44,12 @@ from ratoon.machine.network.policy import NONE, OUTBOUND, NetworkPolicy
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make namespaces")
 
 #: On the host, and out in the world.
-AT_HOME = [
-    *(Service(address, 80) for address in (HOST, HOST6, LOOPBACK, LOOPBACK6)),
-    *(Service(address, 53, "udp") for address in (HOST, HOST6, LOOPBACK, LOOPBACK6)),
-]
+AT_HOME = services(HOST, HOST6, LOOPBACK, LOOPBACK6)
 OUT_THERE = [
     *(Service(address, port) for address in (WORLD, OTHER) for port in (80, 443)),
     *(Service(address, port, "udp") for address in (WORLD, OTHER) for port in (53, 443)),
 ]
-OUT_THERE6 = [Service(WORLD6, 80), Service(WORLD6, 53, "udp")]
-AT_THE_CLOUD = [Service(METADATA, 80), Service(METADATA, 53, "udp")]
+OUT_THERE6, AT_THE_CLOUD = services(WORLD6), services(METADATA)
 OFF_LIMITS = [*AT_HOME, *OUT_THERE6, *AT_THE_CLOUD]
 EVERYTHING = [*OUT_THERE, *OFF_LIMITS]
 

@@ -43,6 +43,7 @@ from network_lab import (
     opened_lab,
     reached,
     reaches,
+    services,
     tables,
     uplinks,
 )
@@ -56,15 +57,6 @@ SECOND, ELSEWHERE = "192.0.2.77", "192.168.77.1"
 LATER = "192.168.78.1"
 #: What the command lines have of those that make a world.
 PASTA, KEEPER = "\0--foreground\0--quiet", "world_process"
-
-
-def services(*addresses: str) -> list[Service]:
-    """What is offered at each of them."""
-    return [
-        service
-        for address in addresses
-        for service in (Service(address, 80), Service(address, 53, "udp"))
-    ]
 
 
 AT_HOME = services(HOST, SECOND, ELSEWHERE, LOOPBACK, HOST6, LOOPBACK6)

@@ -32,7 +32,6 @@ from ratoon.syscalls import peer_credentials
 
 log = logging.getLogger(__name__)
 
-#: Held by the daemon of a store, with its process's number in it.
 #: Who asked for what.
 AUDIT_LOG = "audit.log"
 #: Seconds for requests that are under way when the daemon is to end.
